@@ -1,0 +1,46 @@
+# Every target makes .venv from a bare clone and needs nothing installed by hand but Python >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-cassettes lint bench record clean
+
+help: ## what there is to run
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+venv: $(STAMP) ## make .venv with vrepl and everything that its tests need
+
+# Go and a C compiler build the lab; a machine that has none gets both from PyPI (extra `lab`).
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vrepl needs Python 3.11 or newer; say which with: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@extras=dev; command -v go >/dev/null && command -v cc >/dev/null || extras=dev,lab; \
+	  echo "installing vrepl[$$extras] into $(VENV) ..."; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$$extras]"
+	@touch $@
+
+demo: $(STAMP) ## the main job on the lab: two vCenters, three VMs cross, verified
+	$(BIN)/vrepl lab demo
+
+lint: $(STAMP) ## ruff, mypy --strict, the import rules
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## lint and the whole test suite (lab tests are skipped where the lab cannot be built)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-cassettes: $(STAMP) ## what passes without a network and without a lab
+	VREPL_NO_LAB=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(STAMP) ## benchmarks, as ratios in one run
+	$(BIN)/python -m benchmarks
+
+record: $(STAMP) ## record the API cassettes anew from the lab
+	$(BIN)/python -m tests.record
+
+clean: ## remove .venv and caches of this checkout
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
