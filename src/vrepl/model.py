@@ -1,4 +1,6 @@
-"""The nouns of vrepl as frozen values. Sizes are bytes, times are UTC-aware datetimes, refs are MoRef values ("vm-12").
+"""The nouns of vrepl as frozen values.
+
+Sizes are bytes, times are UTC-aware datetimes, refs are MoRef values ("vm-12").
 
 Nothing here does I/O or imports anything heavy: data movers use it too.
 """
@@ -45,7 +47,7 @@ class Consistency(StrEnum):
 
 
 class TransferKind(StrEnum):
-    """How the bytes of one disk are found: all that is allocated; what CBT says; or all, by comparing digests."""
+    """How a disk's bytes are found: all that is allocated; what CBT says; or all, by comparing digests."""
 
     FULL = "full"
     INCREMENTAL = "incremental"
@@ -181,7 +183,7 @@ class VirtualMachine:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotState:
-    """A snapshot together with the disks in *its* configuration (whose change IDs are the ones that count)."""
+    """A snapshot with the disks in *its* configuration (whose change IDs are the ones that count)."""
 
     ref: str
     name: str
@@ -195,7 +197,7 @@ class SnapshotState:
 
 @dataclass(frozen=True, slots=True)
 class ChangedAreas:
-    """One page of QueryChangedDiskAreas: it speaks of `[start, start + length)` bytes and lists what changed there."""
+    """One page of QueryChangedDiskAreas: what changed within `[start, start + length)` bytes."""
 
     start: int
     length: int
@@ -322,3 +324,101 @@ class TransportPlan:
     @property
     def modes(self) -> tuple[TransportMode, ...]:
         return tuple(choice.mode for choice in self.usable)
+
+
+class OnResize(StrEnum):
+    """What a run does when a source disk was resized (the replica's snapshot chain cannot grow)."""
+
+    REFUSE = "refuse"
+    RESTART = "restart"
+
+
+class OnNotReplicable(StrEnum):
+    """What a run does with a VM that has a disk that cannot be replicated."""
+
+    FAIL = "fail"
+    SKIP_DISK = "skip-disk"
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """How many restore points to keep: the `last` ones, and the newest of so many days and weeks.
+
+    `last` is 1..28, and so is the sum: vSphere allows 32 snapshots in a chain.
+    """
+
+    last: int = 7
+    daily: int = 0
+    weekly: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BandwidthWindow:
+    """A window of local time with its own limit; may cross midnight. `rate`: bytes/s, None unlimited."""
+
+    start: dt.time
+    end: dt.time
+    rate: int | None
+
+    def contains(self, moment: dt.time) -> bool:
+        if self.start <= self.end:
+            return self.start <= moment < self.end
+        return moment >= self.start or moment < self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """How fast all transfers of a job together may move bytes. `rate`: bytes/s, None unlimited."""
+
+    rate: int | None = None
+    windows: tuple[BandwidthWindow, ...] = ()
+
+    def rate_at(self, moment: dt.time) -> int | None:
+        """The limit at a local time of day in bytes/s; the first window that holds it wins."""
+        return next((window.rate for window in self.windows if window.contains(moment)), self.rate)
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """One job as the engine takes it; built from the configuration, where every default is written down."""
+
+    name: str
+    source: str
+    """Site name."""
+    target: str
+    """Site name."""
+    vms: tuple[str, ...]
+    placement: ReplicaPlacement
+    replica_name: str = "{name}-replica"
+    quiesce: Quiesce = Quiesce.PREFER
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    source_modes: tuple[TransportMode, ...] = (
+        TransportMode.SAN,
+        TransportMode.HOTADD,
+        TransportMode.NBDSSL,
+    )
+    target_modes: tuple[TransportMode, ...] = (
+        TransportMode.SAN,
+        TransportMode.HOTADD,
+        TransportMode.NBDSSL,
+    )
+    fallback: bool = True
+    """Whether the next mode may be tried when one fails."""
+    on_resize: OnResize = OnResize.REFUSE
+    on_not_replicable: OnNotReplicable = OnNotReplicable.FAIL
+    keep_macs: bool = False
+    thin: bool | None = None
+    """None follows the source."""
+    parallel_vms: int = 2
+    parallel_disks: int = 4
+    """Disks in transfer at once, over all VMs of the run."""
+    nfc_budget_mib: int = 32
+    """NFC buffers per ESXi host, in MiB."""
+    vcenter_connections: int = 40
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
+    proxy: str | None = None
+    """Name of the configured proxy that runs this job's data movers; None: this machine, with [vddk]."""
+
+    def replica_name_of(self, source_name: str) -> str:
+        """The name of the replica of a source VM of this name."""
+        return self.replica_name.replace("{name}", source_name).replace("{job}", self.name)

@@ -1,0 +1,404 @@
+"""The one report of a run (a plan, a verification) that every view shows: JSON, console, history.
+
+The engine fills these in; `to_json` gives the documented shape (docs/json.md), `from_json` reads it back from
+the repository. Sizes are bytes, durations seconds, times UTC-aware. Within one FORMAT_VERSION keys are only
+ever added.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from vrepl.errors import VreplError, exit_code_of_run
+from vrepl.model import Consistency, TransferKind
+
+FORMAT_VERSION = 1
+
+Json = dict[str, Any]
+
+
+class Result(StrEnum):
+    """Of a VM, or of a run. `partial`: only some VMs of the run succeeded; `planned`: nothing was done."""
+
+    SUCCESS = "success"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    INTERRUPTED = "interrupted"
+    PLANNED = "planned"
+
+
+@dataclass(slots=True)
+class SideTransport:
+    """How one side of one disk was (or would be) reached."""
+
+    mode: str | None = None
+    """What VDDK really used; in a plan, the mode that would be tried first."""
+    reason: str = ""
+    """Why this mode."""
+    chosen: str | None = None
+    """The mode that was tried first, by rule."""
+    ruled_out: list[tuple[str, str]] = field(default_factory=list)
+    """(mode, why not) for the modes that the rules excluded."""
+    fallbacks: list[str] = field(default_factory=list)
+    """Modes that failed on the way, in words."""
+
+    def to_json(self) -> Json:
+        return {
+            "mode": self.mode,
+            "reason": self.reason,
+            "chosen": self.chosen,
+            "ruled_out": [{"mode": mode, "reason": reason} for mode, reason in self.ruled_out],
+            "fallbacks": list(self.fallbacks),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SideTransport:
+        return cls(
+            mode=data.get("mode"),
+            reason=data.get("reason", ""),
+            chosen=data.get("chosen"),
+            ruled_out=[(item["mode"], item["reason"]) for item in data.get("ruled_out", ())],
+            fallbacks=list(data.get("fallbacks", ())),
+        )
+
+
+@dataclass(slots=True)
+class DiskReport:
+    """One disk of one VM. In a plan, byte figures that cannot be known before a snapshot exists are None."""
+
+    index: int
+    label: str
+    kind: TransferKind
+    reason: str
+    """Why this kind: `no restore point yet`, `changed areas since …`, or what made CBT untrustworthy."""
+    capacity: int
+    bytes_read: int | None = None
+    bytes_moved: int | None = None
+    bytes_skipped: int | None = None
+    """Settled without a write: surely equal already."""
+    bytes_bound: int | None = None
+    """Plan: at most this much will be read."""
+    last_bytes_moved: int | None = None
+    """Plan: what the last run moved."""
+    resumed: bool = False
+    attempts: int = 0
+    seconds: float | None = None
+    waits: dict[str, float] = field(default_factory=dict)
+    """Seconds that the pipeline waited for: source, mover, network, target."""
+    source: SideTransport = field(default_factory=SideTransport)
+    target: SideTransport = field(default_factory=SideTransport)
+
+    def to_json(self) -> Json:
+        return {
+            "index": self.index,
+            "label": self.label,
+            "kind": self.kind.value,
+            "reason": self.reason,
+            "capacity": self.capacity,
+            "bytes_read": self.bytes_read,
+            "bytes_moved": self.bytes_moved,
+            "bytes_skipped": self.bytes_skipped,
+            "bytes_bound": self.bytes_bound,
+            "last_bytes_moved": self.last_bytes_moved,
+            "resumed": self.resumed,
+            "attempts": self.attempts,
+            "seconds": None if self.seconds is None else round(self.seconds, 3),
+            "waits": {stage: round(seconds, 3) for stage, seconds in self.waits.items()},
+            "transport": {"source": self.source.to_json(), "target": self.target.to_json()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DiskReport:
+        transport = data.get("transport", {})
+        return cls(
+            index=data["index"],
+            label=data.get("label", ""),
+            kind=TransferKind(data["kind"]),
+            reason=data.get("reason", ""),
+            capacity=data["capacity"],
+            bytes_read=data.get("bytes_read"),
+            bytes_moved=data.get("bytes_moved"),
+            bytes_skipped=data.get("bytes_skipped"),
+            bytes_bound=data.get("bytes_bound"),
+            last_bytes_moved=data.get("last_bytes_moved"),
+            resumed=data.get("resumed", False),
+            attempts=data.get("attempts", 0),
+            seconds=data.get("seconds"),
+            waits=dict(data.get("waits", {})),
+            source=SideTransport.from_json(transport.get("source", {})),
+            target=SideTransport.from_json(transport.get("target", {})),
+        )
+
+
+@dataclass(slots=True)
+class ErrorReport:
+    """A failure, taken apart so that every view can show its parts."""
+
+    message: str
+    hint: str | None = None
+    disk: str | None = None
+    step: str | None = None
+    exit_code: int = 1
+    retryable: bool = False
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorReport:
+        """From any exception; those of vrepl bring hint and place, others their type's name."""
+        if isinstance(error, VreplError):
+            return cls(error.message, error.hint, error.disk, error.step, error.exit_code, error.retryable)
+        text = str(error)
+        return cls(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+@dataclass(slots=True)
+class VmReport:
+    """One VM of a run, a plan, or a verification."""
+
+    name: str
+    result: Result
+    instance_uuid: str | None = None
+    replica: str | None = None
+    """Name of the replica."""
+    error: ErrorReport | None = None
+    restore_point: str | None = None
+    """ID of the restore point that the run sealed; None where it sealed none."""
+    consistency: Consistency | None = None
+    notes: list[str] = field(default_factory=list)
+    """What an operator should know although it is no failure: drift handled, what was recovered."""
+    removed_restore_points: list[str] = field(default_factory=list)
+    consolidation_needed: bool = False
+    seconds: float | None = None
+    disks: list[DiskReport] = field(default_factory=list)
+
+    def to_json(self) -> Json:
+        error = self.error
+        return {
+            "name": self.name,
+            "instance_uuid": self.instance_uuid,
+            "replica": self.replica,
+            "result": self.result.value,
+            "error": error.message if error else None,
+            "hint": error.hint if error else None,
+            "error_disk": error.disk if error else None,
+            "error_step": error.step if error else None,
+            "error_exit_code": error.exit_code if error else None,
+            "error_retryable": error.retryable if error else None,
+            "restore_point": self.restore_point,
+            "consistency": self.consistency.value if self.consistency else None,
+            "notes": list(self.notes),
+            "removed_restore_points": list(self.removed_restore_points),
+            "consolidation_needed": self.consolidation_needed,
+            "seconds": None if self.seconds is None else round(self.seconds, 3),
+            "disks": [disk.to_json() for disk in self.disks],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> VmReport:
+        error = None
+        if data.get("error") is not None:
+            error = ErrorReport(
+                message=data["error"],
+                hint=data.get("hint"),
+                disk=data.get("error_disk"),
+                step=data.get("error_step"),
+                exit_code=data.get("error_exit_code") or 1,
+                retryable=bool(data.get("error_retryable")),
+            )
+        consistency = data.get("consistency")
+        return cls(
+            name=data["name"],
+            result=Result(data["result"]),
+            instance_uuid=data.get("instance_uuid"),
+            replica=data.get("replica"),
+            error=error,
+            restore_point=data.get("restore_point"),
+            consistency=Consistency(consistency) if consistency else None,
+            notes=list(data.get("notes", ())),
+            removed_restore_points=list(data.get("removed_restore_points", ())),
+            consolidation_needed=data.get("consolidation_needed", False),
+            seconds=data.get("seconds"),
+            disks=[DiskReport.from_json(disk) for disk in data.get("disks", ())],
+        )
+
+
+@dataclass(slots=True)
+class RunReport:
+    """One run of one job, or what a run would do (`result` planned; then `id` and the times are None)."""
+
+    job: str
+    id: str | None = None
+    started: dt.datetime | None = None
+    finished: dt.datetime | None = None
+    vms: list[VmReport] = field(default_factory=list)
+    interrupted: bool = False
+    soap_calls: dict[str, int] = field(default_factory=dict)
+    """API calls of this run, per site."""
+
+    def count(self, result: Result) -> int:
+        return sum(vm.result is result for vm in self.vms)
+
+    @property
+    def result(self) -> Result:
+        if self.interrupted:
+            return Result.INTERRUPTED
+        if self.id is None:
+            return Result.PLANNED
+        succeeded, failed, skipped = (
+            self.count(Result.SUCCESS),
+            self.count(Result.FAILED),
+            self.count(Result.SKIPPED),
+        )
+        if not failed and not skipped:
+            return Result.SUCCESS
+        return Result.PARTIAL if succeeded else Result.FAILED
+
+    @property
+    def exit_code(self) -> int:
+        """130 when interrupted, else as `exit_code_of_run`; a lone failed VM gives its error's code."""
+        if self.interrupted:
+            return 130
+        if len(self.vms) == 1 and self.vms[0].error is not None:
+            return self.vms[0].error.exit_code
+        failed = sum(vm.result in {Result.FAILED, Result.INTERRUPTED} for vm in self.vms)
+        return exit_code_of_run(
+            len(self.vms) - failed - self.count(Result.SKIPPED), failed, self.count(Result.SKIPPED)
+        )
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(disk.bytes_read or 0 for vm in self.vms for disk in vm.disks)
+
+    @property
+    def bytes_moved(self) -> int:
+        return sum(disk.bytes_moved or 0 for vm in self.vms for disk in vm.disks)
+
+    def bottleneck(self) -> dict[str, float]:
+        """Share (0..1) of the measured waits per stage, greatest first; empty where nothing was measured."""
+        total: dict[str, float] = {}
+        for vm in self.vms:
+            for disk in vm.disks:
+                for stage, seconds in disk.waits.items():
+                    total[stage] = total.get(stage, 0.0) + seconds
+        whole = sum(total.values())
+        if whole <= 0:
+            return {}
+        return {stage: total[stage] / whole for stage in sorted(total, key=lambda name: -total[name])}
+
+    def to_json(self) -> Json:
+        return {
+            "version": FORMAT_VERSION,
+            "run": {
+                "id": self.id,
+                "job": self.job,
+                "started": time_to_json(self.started),
+                "finished": time_to_json(self.finished),
+                "result": self.result.value,
+                "bytes_read": self.bytes_read,
+                "bytes_moved": self.bytes_moved,
+                "bottleneck": {stage: round(share, 4) for stage, share in self.bottleneck().items()},
+                "soap_calls": dict(self.soap_calls),
+            },
+            "vms": [vm.to_json() for vm in self.vms],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunReport:
+        """Raises KeyError or ValueError where the data is not a report of this version."""
+        if data["version"] != FORMAT_VERSION:
+            raise ValueError(f"report format {data['version']!r} is not {FORMAT_VERSION}")
+        run = data["run"]
+        return cls(
+            job=run["job"],
+            id=run["id"],
+            started=time_from_json(run["started"]),
+            finished=time_from_json(run["finished"]),
+            vms=[VmReport.from_json(vm) for vm in data["vms"]],
+            interrupted=run["result"] == Result.INTERRUPTED.value,
+            soap_calls=dict(run.get("soap_calls", {})),
+        )
+
+
+@dataclass(slots=True)
+class DiskVerification:
+    """One disk of a restore point, read back and compared with its digests."""
+
+    index: int
+    label: str
+    capacity: int
+    bytes_read: int
+    bad_extents: list[tuple[int, int]] = field(default_factory=list)
+    """(offset, length) in bytes of what differs."""
+    mode: str | None = None
+    seconds: float | None = None
+
+    def to_json(self) -> Json:
+        return {
+            "index": self.index,
+            "label": self.label,
+            "capacity": self.capacity,
+            "bytes_read": self.bytes_read,
+            "bad_extents": [{"offset": offset, "length": length} for offset, length in self.bad_extents],
+            "mode": self.mode,
+            "seconds": None if self.seconds is None else round(self.seconds, 3),
+        }
+
+
+@dataclass(slots=True)
+class VmVerification:
+    """A verified restore point of one VM: `success` only if every disk was read whole and agrees."""
+
+    name: str
+    result: Result
+    restore_point: str | None = None
+    replica: str | None = None
+    error: ErrorReport | None = None
+    disks: list[DiskVerification] = field(default_factory=list)
+
+    def to_json(self) -> Json:
+        return {
+            "name": self.name,
+            "replica": self.replica,
+            "result": self.result.value,
+            "error": self.error.message if self.error else None,
+            "hint": self.error.hint if self.error else None,
+            "restore_point": self.restore_point,
+            "disks": [disk.to_json() for disk in self.disks],
+        }
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    started: dt.datetime
+    finished: dt.datetime
+    vms: list[VmVerification] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        if self.interrupted:
+            return 130
+        failed = sum(vm.result in {Result.FAILED, Result.INTERRUPTED} for vm in self.vms)
+        skipped = sum(vm.result is Result.SKIPPED for vm in self.vms)
+        return exit_code_of_run(len(self.vms) - failed - skipped, failed, skipped)
+
+    def to_json(self) -> Json:
+        return {
+            "version": FORMAT_VERSION,
+            "started": time_to_json(self.started),
+            "finished": time_to_json(self.finished),
+            "vms": [vm.to_json() for vm in self.vms],
+        }
+
+
+def time_to_json(moment: dt.datetime | None) -> str | None:
+    """ISO 8601 in UTC with its offset, to the second: `2025-03-01T22:00:00+00:00`."""
+    return None if moment is None else moment.astimezone(dt.UTC).isoformat(timespec="seconds")
+
+
+def time_from_json(text: str | None) -> dt.datetime | None:
+    return None if text is None else dt.datetime.fromisoformat(text)
