@@ -1,0 +1,179 @@
+"""How the changed bytes of one disk are found: by CBT, by comparing, or all of them; and why. Pure.
+
+`decide_disk` is asked twice: by the plan, before a snapshot exists, and by the run, with the disks of the snapshot's
+own configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vrepl.extents import GRAIN, Extent, align, clip, intersect, subtract, total, union
+from vrepl.model import Disk, DiskPoint, TransferKind
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedDisk:
+    """What an unsealed attempt left of one disk. Extents are normal lists, in bytes."""
+
+    planned: Sequence[Extent]
+    done: Sequence[Extent]
+    """Settled and flushed, of `planned`."""
+    allowed: int
+    """Writes to `planned` were issued only below this byte offset."""
+    change_id: str | None
+    """Of the source snapshot that `done` was copied from."""
+    dirty: Sequence[Extent]
+    """What attempts before that one may have written since the last seal."""
+    capacity: int
+
+    @property
+    def remaining(self) -> list[Extent]:
+        return subtract(self.planned, self.done)
+
+    @property
+    def maybe_written(self) -> list[Extent]:
+        """Everything that may have been written to the leaf since the last seal, acknowledged or not."""
+        issued = intersect(self.planned, [Extent(0, self.allowed)]) if self.allowed else []
+        return union(self.dirty, issued)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskDecision:
+    """How the changed bytes of one disk are found, and why."""
+
+    kind: TransferKind
+    reason: str
+    since_change_id: str | None = None
+    """Ask CBT what changed since this ID; None: do not ask."""
+    carry: tuple[Extent, ...] = ()
+    """What an unfinished attempt still owes; settled again whatever CBT says."""
+    dirty: tuple[Extent, ...] = ()
+    whole_disk: bool = False
+    """The regions are the whole disk (its allocated blocks), not only `carry` and what CBT names."""
+    compare_with_target: bool = False
+    """No digest set speaks surely of the leaf's parent: the target's bytes are read and compared."""
+    fresh: bool = False
+    """The replica's disk was created empty and nothing was ever sealed: unwritten grains are zeros."""
+
+
+def change_id_uuid(change_id: str) -> str:
+    """The part of a change ID that says which tracking it belongs to; the part after the slash is the position."""
+    return change_id.split("/", 1)[0]
+
+
+def distrust_reason(disk: Disk, point: DiskPoint) -> str | None:
+    """Why CBT's answer since `point` cannot be believed for this disk; None if it can (design, section 6)."""
+    if point.change_id is None:
+        return "the last restore point has no change ID"
+    if disk.change_id is None:
+        return "CBT gives no change ID for this disk"
+    if change_id_uuid(disk.change_id) != change_id_uuid(point.change_id):
+        return "CBT was reset since the last restore point"
+    if disk.capacity != point.capacity:
+        return f"its capacity changed from {point.capacity} to {disk.capacity} bytes"
+    if disk.uuid != point.source_disk_uuid:
+        return "its disk UUID changed"
+    if disk.base_path != point.source_base_path:
+        return f"it moved from {point.source_base_path} to {disk.base_path}"
+    return None
+
+
+def decide_disk(
+    disk: Disk,
+    point: DiskPoint | None,
+    unfinished: UnfinishedDisk | None,
+    *,
+    digests_known: bool,
+    leaf_is_sealed_state: bool = True,
+    newly_made: bool = False,
+) -> DiskDecision:
+    """How to bring the replica's disk to the source's state.
+
+    `point`: the disk in the restore point that is the leaf's parent. `digests_known`: a digest set names that restore
+    point. `leaf_is_sealed_state` False: the replica's chain is not what the repository thinks (a snapshot of it was removed by
+    hand, or it was mapped), so nothing is sure. `newly_made`: the replica's disk was just created empty.
+    """
+    dirty = tuple(clip(unfinished.maybe_written, disk.capacity)) if unfinished else ()
+    if not leaf_is_sealed_state:
+        return DiskDecision(
+            TransferKind.COMPARE,
+            "what the replica's disk holds is not known, so both sides are read",
+            whole_disk=True,
+            dirty=dirty,
+            compare_with_target=True,
+        )
+    if point is None:
+        return _decide_first(disk, unfinished, dirty, newly_made=newly_made)
+    distrust = distrust_reason(disk, point)
+    if distrust is None and unfinished is None:
+        return DiskDecision(
+            TransferKind.INCREMENTAL,
+            "changed blocks since the last restore point",
+            since_change_id=point.change_id,
+            compare_with_target=False,
+        )
+    if distrust is None and unfinished is not None and _same_tracking(disk, unfinished):
+        return DiskDecision(
+            TransferKind.INCREMENTAL,
+            f"resumes an unfinished run, {_percent(unfinished)} % of which is done",
+            since_change_id=unfinished.change_id,
+            carry=tuple(clip(unfinished.remaining, disk.capacity)),
+            dirty=dirty,
+        )
+    reason = distrust or "the unfinished run's change ID is of no use"
+    if not digests_known:
+        return DiskDecision(
+            TransferKind.COMPARE,
+            f"{reason}; no digests of the last restore point, so both sides are read",
+            whole_disk=True,
+            dirty=dirty,
+            compare_with_target=True,
+        )
+    return DiskDecision(TransferKind.COMPARE, reason, whole_disk=True, dirty=dirty)
+
+
+def _decide_first(
+    disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Extent, ...], *, newly_made: bool
+) -> DiskDecision:
+    if unfinished is None:
+        reason = "first run" if newly_made else "first run: nothing of this disk was ever sealed"
+        return DiskDecision(TransferKind.FULL, reason, whole_disk=True, fresh=True)
+    if _same_tracking(disk, unfinished):
+        return DiskDecision(
+            TransferKind.FULL,
+            f"resumes the first run, {_percent(unfinished)} % of which is done",
+            since_change_id=unfinished.change_id,
+            carry=tuple(clip(unfinished.remaining, disk.capacity)),
+            dirty=dirty,
+            fresh=True,
+        )
+    return DiskDecision(
+        TransferKind.FULL,
+        "starts the first run again: without CBT nothing says what changed since it was interrupted",
+        whole_disk=True,
+        dirty=dirty,
+        fresh=True,
+    )
+
+
+def _same_tracking(disk: Disk, unfinished: UnfinishedDisk) -> bool:
+    return (
+        unfinished.change_id is not None
+        and disk.change_id is not None
+        and change_id_uuid(disk.change_id) == change_id_uuid(unfinished.change_id)
+        and disk.capacity == unfinished.capacity
+    )
+
+
+def _percent(unfinished: UnfinishedDisk) -> int:
+    planned = total(unfinished.planned)
+    return 100 * (planned - total(unfinished.remaining)) // planned if planned else 0
+
+
+def regions_of(decision: DiskDecision, changed: Sequence[Extent], capacity: int) -> list[Extent]:
+    """The grain-aligned extents that an attempt must settle: the whole disk, or what is owed and what changed."""
+    if decision.whole_disk:
+        return [Extent(0, capacity)]
+    return align(union(decision.carry, changed), GRAIN, capacity)

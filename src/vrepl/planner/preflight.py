@@ -1,0 +1,65 @@
+"""What forbids replicating a VM, as typed refusals. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vrepl.model import Disk, VirtualMachine
+
+
+class ConflictKind(StrEnum):
+    """Why a VM cannot be replicated as it stands."""
+
+    NOT_REPLICABLE = "not-replicable"
+    REPLICA_NAME_TAKEN = "replica-name-taken"
+    REPLICA_POWERED_ON = "replica-powered-on"
+    REPLICA_STATE = "replica-state"
+    DISK_RESIZED = "disk-resized"
+    QUIESCE = "quiesce"
+    NO_SPACE = "no-space"
+    SAME_VM = "same-vm"
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A typed refusal: what stands on the source, what on the target, and what the operator can do."""
+
+    kind: ConflictKind
+    message: str
+    hint: str
+
+
+def unreplicable_disk_reason(disk: Disk) -> str | None:
+    """Why a snapshot cannot carry this disk; None if it can.
+
+    Sources: VDDK Programming Guide, "Virtual Disk Types" (independent disks and physical-mode RDMs take no part in
+    snapshots); KB 1034165 (multi-writer disks allow no snapshots).
+    """
+    if disk.rdm == "physicalMode":
+        return f"{disk.title} is a physical-mode raw device mapping, which snapshots leave out"
+    if disk.mode.startswith("independent"):
+        return f"{disk.title} is independent ({disk.mode}), which snapshots leave out"
+    if disk.sharing == "sharingMultiWriter":
+        return f"{disk.title} is a multi-writer disk, of which no snapshot can be taken"
+    if disk.capacity <= 0:
+        return f"{disk.title} has no capacity"
+    return None
+
+
+def not_replicable_reason(vm: VirtualMachine) -> str | None:
+    """Why the VM as a whole cannot be replicated; None if it can."""
+    if vm.template:
+        return "it is a template"
+    if not vm.disks:
+        return "it has no disk"
+    shared_buses = {
+        controller.key for controller in vm.hardware.controllers if controller.sharing != "noSharing"
+    }
+    for disk in vm.disks:
+        if disk.controller_key in shared_buses:
+            return f"{disk.title} is on a controller with bus sharing, whose VM takes no snapshot"
+        reason = unreplicable_disk_reason(disk)
+        if reason:
+            return reason
+    return None

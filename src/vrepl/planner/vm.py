@@ -1,0 +1,286 @@
+"""What a run will do with one VM. Pure: the engine gathers the facts and carries the plan out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from vrepl.extents import total
+from vrepl.model import (
+    Disk,
+    JobSettings,
+    OnNotReplicable,
+    OnResize,
+    PowerState,
+    Quiesce,
+    ReplicaRecord,
+    ReplicaState,
+    RestorePoint,
+    VirtualMachine,
+)
+from vrepl.planner.disks import DiskDecision, UnfinishedDisk, decide_disk
+from vrepl.planner.preflight import Conflict, ConflictKind, not_replicable_reason, unreplicable_disk_reason
+
+MINIMUM_HARDWARE_VERSION_FOR_CBT = 7
+"""CBT needs virtual hardware 7 or newer (VMware KB 1020128)."""
+
+
+class ReplicaAction(StrEnum):
+    """What the run does about the replica VM before the transfer."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    RECREATE = "recreate"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    disk: Disk
+    decision: DiskDecision
+    upper_bound: int
+    """Bytes that the source will be asked for at the most."""
+    last_moved: int | None
+    """Bytes that the last run moved for this disk."""
+    replace_disk: bool = False
+    """The replica gets a new, empty disk in this one's place; older restore points keep the old one."""
+
+
+@dataclass(frozen=True, slots=True)
+class VmPlan:
+    vm: VirtualMachine
+    replica_name: str
+    replica: VirtualMachine | None
+    action: ReplicaAction
+    disks: tuple[DiskPlan, ...]
+    left_out: tuple[tuple[Disk, str], ...] = ()
+    """Disks that the job lets go unreplicated, each with its reason."""
+    conflict: Conflict | None = None
+    notes: tuple[str, ...] = ()
+    """Drift and other things worth knowing, in words."""
+    enable_cbt: bool = False
+    revert_replica: bool = False
+    """The leaf holds writes that are not vrepl's: revert to the last restore point first."""
+    quiesce: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaKnowledge:
+    """What the repository and the target say of one VM's replica."""
+
+    record: ReplicaRecord | None = None
+    replica: VirtualMachine | None = None
+    restore_points: tuple[RestorePoint, ...] = ()
+    """Oldest first; only those whose snapshot the replica still has."""
+    lost_restore_points: tuple[RestorePoint, ...] = ()
+    """In the repository, but their snapshots are gone from the replica."""
+    unfinished: tuple[tuple[int, UnfinishedDisk], ...] = ()
+    """By source disk key."""
+    digests_known: frozenset[int] = frozenset()
+    """Source disk keys whose digest set names the last restore point."""
+    name_taken_by: str | None = None
+    """What kind of VM already has the replica's name on the target, if it is not the replica."""
+    touched: str | None = None
+    """How the replica's leaf was changed by hand, if it was."""
+
+    @property
+    def last(self) -> RestorePoint | None:
+        return self.restore_points[-1] if self.restore_points else None
+
+    @property
+    def leaf_is_sealed_state(self) -> bool:
+        """The leaf's parent is the newest restore point that the repository knows, and only vrepl wrote to the leaf."""
+        if self.replica is None or self.record is None:
+            return True
+        if self.touched and self.last is None:
+            return False
+        newest_lost = self.lost_restore_points and (
+            not self.restore_points or self.lost_restore_points[-1].id > self.restore_points[-1].id
+        )
+        return not newest_lost
+
+
+def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> VmPlan:
+    """The plan for one VM of a job."""
+    replica_name = (
+        known.record.target_name if known.record and known.replica else job.replica_name_of(vm.name)
+    )
+    carried, left_out, conflict = _choose_disks(vm, job)
+    action = ReplicaAction.UPDATE
+    notes: list[str] = []
+    if known.replica is None:
+        action = ReplicaAction.RECREATE if known.record else ReplicaAction.CREATE
+        if known.record:
+            notes.append(f"the replica {known.record.target_name} is gone from the target: it starts anew")
+        known = replace(
+            known, restore_points=(), lost_restore_points=(), unfinished=(), digests_known=frozenset()
+        )
+    conflict = conflict or _replica_conflict(vm, replica_name, known) or _quiesce_conflict(vm, job)
+    if known.lost_restore_points:
+        names = ", ".join(point.id for point in known.lost_restore_points)
+        notes.append(f"restore points whose snapshots were removed by hand are forgotten: {names}")
+    revert = known.touched is not None and known.last is not None
+    if known.touched:
+        notes.append(
+            f"{known.touched}: the replica is reverted to restore point {known.last.id}"
+            if known.last
+            else known.touched
+        )
+    plans, disk_notes, disk_conflict = _plan_disks(carried, job, known, revert=revert)
+    notes.extend(disk_notes)
+    notes.extend(_drift_notes(vm, known))
+    return VmPlan(
+        vm=vm,
+        replica_name=replica_name,
+        replica=known.replica,
+        action=action,
+        disks=tuple(plans),
+        left_out=tuple(left_out),
+        conflict=conflict or disk_conflict,
+        notes=tuple(notes),
+        enable_cbt=can_enable_cbt(vm),
+        revert_replica=revert,
+        quiesce=wants_quiesce(vm, job),
+    )
+
+
+def can_enable_cbt(vm: VirtualMachine) -> bool:
+    """CBT is off and may be switched on now: hardware version >= 7 and no snapshot exists (design, section 6)."""
+    return (
+        not vm.cbt_enabled
+        and vm.cbt_supported
+        and vm.hardware.version >= MINIMUM_HARDWARE_VERSION_FOR_CBT
+        and not vm.snapshots
+    )
+
+
+def wants_quiesce(vm: VirtualMachine, job: JobSettings) -> bool:
+    """Whether the source snapshot asks VMware Tools to quiesce the guest: it must run, with Tools in it."""
+    return job.quiesce is not Quiesce.NEVER and vm.power is PowerState.ON and vm.tools_running
+
+
+def _quiesce_conflict(vm: VirtualMachine, job: JobSettings) -> Conflict | None:
+    if job.quiesce is Quiesce.REQUIRE and vm.power is PowerState.ON and not vm.tools_running:
+        return Conflict(
+            ConflictKind.QUIESCE,
+            "the job requires a quiesced guest, but VMware Tools does not run in it",
+            'start VMware Tools in the guest, or set quiesce = "prefer" in the job',
+        )
+    return None
+
+
+def _choose_disks(
+    vm: VirtualMachine, job: JobSettings
+) -> tuple[list[Disk], list[tuple[Disk, str]], Conflict | None]:
+    reason = not_replicable_reason(vm)
+    if reason is None:
+        return list(vm.disks), [], None
+    carried: list[Disk] = []
+    left_out: list[tuple[Disk, str]] = []
+    for disk in vm.disks:
+        disk_reason = unreplicable_disk_reason(disk)
+        if disk_reason is None:
+            carried.append(disk)
+        else:
+            left_out.append((disk, disk_reason))
+    if job.on_not_replicable is OnNotReplicable.SKIP_DISK and left_out and carried:
+        return carried, left_out, None
+    return (
+        carried,
+        left_out,
+        Conflict(
+            ConflictKind.NOT_REPLICABLE,
+            f"cannot be replicated: {reason}",
+            'take the VM out of the job, change the disk, or set on_not_replicable = "skip-disk" to leave the disk out',
+        ),
+    )
+
+
+def _replica_conflict(vm: VirtualMachine, replica_name: str, known: ReplicaKnowledge) -> Conflict | None:
+    if known.replica is None:
+        if known.name_taken_by:
+            return Conflict(
+                ConflictKind.REPLICA_NAME_TAKEN,
+                f"the target already has {known.name_taken_by} named {replica_name}",
+                f"rename it, set another replica_name in the job, or take it as the replica with --map {vm.name}={replica_name}",
+            )
+        return None
+    if known.record and known.record.state is not ReplicaState.READY:
+        return Conflict(
+            ConflictKind.REPLICA_STATE,
+            f"the replica {known.replica.name} is {known.record.state}",
+            "undo or commit the failover first: vrepl failover --help",
+        )
+    if known.replica.power is not PowerState.OFF:
+        return Conflict(
+            ConflictKind.REPLICA_POWERED_ON,
+            f"the replica {known.replica.name} is {known.replica.power} on the target",
+            "power it off (what it wrote will be reverted), or use `vrepl failover` if it is meant to run",
+        )
+    return None
+
+
+def _plan_disks(
+    disks: Sequence[Disk], job: JobSettings, known: ReplicaKnowledge, *, revert: bool
+) -> tuple[list[DiskPlan], list[str], Conflict | None]:
+    plans: list[DiskPlan] = []
+    notes: list[str] = []
+    conflict: Conflict | None = None
+    unfinished = {} if revert else dict(known.unfinished)
+    for disk in disks:
+        point = known.last.disk(disk.key) if known.last else None
+        replaced = False
+        if known.last is not None and point is None:
+            notes.append(f"{disk.title} was added since the last restore point")
+        if point is not None and point.capacity != disk.capacity:
+            resized = f"{disk.title} was resized from {point.capacity} to {disk.capacity} bytes"
+            if job.on_resize is OnResize.RESTART:
+                notes.append(f"{resized}: the replica gets a new disk in its place")
+                point = None
+                replaced = True
+            else:
+                conflict = conflict or Conflict(
+                    ConflictKind.DISK_RESIZED,
+                    f"{resized}, and a chain of snapshots cannot grow",
+                    'set on_resize = "restart" in the job: the replica then gets a new disk, copied whole',
+                )
+        decision = decide_disk(
+            disk,
+            point,
+            None if replaced else unfinished.get(disk.key),
+            digests_known=disk.key in known.digests_known,
+            leaf_is_sealed_state=known.leaf_is_sealed_state,
+        )
+        bound = total(decision.carry) if decision.carry and not decision.whole_disk else disk.capacity
+        plans.append(
+            DiskPlan(
+                disk,
+                decision,
+                upper_bound=disk.capacity if decision.since_change_id or decision.whole_disk else bound,
+                last_moved=point.bytes_moved if point else None,
+                replace_disk=replaced,
+            )
+        )
+    if known.last is not None:
+        present = {disk.key for disk in disks}
+        notes.extend(
+            f"disk {point.index} ({point.label}) was removed from the source since the last restore point"
+            for point in known.last.disks
+            if point.source_key not in present
+        )
+    return plans, notes, conflict
+
+
+def _drift_notes(vm: VirtualMachine, known: ReplicaKnowledge) -> list[str]:
+    notes = []
+    if known.record and known.record.source_name != vm.name:
+        notes.append(f"the source was renamed from {known.record.source_name} to {vm.name}")
+    if not vm.cbt_enabled and vm.snapshots:
+        notes.append(
+            "CBT is off and cannot be enabled while the source has snapshots: runs compare by digest"
+        )
+    elif not vm.cbt_supported or vm.hardware.version < MINIMUM_HARDWARE_VERSION_FOR_CBT:
+        notes.append("CBT is not available on this VM: runs compare by digest")
+    if vm.consolidation_needed:
+        notes.append("the source needs disk consolidation")
+    return notes
