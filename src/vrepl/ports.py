@@ -269,6 +269,14 @@ class TransferLog(Protocol):
         """Durable before it returns: these grains are settled with these digests. Only after Wait and Flush."""
         ...
 
+    def record_zeros(self, extents: Iterable[Extent]) -> None:
+        """Durable before it returns: these grain-aligned extents (the disk's end excepted) are settled and are zeros.
+
+        What `record` says with zero digests, for stretches of any length. Only after Wait and Flush, too, unless
+        nothing was written there since the disk was created empty.
+        """
+        ...
+
     def close(self) -> None: ...
 
 

@@ -1,0 +1,94 @@
+"""What a run is about to do to one replica, on disk before it does it; the next run finishes or undoes it from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vrepl.extents import Extent
+from vrepl.model import TransferKind
+from vrepl.repository.documents import read_document, remove_file, write_document
+
+INTENT_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DiskIntent:
+    """One disk of the unfinished run. Extents are normal lists, in bytes, grain-aligned but for the disk's end."""
+
+    source_key: int
+    kind: TransferKind
+    capacity: int
+    attempt: int
+    """Number of the attempt in the transfer log, from 1, counted since the last seal."""
+    planned: tuple[Extent, ...]
+    """What that attempt must settle."""
+    change_id: str | None
+    """Of the source snapshot that is being copied; None where CBT has none."""
+    parent_restore_point_id: str | None
+    """The restore point that is the leaf's parent; None on a first run."""
+    fresh: bool
+    """The replica's disk was created empty and never sealed: grains not in the log are zeros."""
+    dirty: tuple[Extent, ...]
+    """What attempts before this one may have written to the leaf since the last seal."""
+    allocated_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedAccess:
+    """A PrepareForAccess that this run made and that still wants its EndAccess."""
+
+    site: str
+    vm_ref: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Things outside the repository that this run made, each written here before or right after it was made."""
+
+    source_vm_ref: str | None = None
+    source_snapshot_ref: str | None = None
+    target_vm_ref: str | None = None
+    target_snapshot_ref: str | None = None
+    """The replica's snapshot that seals; once it is here, the run is rolled forward."""
+    made_target_vm: bool = False
+    """This run registered the replica: undoing the run may destroy it."""
+    made_target_disks: tuple[int, ...] = ()
+    """Device keys of disks that this run added to an existing replica."""
+    prepared_for_access: tuple[PreparedAccess, ...] = ()
+    hotadd_cleanup: tuple[str, ...] = ()
+    """Refs of VMs whose disks may hang on the proxy."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One unfinished run over one replica."""
+
+    run_id: str
+    restore_point_id: str
+    """Of the restore point that the run will seal."""
+    job: str
+    source_snapshot_name: str
+    disks: tuple[DiskIntent, ...] = ()
+    journal: Journal = field(default_factory=Journal)
+
+    def disk(self, source_key: int) -> DiskIntent | None:
+        return next((disk for disk in self.disks if disk.source_key == source_key), None)
+
+
+def load_intent(path: Path) -> Intent | None:
+    """None if there is no unfinished run. Raises RepositoryError if it is damaged or from a newer vrepl."""
+    return read_document(path, Intent, INTENT_FORMAT)
+
+
+def save_intent(path: Path, intent: Intent) -> None:
+    """Durable before it returns. Raises RepositoryError naming the path."""
+    write_document(path, Intent, intent, INTENT_FORMAT)
+
+
+def clear_intent(path: Path) -> None:
+    """Durable before it returns; one that is gone already is fine."""
+    remove_file(path)
