@@ -1,0 +1,85 @@
+"""The configuration that `vrepl config init` writes: valid as it stands, every key explained."""
+
+EXAMPLE = """\
+# vrepl configuration. `vrepl config validate` judges it, `vrepl config show` shows the effective values.
+# Relative paths are taken from the folder of this file.
+
+# ---- Sites: vCenter Servers or standalone ESXi hosts ------------------------------------------------------------
+
+[sites.prod]
+server = "vcenter.prod.example.com"
+# port = 443
+user = "vrepl@vsphere.local"
+# A password never stands here. One of:
+#   { file = "PATH" }              a file that only the user running vrepl can read (mode 600)
+#   { credential = "NAME" }        systemd LoadCredential= / LoadCredentialEncrypted=
+#   { command = ["pass", "x"] }    the first line that a command prints; no shell, 30 s
+#   { keyring = "SERVICE/USER" }   the desktop's or server's keyring
+#   { env = "NAME" }               an environment variable
+password = { file = "/etc/vrepl/secrets/prod" }
+# How the server's certificate is trusted. Neither: the system's CAs.
+# ca_file = "/etc/vrepl/prod-ca.pem"
+# thumbprint_sha256 = "AB:CD:…"        # 64 hexadecimal digits
+# nfc_port = 902                         # of the ESXi hosts, for gateways that move it
+
+[sites.dr]
+server = "vcenter.dr.example.com"
+user = "vrepl@vsphere.local"
+password = { file = "/etc/vrepl/secrets/dr" }
+
+# ---- Where vrepl keeps what it knows of the replicas ------------------------------------------------------------
+
+[repository]
+path = "/var/lib/vrepl"
+
+# ---- VDDK (Virtual Disk Development Kit), downloaded from Broadcom and unpacked here ------------------------------
+
+[vddk]
+libdir = "/opt/vmware-vix-disklib-distrib"
+# nfc_buffer_kib = 1024        # one buffer, a multiple of 64
+# nfc_buffer_count = 4         # buffers in flight per disk
+
+# ---- Other machines that run data movers; without any, this machine does it with [vddk] ---------------------------
+
+# [proxies.proxy-1]
+# libdir = "/opt/vmware-vix-disklib-distrib"
+# sysroot = "/"                # where it finds sys/class/dmi/id/product_uuid and dev/disk/by-id
+# sites = ["prod", "dr"]       # sites that it serves; none: all
+# slots = 4                    # disks at once
+
+# ---- Jobs -------------------------------------------------------------------------------------------------------
+
+[jobs.web]
+source = "prod"
+target = "dr"
+vms = ["web-01", "db-01"]
+target_datastore = "dr-vmfs-01"
+# target_host = "esx-1.dr.example.com"   # default: a host that sees the datastore
+# target_folder = "Replicas"
+# target_resource_pool = "Resources"
+# networks = { "VM Network" = "DR Network" }   # others keep their name
+# replica_name = "{name}-replica"
+# quiesce = "prefer"           # require | prefer | never
+# on_resize = "refuse"         # refuse | restart (a new chain of restore points)
+# on_not_replicable = "fail"   # fail | skip-disk
+# keep_macs = false
+# thin = "source"              # true | false | "source" (as the source's disk is)
+# parallel_vms = 2
+# parallel_disks = 4
+# nfc_budget_mib = 32          # NFC buffers per ESXi host
+# vcenter_connections = 40
+# proxy = "proxy-1"            # default: any that serves both sites
+# bandwidth = "50 MiB/s"       # or:
+# bandwidth = { limit = "50 MiB/s", windows = { "22:00-06:00" = "unlimited" } }
+
+[jobs.web.retention]
+last = 7                       # 1..28; last + daily + weekly is at most 28
+# daily = 0
+# weekly = 0
+
+[jobs.web.transport]
+# In the order of preference: san, hotadd, nbdssl; nbd (not encrypted) is used only where it is listed.
+source = ["san", "hotadd", "nbdssl"]
+target = ["san", "hotadd", "nbdssl"]
+fallback = true                # try the next mode when one fails; always reported
+"""

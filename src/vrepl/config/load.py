@@ -1,0 +1,187 @@
+"""Finds, reads and judges the configuration file."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from vrepl.config.model import INLINE_HINT, Config
+from vrepl.config.references import near, reference_problems
+from vrepl.errors import ConfigError, NotFoundError, UsageError
+from vrepl.model import JobSettings
+
+VARIABLE = "VREPL_CONFIG"
+FILE_NAME = "vrepl.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A valid configuration and the file it came from; all its paths are absolute."""
+
+    path: Path
+    config: Config
+
+    def job(self, name: str) -> JobSettings:
+        """Raises NotFoundError with near names."""
+        table = self.config.jobs.get(name)
+        if table is None:
+            raise NotFoundError(
+                f'there is no job "{name}"{near(name, self.config.jobs)}',
+                hint=f"jobs in {self.path}: {', '.join(self.config.jobs) or 'none'}",
+            )
+        return table.settings(name)
+
+    def jobs(self, names: typing.Sequence[str] = ()) -> list[JobSettings]:
+        """The jobs asked for, or all of them. Raises NotFoundError, or UsageError where there is none at all."""
+        if not names and not self.config.jobs:
+            raise UsageError(
+                f"{self.path} has no job", hint="add a [jobs.NAME] table; `vrepl config init -` prints one"
+            )
+        return [self.job(name) for name in (dict.fromkeys(names) or self.config.jobs)]
+
+    def require_site(self, name: str) -> str:
+        """The name itself. Raises NotFoundError with near names."""
+        if name not in self.config.sites:
+            raise NotFoundError(
+                f'there is no site "{name}"{near(name, self.config.sites)}',
+                hint=f"sites in {self.path}: {', '.join(self.config.sites)}",
+            )
+        return name
+
+
+def search_path(environment: Mapping[str, str] | None = None) -> list[Path]:
+    """Where a configuration is looked for when none is named, in order."""
+    env = os.environ if environment is None else environment
+    xdg = Path(env.get("XDG_CONFIG_HOME") or Path(env.get("HOME", "/")) / ".config")
+    return [Path(FILE_NAME), xdg / "vrepl" / FILE_NAME, Path("/etc/vrepl") / FILE_NAME]
+
+
+def find(explicit: Path | None = None, environment: Mapping[str, str] | None = None) -> Path:
+    """The configuration file: as named, as $VREPL_CONFIG says, or the first that exists of `search_path`.
+
+    Raises UsageError where there is none.
+    """
+    env = os.environ if environment is None else environment
+    named = explicit or (Path(env[VARIABLE]) if env.get(VARIABLE) else None)
+    if named is not None:
+        if not named.is_file():
+            origin = "--config" if explicit else f"${VARIABLE}"
+            raise UsageError(
+                f"there is no configuration file {named} ({origin})",
+                hint=f"vrepl config init {named}   writes one to start from",
+            )
+        return named
+    places = search_path(env)
+    for place in places:
+        if place.is_file():
+            return place
+    raise UsageError(
+        f"there is no configuration file: looked for {', '.join(map(str, places))}",
+        hint="vrepl config init   writes one to start from; --config FILE names another",
+    )
+
+
+def load(path: Path) -> LoadedConfig:
+    """Read and judge one file.
+
+    Raises ConfigError with every mistake at once (a TOML syntax error hides what follows it), UsageError where
+    the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"the configuration {path} cannot be read: {reason}") from error
+    return LoadedConfig(path.absolute(), parse(text, str(path), path.absolute().parent))
+
+
+def parse(text: str, source: str, folder: Path) -> Config:
+    """Judge the text of a configuration; relative paths in it are taken from `folder`."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(source, [f"no valid TOML: {error}"], hint="https://toml.io explains the format") from error
+    problems: list[str] = []
+    config: Config | None = None
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        # Only type, place and message are used: the input may be a password that stands where it should not.
+        problems += [_describe(detail) for detail in error.errors(include_url=False, include_input=False)]
+    problems += reference_problems(raw)
+    if problems or config is None:
+        raise ConfigError(source, list(dict.fromkeys(problems)), hint="docs/configuration.md lists every key")
+    return _absolute(config, folder)
+
+
+def _describe(detail: ErrorDetails) -> str:
+    """One mistake as `key path: what`."""
+    location = tuple(part for part in detail["loc"] if part not in {"bool", "literal['source']"})
+    path = ".".join(str(part) for part in location) or "the file"
+    kind, message = detail["type"], detail["msg"]
+    context = detail.get("ctx", {})
+    match kind:
+        case "extra_forbidden":
+            key = str(location[-1])
+            message = f"unknown key{near(key, _known_keys(location[:-1]))}"
+        case "missing":
+            message = "is missing"
+        case "value_error":
+            message = str(context.get("error", message))
+        case "enum":
+            message = f"takes {context.get('expected', '')}".replace("'", '"')
+        case "string_pattern_mismatch" if location[-1:] == ("keyring",):
+            message = 'takes "SERVICE/USER"'
+        case "model_type" | "dict_type" if location[-1:] == ("password",):
+            message = INLINE_HINT
+        case "model_type" | "dict_type":
+            message = "must be a table"
+        case _:
+            message = message.replace("Input should be", "should be").replace(" instance", "")
+    return f"{path}: {message}"
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    """The keys of the table at this place."""
+    here: Any = Config
+    for part in location:
+        if isinstance(here, type) and issubclass(here, BaseModel) and part in here.model_fields:
+            here = _table_in(here.model_fields[str(part)].annotation)
+        # else: the name of a table within a dict of tables, whose type `here` is already
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+
+
+def _table_in(annotation: Any) -> Any:
+    """The model within `Model`, `Model | None` or `dict[str, Model]`."""
+    if typing.get_origin(annotation) in {dict, typing.Union, types.UnionType}:
+        for argument in typing.get_args(annotation):
+            found = _table_in(argument)
+            if isinstance(found, type) and issubclass(found, BaseModel):
+                return found
+    return annotation
+
+
+def _absolute(config: Config, folder: Path) -> Config:
+    """The same with every relative path taken from the folder of the file; `/x` stays as it is."""
+
+    def anchor(value: Any) -> Any:
+        if isinstance(value, Path):
+            return folder / value
+        if isinstance(value, BaseModel):
+            return value.model_copy(update={key: anchor(getattr(value, key)) for key in value.model_fields_set})
+        if isinstance(value, dict):
+            return {key: anchor(item) for key, item in value.items()}
+        return value
+
+    anchored = anchor(config)
+    assert isinstance(anchored, Config)
+    return anchored

@@ -1,0 +1,84 @@
+"""What must agree between tables: names that point at other tables, and replicas that would get into each other's way.
+
+It reads the raw tables, leniently, so that these mistakes are reported together with those of single values.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+DEFAULT_REPLICA_NAME = "{name}-replica"
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """`; did you mean "x"?` or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def reference_problems(raw: Mapping[str, Any]) -> list[str]:
+    """Every mistake between tables, as `key path: what`."""
+    sites, proxies, jobs = (_tables(raw, key) for key in ("sites", "proxies", "jobs"))
+    problems: list[str] = []
+    for name, proxy in proxies.items():
+        for site in _names(proxy.get("sites")):
+            if site not in sites:
+                problems.append(f'proxies.{name}.sites: there is no site "{site}"{near(site, sites)}')
+    for name, job in jobs.items():
+        for side in ("source", "target"):
+            wanted = job.get(side)
+            if isinstance(wanted, str) and wanted and wanted not in sites:
+                problems.append(f'jobs.{name}.{side}: there is no site "{wanted}"{near(wanted, sites)}')
+        proxy_name = job.get("proxy")
+        if isinstance(proxy_name, str) and proxy_name not in proxies:
+            problems.append(f'jobs.{name}.proxy: there is no proxy "{proxy_name}"{near(proxy_name, proxies)}')
+    problems += _replica_problems(jobs)
+    return problems
+
+
+def _replica_problems(jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Replicas that would overwrite each other or stand where a source VM stands."""
+    problems: list[str] = []
+    replica_of: dict[tuple[str, str], tuple[str, str, str]] = {}
+    target_of: dict[tuple[str, str], tuple[str, str, str]] = {}
+    for name, job in jobs.items():
+        source, target, pattern = job.get("source"), job.get("target"), job.get("replica_name", DEFAULT_REPLICA_NAME)
+        if not (isinstance(source, str) and isinstance(target, str) and isinstance(pattern, str)):
+            continue
+        vms = _names(job.get("vms"))
+        if "{name}" not in pattern and len(vms) > 1:
+            problems.append(f'jobs.{name}.replica_name: needs "{{name}}", as the job has {len(vms)} VMs')
+            continue
+        for vm in dict.fromkeys(vms):
+            replica = pattern.replace("{name}", vm).replace("{job}", name)
+            if source == target and replica in vms:
+                problems.append(
+                    f'jobs.{name}.replica_name: on site "{target}" the replica of "{vm}" would be named '
+                    f'"{replica}" like a source VM'
+                )
+            other = replica_of.setdefault((target, replica), (name, source, vm))
+            if other[1:] != (source, vm):
+                problems.append(
+                    f'jobs.{name}.replica_name: "{vm}" and "{other[2]}" (job {other[0]}) would both have the '
+                    f'replica "{replica}" on site "{target}"'
+                )
+            before = target_of.setdefault((source, vm), (name, target, replica))
+            if before[1:] != (target, replica):
+                problems.append(
+                    f'jobs.{name}.vms: "{vm}" is replicated by job "{before[0]}" already, as "{before[2]}" on site '
+                    f'"{before[1]}"; a second replica takes a configuration with a repository of its own'
+                )
+    return problems
+
+
+def _tables(raw: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+    value = raw.get(key)
+    if not isinstance(value, Mapping):
+        return {}
+    return {name: table for name, table in value.items() if isinstance(table, Mapping)}
+
+
+def _names(value: Any) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
