@@ -265,9 +265,7 @@ class RunReport:
         if len(self.vms) == 1 and self.vms[0].error is not None:
             return self.vms[0].error.exit_code
         failed = sum(vm.result in {Result.FAILED, Result.INTERRUPTED} for vm in self.vms)
-        return exit_code_of_run(
-            len(self.vms) - failed - self.count(Result.SKIPPED), failed, self.count(Result.SKIPPED)
-        )
+        return exit_code_of_run(len(self.vms) - failed - self.count(Result.SKIPPED), failed, self.count(Result.SKIPPED))
 
     @property
     def bytes_read(self) -> int:

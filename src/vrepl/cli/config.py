@@ -1,0 +1,88 @@
+"""`vrepl config`: write, judge and show the configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vrepl.cli.state import State, examples, json_option, pass_state
+from vrepl.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.group(epilog=examples("vrepl config init && $EDITOR vrepl.toml && vrepl config validate"))
+def config() -> None:
+    """Write, judge and show the configuration."""
+
+
+@config.command(
+    epilog=examples(
+        "vrepl config init                       writes ./vrepl.toml", "vrepl config init /etc/vrepl/vrepl.toml"
+    )
+)
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default="vrepl.toml")
+@click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+@json_option
+@pass_state
+def init(state: State, path: Path, force: bool) -> None:
+    """Write a commented configuration to PATH (default ./vrepl.toml; - for stdout)."""
+    from vrepl.config.example import EXAMPLE
+
+    if str(path) == "-":
+        click.echo(EXAMPLE, nl=False)
+        return
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
+        with open(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+            file.write(EXAMPLE)
+    except FileExistsError as error:
+        raise UsageError(f"{path} exists", hint="--force overwrites it") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    data = {"version": 1, "path": str(path.absolute())}
+    state.result(
+        data,
+        lambda out: out.print(
+            f"wrote {path}; edit it, then: vrepl --config {path} config validate", soft_wrap=True, markup=False
+        ),
+    )
+
+
+@config.command(epilog=examples("vrepl config validate", "vrepl --config other.toml config validate --json"))
+@json_option
+@pass_state
+def validate(state: State) -> None:
+    """Judge the configuration; every mistake is told at once, each with its key path.
+
+    Nothing is connected to and no secret is read: that is `vrepl check`.
+    """
+    loaded = state.config()
+    sites, jobs = list(loaded.config.sites), list(loaded.config.jobs)
+    data = {"version": 1, "path": str(loaded.path), "valid": True, "sites": sites, "jobs": jobs}
+
+    def show(out: Console) -> None:
+        out.print(f"{loaded.path} is valid", soft_wrap=True, markup=False)
+        out.print(f"sites: {', '.join(sites)}; jobs: {', '.join(jobs) or 'none'}", markup=False)
+
+    state.result(data, show)
+
+
+@config.command(epilog=examples("vrepl config show", "vrepl config show --json"))
+@json_option
+@pass_state
+def show(state: State) -> None:
+    """Show the effective values, defaults included, as TOML. Secrets show only where they come from."""
+    from vrepl.config.show import effective, to_toml
+
+    loaded = state.config()
+    values = effective(loaded.config)
+    data = {"version": 1, "path": str(loaded.path), "config": values}
+    state.result(
+        data,
+        lambda out: out.print(f"# {loaded.path}\n{to_toml(values)}", markup=False, soft_wrap=True, end=""),
+    )

@@ -1,0 +1,137 @@
+"""The root group: commands imported at their first use, and one place where errors become words and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from vrepl.cli.state import State
+from vrepl.errors import EXIT_FAILED, ConfigError, InterruptedRunError, UsageError, VreplError
+from vrepl.report.model import FORMAT_VERSION
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and imports `module:attribute` when one is used or listed."""
+
+    def __init__(self, *args: Any, lazy: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = dict(lazy or {})
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self._lazy, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = self._lazy.get(cmd_name)
+        if place is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = place.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+class RootGroup(LazyGroup):
+    """Runs a command and exits as errors.py says."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Always ends in SystemExit, unless `standalone_mode=False`: then exceptions come through."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        arguments = list(sys.argv[1:] if args is None else args)
+        state = State()
+        _end_on_sigterm()
+        try:
+            code = super().main(arguments, prog_name, complete_var, standalone_mode=False, obj=state, **extra)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader of stdout (head, less) has had enough; nothing more may be flushed to it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(EXIT_FAILED)
+        except Exception as error:
+            _fail(error, as_json=state.json or "--json" in arguments, verbose=state.verbose > 0)
+        except KeyboardInterrupt:
+            _fail(_interrupted(), as_json=state.json, verbose=False)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: Exception, *, as_json: bool, verbose: bool) -> NoReturn:
+    """Say it on stderr (and as JSON on stdout, if results were to be JSON), and exit."""
+    known = _as_vrepl_error(error)
+    if verbose and not isinstance(error, (VreplError, click.ClickException, click.Abort)):
+        logging.getLogger("vrepl").error("unexpected error", exc_info=error)
+    click.echo(f"error: {known}", err=True)
+    if known.hint:
+        click.echo(f"hint: {known.hint}", err=True)
+    if as_json:
+        click.echo(json.dumps({"version": FORMAT_VERSION, "error": error_to_json(known)}, indent=2))
+    sys.exit(known.exit_code)
+
+
+def error_to_json(error: VreplError) -> dict[str, Any]:
+    """The documented shape of an error; a ConfigError also lists its `problems`."""
+    shape: dict[str, Any] = {
+        "message": error.message,
+        "hint": error.hint,
+        "vm": error.vm,
+        "disk": error.disk,
+        "step": error.step,
+        "exit_code": error.exit_code,
+    }
+    if isinstance(error, ConfigError):
+        shape["problems"] = list(error.problems)
+    return shape
+
+
+def _as_vrepl_error(error: Exception) -> VreplError:
+    match error:
+        case VreplError():
+            return error
+        case click.Abort():
+            return _interrupted()
+        case click.NoSuchOption():
+            near = f"did you mean {' or '.join(sorted(error.possibilities))}?" if error.possibilities else None
+            return UsageError(error.format_message().split(" Did you mean")[0], hint=near or _help_hint(error.ctx))
+        case click.UsageError():
+            return UsageError(error.format_message(), hint=_help_hint(error.ctx))
+        case click.ClickException():
+            return UsageError(error.format_message())
+        case _:
+            return VreplError(
+                f"unexpected {type(error).__name__}: {error}",
+                hint="this is a mistake in vrepl; run again with -v for the place, and report it",
+            )
+
+
+def _help_hint(context: click.Context | None) -> str | None:
+    return f"{context.command_path} --help" if context is not None else None
+
+
+def _interrupted() -> VreplError:
+    return InterruptedRunError("interrupted")
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends a command like Ctrl-C does: clean-up runs, and the exit code is 130."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)

@@ -1,0 +1,64 @@
+"""The effective configuration, defaults included, as TOML or JSON values."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vrepl.config.model import Config
+from vrepl.config.units import format_rate
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """Plain values; keys without a value are left out, and a secret shows where it comes from, never itself.
+
+    The words of a password command are masked but the first: they may hold something like a token.
+    """
+    values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
+    for name, site in config.sites.items():
+        reference = site.password.reference()
+        shown: Any = reference.value[0]
+        if reference.kind == "command":
+            shown = [reference.value[0], *("***" for _ in reference.value[1:])]
+        values["sites"][name]["password"] = {reference.kind: shown}
+    for name, job in config.jobs.items():
+        values["jobs"][name]["bandwidth"] = {
+            "limit": format_rate(job.bandwidth.limit),
+            "windows": {window: format_rate(rate) for window, rate in job.bandwidth.windows.items()},
+        }
+    return values
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """TOML text of plain values: tables of tables get headers, small tables stay in their line."""
+    lines: list[str] = []
+    for name, table in values.items():
+        if all(isinstance(value, dict) for value in table.values()) and name in {"sites", "proxies", "jobs"}:
+            for key, inner in table.items():
+                lines += _table(f"{name}.{_key(key)}", inner)
+        else:
+            lines += _table(name, table)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _table(header: str, table: dict[str, Any]) -> list[str]:
+    return [f"[{header}]", *(f"{_key(key)} = {_value(value)}" for key, value in table.items()), ""]
+
+
+def _key(key: str) -> str:
+    return key if key and all(char.isascii() and (char.isalnum() or char in "-_") for char in key) else json.dumps(key)
+
+
+def _value(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case dict():
+            inner = ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items())
+            return f"{{ {inner} }}" if inner else "{}"
+        case list() | tuple():
+            return f"[{', '.join(_value(item) for item in value)}]"
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case _:
+            return str(value)

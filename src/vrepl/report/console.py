@@ -1,0 +1,181 @@
+"""The reports as text for a console of 80 columns: tables for figures, lines for words."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vrepl.report import format as words
+from vrepl.report.model import (
+    DiskReport,
+    ErrorReport,
+    Result,
+    RunReport,
+    SideTransport,
+    VerifyReport,
+    VmReport,
+)
+
+STYLES = {
+    Result.SUCCESS: "green",
+    Result.PARTIAL: "yellow",
+    Result.FAILED: "red",
+    Result.SKIPPED: "yellow",
+    Result.INTERRUPTED: "yellow",
+    Result.PLANNED: "",
+}
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """An empty table in vrepl's look; the columns named in `right` hold numbers."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for column in columns:
+        number = column in right
+        made.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    return made
+
+
+def line(out: Console, text: str, style: str = "") -> None:
+    """One line of words, wrapped at the console's width, with nothing in it taken for markup."""
+    out.print(Text(text, style=style))
+
+
+def show_run(out: Console, report: RunReport) -> None:
+    """What a run did."""
+    took = ""
+    if report.started and report.finished:
+        took = f" in {words.duration((report.finished - report.started).total_seconds())}"
+    out.print(Text.assemble(f"job {report.job}, run {report.id}: ", (report.result.value, STYLES[report.result]), took))
+    disks = [(vm, disk) for vm in report.vms for disk in vm.disks]
+    if disks:
+        figures = table(
+            "VM", "Disk", "How", "Transport", "Read", "Moved", "Rate", right=("Disk", "Read", "Moved", "Rate")
+        )
+        for vm, disk in disks:
+            rate = words.rate(disk.bytes_read, disk.seconds) if disk.bytes_read and disk.seconds else "–"
+            figures.add_row(
+                vm.name,
+                str(disk.index),
+                disk.kind.value + (" (resumed)" if disk.resumed else ""),
+                transport(disk),
+                words.size(disk.bytes_read),
+                words.size(disk.bytes_moved),
+                rate,
+            )
+        out.print(figures)
+    outcome = table("VM", "Result", "Restore point", "Consistency", "Took", right=("Took",))
+    for vm in report.vms:
+        outcome.add_row(
+            vm.name,
+            Text(vm.result.value, style=STYLES[vm.result]),
+            vm.restore_point or "–",
+            vm.consistency.value if vm.consistency else "–",
+            words.duration(vm.seconds),
+        )
+    out.print(outcome)
+    for vm in report.vms:
+        show_remarks(out, vm)
+    show_bottleneck(out, report)
+
+
+def transport(disk: DiskReport) -> str:
+    """Both sides' modes, or one if they are the same."""
+    source, target = disk.source.mode or "–", disk.target.mode or "–"
+    return source if source == target else f"{source} → {target}"
+
+
+def show_remarks(out: Console, vm: VmReport) -> None:
+    """What went wrong with a VM, why its disks were not incremental, and what else to know."""
+    if vm.error is not None:
+        show_error(out, vm.name, vm.error)
+    for disk in vm.disks:
+        for side, used in (("source", disk.source), ("target", disk.target)):
+            for fallback in used.fallbacks:
+                line(out, f"{vm.name} disk {disk.index} {side}: {fallback}", "yellow")
+    for note in vm.notes:
+        line(out, f"{vm.name}: {note}")
+    if vm.consolidation_needed:
+        line(out, f"{vm.name}: the source needs disk consolidation", "yellow")
+    if vm.removed_restore_points:
+        line(out, f"{vm.name}: restore points removed by retention: {', '.join(vm.removed_restore_points)}")
+
+
+def show_error(out: Console, name: str, error: ErrorReport) -> None:
+    place = ", ".join(part for part in (name, error.disk, error.step) if part)
+    line(out, f"error: {place}: {error.message}", "red")
+    if error.hint:
+        line(out, f"hint: {error.hint}")
+
+
+BOTTLENECK_HINTS = {
+    "source": "reading is what takes the time: another transport mode, more disks at once, or a faster datastore",
+    "target": "writing is what takes the time: another transport mode, more disks at once, or a faster datastore",
+    "network": "the line between the movers is what takes the time",
+    "mover": "this machine's processors are what takes the time: fewer disks at once, or another proxy",
+}
+
+
+def show_bottleneck(out: Console, report: RunReport) -> None:
+    shares = report.bottleneck()
+    if shares:
+        line(out, "bottleneck: " + ", ".join(f"{stage} {share * 100:.0f} %" for stage, share in shares.items()))
+        hint = BOTTLENECK_HINTS.get(next(iter(shares)))
+        if hint:
+            line(out, f"hint: {hint}")
+
+
+def show_plan(out: Console, report: RunReport) -> None:
+    """What a run would do, and why."""
+    line(out, f"plan for job {report.job}; nothing was changed")
+    for vm in report.vms:
+        out.print()
+        line(out, f"{vm.name} → {vm.replica}" if vm.replica else vm.name, "bold")
+        for disk in vm.disks:
+            line(out, f"  disk {disk.index} ({disk.label}), {words.size(disk.capacity)}")
+            line(out, f"    {disk.kind.value}: {disk.reason}")
+            figures = []
+            if disk.bytes_read is not None:
+                figures.append(f"reads {words.size(disk.bytes_read)}")
+            elif disk.bytes_bound is not None:
+                figures.append(f"reads at most {words.size(disk.bytes_bound)}")
+            if disk.last_bytes_moved is not None:
+                figures.append(f"the last run moved {words.size(disk.last_bytes_moved)}")
+            if figures:
+                line(out, f"    {'; '.join(figures)}")
+            _show_side(out, "source", disk.source)
+            _show_side(out, "target", disk.target)
+        if vm.error is not None:
+            show_error(out, vm.name, vm.error)
+        for note in vm.notes:
+            line(out, f"  note: {note}")
+
+
+def _show_side(out: Console, name: str, side: SideTransport) -> None:
+    if side.mode:
+        line(out, f"    {name} over {side.mode}" + (f": {side.reason}" if side.reason else ""))
+    for mode, reason in side.ruled_out:
+        line(out, f"      not {mode}: {reason}", "dim")
+
+
+def show_verification(out: Console, report: VerifyReport) -> None:
+    figures = table("VM", "Restore point", "Disk", "Read", "Differs", "Verified", right=("Disk", "Read", "Differs"))
+    for vm in report.vms:
+        verdict = Text("yes" if vm.result is Result.SUCCESS else vm.result.value, style=STYLES[vm.result])
+        if not vm.disks:
+            figures.add_row(vm.name, vm.restore_point or "–", "–", "–", "–", verdict)
+        for disk in vm.disks:
+            bad = sum(length for _, length in disk.bad_extents)
+            figures.add_row(
+                vm.name,
+                vm.restore_point or "–",
+                str(disk.index),
+                words.size(disk.bytes_read),
+                words.size(bad),
+                verdict,
+            )
+    out.print(figures)
+    for vm in report.vms:
+        if vm.error is not None:
+            show_error(out, vm.name, vm.error)
