@@ -1,0 +1,160 @@
+"""Disks around disks: one counts, one fails on purpose, one is held to a rate. What they do not change passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from vrepl.errors import DiskError
+from vrepl.extents import GRAIN, Extent, split, subtract
+from vrepl.transport.buffers import Buffer
+from vrepl.transport.disk import Completion, DiskReader, DiskWriter
+from vrepl.transport.throttle import Throttle
+
+
+class PassingDisk:
+    """Passes everything on; a base for the others. A reader will do where nothing is written."""
+
+    def __init__(self, inner: DiskReader | DiskWriter) -> None:
+        self._inner = inner
+
+    @property
+    def capacity(self) -> int:
+        return self._inner.capacity
+
+    @property
+    def mode(self) -> str:
+        return self._inner.mode
+
+    @property
+    def depth(self) -> int:
+        return self._inner.depth
+
+    @property
+    def splits_zeros(self) -> bool:
+        return self._writer.splits_zeros
+
+    @property
+    def _writer(self) -> DiskWriter:
+        return self._inner  # type: ignore[return-value]
+
+    def allocated(self, extent: Extent) -> Iterator[Extent]:
+        return self._inner.allocated(extent)
+
+    def submit_read(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
+        self._inner.submit_read(offset, buffer, start, length, done)
+
+    def submit_write(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
+        self._writer.submit_write(offset, buffer, start, length, done)
+
+    def submit_zeros(self, offset: int, length: int, done: Completion) -> None:
+        self._writer.submit_zeros(offset, length, done)
+
+    def wait(self) -> None:
+        self._writer.wait()
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class CountingDisk(PassingDisk):
+    """Remembers what was read and written, in the order of submission."""
+
+    def __init__(self, inner: DiskReader | DiskWriter) -> None:
+        super().__init__(inner)
+        self.reads: list[Extent] = []
+        self.writes: list[Extent] = []
+        self.flushes = 0
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(extent.length for extent in self.writes)
+
+    def writes_in_grains(self) -> list[Extent]:
+        """The writes, cut at grains, in the order of submission."""
+        return list(split(self.writes, GRAIN))
+
+    def written_outside(self, regions: list[Extent]) -> list[Extent]:
+        return subtract(self.writes, regions)
+
+    def submit_read(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
+        self.reads.append(Extent(offset, length))
+        super().submit_read(offset, buffer, start, length, done)
+
+    def submit_write(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
+        self.writes.append(Extent(offset, length))
+        super().submit_write(offset, buffer, start, length, done)
+
+    def submit_zeros(self, offset: int, length: int, done: Completion) -> None:
+        self.writes.append(Extent(offset, length))
+        super().submit_zeros(offset, length, done)
+
+    def flush(self) -> None:
+        self.flushes += 1
+        super().flush()
+
+
+class FailingDisk(PassingDisk):
+    """Fails from the n-th call on: `{"write": (20, error)}`. Operations are read, write (zeros too), flush, close."""
+
+    def __init__(self, inner: DiskReader | DiskWriter, script: Mapping[str, tuple[int, DiskError]]) -> None:
+        super().__init__(inner)
+        self._script = script
+        self._calls = dict.fromkeys(script, 0)
+
+    def _failure(self, operation: str) -> DiskError | None:
+        if operation not in self._script:
+            return None
+        self._calls[operation] += 1
+        first, error = self._script[operation]
+        return error if self._calls[operation] >= first else None
+
+    def submit_read(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
+        if (error := self._failure("read")) is not None:
+            done(error)
+        else:
+            super().submit_read(offset, buffer, start, length, done)
+
+    def submit_write(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
+        if (error := self._failure("write")) is not None:
+            done(error)
+        else:
+            super().submit_write(offset, buffer, start, length, done)
+
+    def submit_zeros(self, offset: int, length: int, done: Completion) -> None:
+        if (error := self._failure("write")) is not None:
+            done(error)
+        else:
+            super().submit_zeros(offset, length, done)
+
+    def flush(self) -> None:
+        if (error := self._failure("flush")) is not None:
+            raise error
+        super().flush()
+
+    def close(self) -> None:
+        super().close()
+        if (error := self._failure("close")) is not None:
+            raise error
+
+
+class ThrottledDisk(PassingDisk):
+    """Held to a rate: a submission waits until its bytes may pass."""
+
+    def __init__(self, inner: DiskReader | DiskWriter, throttle: Throttle) -> None:
+        super().__init__(inner)
+        self._throttle = throttle
+
+    def submit_read(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
+        self._throttle.take(length)
+        super().submit_read(offset, buffer, start, length, done)
+
+    def submit_write(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
+        self._throttle.take(length)
+        super().submit_write(offset, buffer, start, length, done)
+
+    def submit_zeros(self, offset: int, length: int, done: Completion) -> None:
+        self._throttle.take(length)
+        super().submit_zeros(offset, length, done)

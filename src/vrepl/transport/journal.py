@@ -1,0 +1,104 @@
+"""When the transfer log is written: leave to write ahead of the writes, and checkpoints behind them.
+
+Both wait for the disk, so both are paced by what they cost: at most about 2 % of a transfer's time goes there, and a
+killed transfer loses little more than a second of work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Protocol, runtime_checkable
+
+from vrepl.extents import Extent, grains_of, normalise
+from vrepl.ports import TransferLog
+from vrepl.transport.buffers import MIB
+from vrepl.transport.grains import ZERO_DIGEST
+
+SHARE = 50
+"""A step of the log is due at the earliest after this many times what the last one took."""
+LEAST_SECONDS = 0.1
+MOST_SECONDS = 5.0
+LEAST_BYTES = 4 * MIB
+MOST_BYTES = 1024 * MIB
+MOST_PLANNED_AHEAD = 64 * MIB
+"""Whatever is allowed but not recorded is written again after a crash: not more of it than pays."""
+MOST_ZERO_STRETCHES = 65536
+"""Settled stretches of zeros that may wait for a checkpoint: bounds memory on a disk that is all small holes."""
+
+
+@runtime_checkable
+class LogsZeros(Protocol):
+    """A transfer log that takes stretches of zeros as extents."""
+
+    def record_zeros(self, extents: Iterable[Extent]) -> None: ...
+
+
+class Journal:
+    """Keeps what was settled since the last checkpoint, and how far writes may go."""
+
+    def __init__(
+        self, log: TransferLog, capacity: int, planned: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._log = log
+        self._capacity = capacity
+        self._planned = planned
+        self._clock = clock
+        self._allowed = 0
+        self._entries: list[tuple[int, bytes]] = []
+        self._zeros: list[Extent] = []
+        self._bytes = 0
+        self._cost = 0.0
+        self._allow_cost = 0.0
+        self._last = self._started = clock()
+        self._data_bytes = 0
+
+    def before_write(self, end: int) -> None:
+        """Make sure, durably, that writes below `end` bytes are allowed."""
+        if end <= self._allowed:
+            return
+        began = self._clock()
+        rate = self._data_bytes / max(began - self._started, 0.01)
+        ahead = max(min(self._planned // 64, MOST_PLANNED_AHEAD), int(SHARE * self._allow_cost * rate))
+        self._allowed = min(end + min(max(ahead, LEAST_BYTES), MOST_BYTES), max(self._capacity, end))
+        self._log.allow(self._allowed)
+        self._allow_cost = self._clock() - began
+
+    def settle(self, entries: Iterable[tuple[int, bytes]], length: int) -> None:
+        """These grains (`length` bytes in all) need nothing more once what was submitted is flushed."""
+        self._entries.extend(entries)
+        self._bytes += length
+        self._data_bytes += length
+
+    def settle_zeros(self, extent: Extent) -> None:
+        """Likewise for a stretch of zeros."""
+        self._zeros.append(extent)
+        self._bytes += extent.length
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        if self._bytes == 0:
+            return False
+        if len(self._zeros) >= MOST_ZERO_STRETCHES or len(self._entries) * 65536 >= MOST_BYTES:
+            return True
+        waited = self._clock() - self._last
+        if waited >= MOST_SECONDS:
+            return True
+        return self._bytes >= LEAST_BYTES and waited >= max(LEAST_SECONDS, SHARE * self._cost)
+
+    def checkpoint(self, flush: Callable[[], None]) -> None:
+        """Flush, then record. Every submitted write has been acknowledged; `flush` may have nothing to do."""
+        began = self._clock()
+        entries, zeros = self._entries, normalise(self._zeros)
+        self._entries, self._zeros = [], []
+        self._bytes = 0
+        flush()
+        if zeros and isinstance(self._log, LogsZeros):
+            self._log.record_zeros(zeros)
+            zeros = []
+        if entries or zeros:
+            self._log.record(chain(entries, ((grain, ZERO_DIGEST) for extent in zeros for grain in grains_of(extent))))
+        self._last = self._clock()
+        self._cost = self._last - began

@@ -1,0 +1,176 @@
+"""What must be done with a grain once it is known: write it, skip it, or call it bad.
+
+The rules of suppression are here and nowhere else. A write is suppressed only when it is sure that the target's grain
+holds these bytes already:
+
+    dirty (may have been written since the last seal)   written always, zeros included
+    target is read and compared                         written unless the bytes are the same
+    digest of the leaf's parent is known                written unless it is the same
+    nothing is known                                    written
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from vrepl.extents import GRAIN, Extent
+from vrepl.ports import DigestLookup
+from vrepl.transport.cover import AscendingCover, Cover
+from vrepl.transport.grains import ZERO_DIGEST, GrainAt
+from vrepl.transport.work import Block, Packer
+
+
+class Run(NamedTuple):
+    """Contiguous bytes to write: from byte `start` of the buffer (or zeros) to `offset` of the disk."""
+
+    offset: int
+    start: int
+    length: int
+    zeros: bool
+
+
+class WriteZeros(NamedTuple):
+    extent: Extent
+
+
+class Settled(NamedTuple):
+    """All of `extent` is zeros and needs nothing more once what came before it is written."""
+
+    extent: Extent
+
+
+ZeroWork = WriteZeros | Settled | Block
+
+
+class Judge(Protocol):
+    """Decides; called by the pipeline's own thread only."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether the target's bytes are read too."""
+        ...
+
+    def runs(self, block: Block, digests: Sequence[bytes], same: Sequence[bool] | None) -> list[Run]:
+        """What to write of a block; `same[i]`: the target holds the bytes of grain i already."""
+        ...
+
+    def zeros(self, extent: Extent) -> Iterator[ZeroWork]:
+        """What to do about a stretch that is zeros at the source; lazily, ending with what it settles."""
+        ...
+
+
+def coalesce(grains: Iterable[tuple[GrainAt, bool]], split_zeros: bool) -> list[Run]:
+    """Join grains that follow one another on the disk and in the buffer; `bool` says that a grain is zeros."""
+    runs: list[Run] = []
+    for (number, start, length), zero in grains:
+        offset = number * GRAIN
+        zeros = zero and split_zeros
+        if runs:
+            last = runs[-1]
+            if last.offset + last.length == offset and last.start + last.length == start and last.zeros == zeros:
+                runs[-1] = Run(last.offset, last.start, last.length + length, zeros)
+                continue
+        runs.append(Run(offset, start, length, zeros))
+    return runs
+
+
+class DigestJudge:
+    """For a leaf whose parent's digests are known, wholly or in part."""
+
+    compares = False
+
+    def __init__(self, lookup: DigestLookup, dirty: Iterable[Extent], *, split_zeros: bool = False) -> None:
+        self._digest_of = lookup.digest_of
+        self._not_zero = lookup.not_zero
+        self._dirty = Cover(dirty)
+        self._split_zeros = split_zeros
+
+    def runs(self, block: Block, digests: Sequence[bytes], same: Sequence[bool] | None) -> list[Run]:
+        digest_of, dirty = self._digest_of, self._dirty
+        anything_dirty = bool(dirty)
+        wanted = [
+            (grain, value == ZERO_DIGEST)
+            for grain, value in zip(block.grains, digests, strict=True)
+            if (anything_dirty and dirty.holds(grain.number * GRAIN)) or digest_of(grain.number) != value
+        ]
+        return coalesce(wanted, self._split_zeros) if wanted else []
+
+    def zeros(self, extent: Extent) -> Iterator[ZeroWork]:
+        for part, dirty in self._dirty.parts(extent):
+            if dirty:
+                yield WriteZeros(part)
+            else:
+                for unsure in self._not_zero(part):
+                    yield WriteZeros(unsure)
+            yield Settled(part)
+
+
+class TargetJudge:
+    """For a target of which nothing is known: its own bytes decide, except where they may change under us (dirty)."""
+
+    compares = True
+
+    def __init__(
+        self, allocated: Iterable[Extent] | None, dirty: Iterable[Extent], *, split_zeros: bool = False
+    ) -> None:
+        """`allocated`: what of the target may hold data, ascending, consumed as needed (None: all of it)."""
+        self._allocated = None if allocated is None else AscendingCover(allocated)
+        self._dirty = Cover(dirty)
+        self._split_zeros = split_zeros
+
+    def runs(self, block: Block, digests: Sequence[bytes], same: Sequence[bool] | None) -> list[Run]:
+        if same is None:
+            raise AssertionError("a comparison needs the target's bytes")
+        dirty = self._dirty
+        wanted = [
+            (grain, value == ZERO_DIGEST)
+            for grain, value, equal in zip(block.grains, digests, same, strict=True)
+            if not equal or dirty.holds(grain.number * GRAIN)
+        ]
+        # A block that was read from the target holds what must be overwritten, not what must be written.
+        return coalesce(wanted, self._split_zeros or block.from_target) if wanted else []
+
+    def zeros(self, extent: Extent) -> Iterator[ZeroWork]:
+        packer = Packer(from_target=True)
+        for part, dirty in self._dirty.parts(extent):
+            if dirty:
+                yield WriteZeros(part)
+                yield Settled(part)
+                continue
+            for piece, allocated in [(part, True)] if self._allocated is None else self._allocated.parts(part):
+                if allocated:
+                    yield from packer.add(piece)
+                else:
+                    yield Settled(piece)
+        yield from packer.finish()
+
+
+class VerifyJudge:
+    """Writes nothing: collects the grains that differ from their digests, and counts those that have none."""
+
+    compares = False
+
+    def __init__(self, lookup: DigestLookup, capacity: int) -> None:
+        self._lookup = lookup
+        self._capacity = capacity
+        self.bad_grains: list[int] = []
+        self.unknown_grains = 0
+
+    def runs(self, block: Block, digests: Sequence[bytes], same: Sequence[bool] | None) -> list[Run]:
+        for grain, value in zip(block.grains, digests, strict=True):
+            self._check(grain.number, value)
+        return []
+
+    def zeros(self, extent: Extent) -> Iterator[ZeroWork]:
+        for suspect in self._lookup.not_zero(extent):
+            for index in range(suspect.offset // GRAIN, -(-suspect.end // GRAIN)):
+                self._check(index, ZERO_DIGEST)
+        yield Settled(extent)
+
+    def _check(self, index: int, value: bytes) -> None:
+        known = self._lookup.digest_of(index)
+        if known is None:
+            self.unknown_grains += 1
+        elif known != value:
+            self.bad_grains.append(index)

@@ -1,0 +1,444 @@
+"""The copy pipeline: one for full, incremental and comparing transfers and for verification.
+
+    work -> read into a free buffer -> zero check and digests -> judge -> write what must be -> buffer is free again
+
+The thread that calls `run` owns both disks: it alone submits, judges and checkpoints, and sleeps on one queue that
+completions (from the disks' threads) and hashed buffers (from the hashing threads) arrive in. Memory is the ring of
+buffers, whatever the size of the disk. The first error stops the intake; what is in flight is waited for; then the
+error is raised, with its offset and code.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from queue import SimpleQueue
+
+from vrepl.errors import DiskError, InterruptedRunError, VreplError
+from vrepl.extents import Extent, split, total
+from vrepl.ports import TransferProgress
+from vrepl.transport.buffers import MIB, Buffer
+from vrepl.transport.disk import DiskReader, DiskWriter
+from vrepl.transport.faults import Hook, Point, no_hook
+from vrepl.transport.grains import ZERO_DIGEST, digest_grains, is_equal
+from vrepl.transport.journal import Journal
+from vrepl.transport.judges import Judge, Run, Settled, WriteZeros, ZeroWork
+from vrepl.transport.waits import Waits
+from vrepl.transport.work import BLOCK, Block, Packer, Stretch, survey
+
+PROGRESS_SECONDS = 0.2
+DRAINED_SECONDS = 0.25
+"""How many seconds of reading may be in flight: a stop waits for it to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """`buffers` of 1 MiB make the ring; `hashers` threads hash (0: the pipeline's own thread does it)."""
+
+    buffers: int = 16
+    hashers: int = 1
+
+
+DEFAULT_TUNING = Tuning()
+SINGLE_THREADED = Tuning(buffers=4, hashers=0)
+"""Deterministic where the disks complete at once."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """Bytes, as `ports.TransferResult` means them."""
+
+    read: int = 0
+    moved: int = 0
+    skipped: int = 0
+
+
+class _Slot:
+    """One buffer of the ring on its way through the stages."""
+
+    __slots__ = ("_arrived", "_expected", "block", "buffer", "digests", "error", "other", "pipeline", "same")
+
+    def __init__(self, pipeline: Pipeline, other: bool) -> None:
+        self.pipeline = pipeline
+        self.buffer = Buffer(BLOCK)
+        self.other = Buffer(BLOCK) if other else None
+        self.block = Block()
+        self.digests: Sequence[bytes] = ()
+        self.same: Sequence[bool] | None = None
+        self.error: DiskError | None = None
+        self._expected = 0
+        self._arrived = count(1)
+
+    def expect(self, completions: int) -> None:
+        self._expected = completions
+        self._arrived = count(1)  # next() is atomic, and completions come from several threads
+        self.error = None
+
+    def read_done(self, error: DiskError | None) -> None:
+        if error is not None:
+            self.error = error
+        if next(self._arrived) == self._expected:
+            self.pipeline.slot_read(self)
+
+    def write_done(self, error: DiskError | None) -> None:
+        if error is not None:
+            self.error = error
+        if next(self._arrived) == self._expected:
+            self.pipeline.slot_written(self)
+
+    def hash(self) -> None:
+        """Find digests, and what the target has already."""
+        block, other = self.block, self.other
+        self.digests = digest_grains(self.buffer, block.grains, block.used)
+        if other is not None and not block.from_target:
+            self.same = [is_equal(self.buffer, other, start, length) for _, start, length in block.grains]
+
+
+class Pipeline:
+    """One pass over the regions of one disk; `run` once, `stop` from any thread."""
+
+    def __init__(
+        self,
+        source: DiskReader,
+        target: DiskWriter | None,
+        judge: Judge,
+        regions: Sequence[Extent],
+        *,
+        allocated_only: bool,
+        journal: Journal | None = None,
+        tuning: Tuning = DEFAULT_TUNING,
+        progress: Callable[[TransferProgress], None] | None = None,
+        hook: Hook = no_hook,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._judge = judge
+        self._journal = journal
+        self._tuning = tuning
+        self._progress = progress
+        self._hook = hook
+        self._figures = TransferProgress(planned=total(regions))
+        self._work = self._work_of(regions, allocated_only)
+        self._next: Block | WriteZeros | Settled | None = None
+        self._events: SimpleQueue[tuple[str, _Slot | None]] = SimpleQueue()
+        self._to_hash: SimpleQueue[_Slot | None] = SimpleQueue()
+        self._free = deque(_Slot(self, judge.compares) for _ in range(tuning.buffers))
+        self._ready: deque[_Slot] = deque()
+        self._reading = self._writing = 0
+        self._bytes_arrived = 0
+        self._read_limit = min(4, tuning.buffers)
+        self._unflushed = False
+        self._stopped = False
+        self._failure: Exception | None = None
+        self._write_failed = False
+        self._reported = 0.0
+        self.totals = Totals()
+        self.waits = Waits()
+
+    # -- from any thread ---------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Make `run` end soon with InterruptedRunError; what is settled until then is checkpointed."""
+        self._stopped = True
+        self._events.put(("stop", None))
+
+    def slot_read(self, slot: _Slot) -> None:
+        """A disk's thread: every piece of the buffer is read, or failed."""
+        if slot.error is not None or self._tuning.hashers == 0:
+            self._events.put(("read", slot))
+        else:
+            self._to_hash.put(slot)
+
+    def slot_written(self, slot: _Slot) -> None:
+        """A disk's thread: every run of the buffer is written, or failed."""
+        self._events.put(("written", slot))
+
+    # -- the owner's thread ------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Go through all regions. Raises the first DiskError, or InterruptedRunError."""
+        hashers = [
+            threading.Thread(target=self._hash_loop, name=f"hasher-{number}", daemon=True)
+            for number in range(self._tuning.hashers)
+        ]
+        for thread in hashers:
+            thread.start()
+        self.waits.start()
+        try:
+            self._hook(Point.OPENED, 0)
+            self._loop()
+        finally:
+            for _ in hashers:
+                self._to_hash.put(None)
+            for thread in hashers:
+                thread.join()
+            self.waits.end()
+
+    def _loop(self) -> None:
+        try:
+            while True:
+                self._intake()
+                if self._next is None and not (self._reading or self._writing or self._ready):
+                    break
+                self._handle_events()
+                if self._journal is not None and self._journal.due:
+                    self._checkpoint()
+                self._report()
+        except VreplError as error:
+            self._fail(error)
+        except Exception as error:  # a mistake of ours: buffers must not go away under the disks' threads
+            self._write_failed = True
+            self._fail(error)
+        self._finish()
+
+    def _intake(self) -> None:
+        """Write what is judged, then take on new work, as far as buffers and the disks' depth allow."""
+        if self._stopped:
+            raise InterruptedRunError("stopped")
+        while self._ready:
+            self._write(self._ready.popleft())
+        while True:
+            if self._next is None:
+                self._next = next(self._work, None)
+            work = self._next
+            if work is None:
+                return
+            if isinstance(work, Settled):
+                self._settle_zeros(work.extent)
+            elif isinstance(work, WriteZeros):
+                if self._writing >= self._tuning.buffers:
+                    return
+                self._write_zeros(work.extent)
+            elif self._free and self._reading < self._read_limit:
+                self._read(self._free.popleft(), work)
+            else:
+                return
+            self._next = None
+
+    def _work_of(self, regions: Sequence[Extent], allocated_only: bool) -> Iterator[Block | WriteZeros | Settled]:
+        packer = Packer()
+        stretches: Iterator[Stretch] = survey(
+            regions, self._source.allocated if allocated_only else None, self._source.capacity
+        )
+        for extent, data in stretches:
+            if data:
+                yield from packer.add(extent)
+                continue
+            work: ZeroWork
+            for work in self._judge.zeros(extent):
+                if isinstance(work, WriteZeros):
+                    for piece in split([work.extent], MIB):
+                        yield WriteZeros(piece)
+                else:
+                    yield work
+        yield from packer.finish()
+
+    def _read(self, slot: _Slot, block: Block) -> None:
+        slot.block = block
+        slot.same = None
+        self._reading += 1
+        pieces = block.pieces
+        if block.from_target:
+            slot.expect(len(pieces))
+            for offset, start, length in pieces:
+                self._writer.submit_read(offset, slot.buffer, start, length, slot.read_done)
+            return
+        other = slot.other
+        slot.expect(len(pieces) * (1 if other is None else 2))
+        for offset, start, length in pieces:
+            self.totals.read += length
+            self._source.submit_read(offset, slot.buffer, start, length, slot.read_done)
+            if other is not None:
+                self._writer.submit_read(offset, other, start, length, slot.read_done)
+
+    def _handle_events(self) -> None:
+        """Sleep until something arrives, then take all that has."""
+        events = self._events
+        if events.empty():
+            began = time.perf_counter()
+            event = events.get()
+            self.waits.add(self._slowest(), time.perf_counter() - began)
+        else:
+            event = events.get()
+        while True:
+            self._handle(*event)
+            if events.empty():
+                return
+            event = events.get()
+
+    def _handle(self, kind: str, slot: _Slot | None) -> None:
+        if slot is None:
+            return
+        if kind == "written":
+            self._writing -= 1
+            self._release(slot)
+            if slot.error is not None:
+                self._write_failed = True
+                raise slot.error
+            return
+        self._reading -= 1
+        if slot.error is not None:
+            self._free.append(slot)
+            raise slot.error
+        if kind == "read":
+            slot.hash()
+        if self._failure is None:
+            self._judge_slot(slot)
+        else:
+            self._free.append(slot)
+
+    def _judge_slot(self, slot: _Slot) -> None:
+        block = slot.block
+        self._bytes_arrived += block.used
+        self._grow_depth()
+        self._ready.append(slot)
+        self._figures.bytes_read = self.totals.read
+        if block.from_target:
+            slot.same = [value == ZERO_DIGEST for value in slot.digests]
+            slot.digests = [ZERO_DIGEST] * len(slot.digests)
+
+    def _grow_depth(self) -> None:
+        """Reads in flight grow with the rate, so that a slow disk can still be stopped at once."""
+        rate = self._bytes_arrived / max(self.waits.elapsed, 0.001)
+        allowed = int(rate * DRAINED_SECONDS / BLOCK)
+        self._read_limit = max(2, min(self._tuning.buffers, allowed))
+
+    def _write(self, slot: _Slot) -> None:
+        block = slot.block
+        length = sum(grain.length for grain in block.grains)
+        runs = self._judge.runs(block, slot.digests, slot.same)
+        moved = self._submit_runs(slot, runs) if runs else 0
+        self.totals.moved += moved
+        self.totals.skipped += length - moved
+        self._figures.settled += length
+        self._figures.bytes_moved = self.totals.moved
+        if self._journal is not None:
+            self._journal.settle(zip((grain.number for grain in block.grains), slot.digests, strict=True), length)
+        if not runs:
+            self._free.append(slot)
+
+    def _submit_runs(self, slot: _Slot, runs: Sequence[Run]) -> int:
+        target = self._writer
+        last = runs[-1]
+        self._before_write(last.offset + last.length)
+        self._writing += 1
+        slot.expect(len(runs))
+        moved = 0
+        for offset, start, length, zeros in runs:
+            moved += length
+            if zeros:
+                target.submit_zeros(offset, length, slot.write_done)
+            else:
+                target.submit_write(offset, slot.buffer, start, length, slot.write_done)
+        return moved
+
+    def _write_zeros(self, extent: Extent) -> None:
+        self._before_write(extent.end)
+        self._writing += 1
+        self.totals.moved += extent.length
+        self.totals.skipped -= extent.length  # its stretch will be settled as skipped
+        token = _ZeroToken(self)
+        self._writer.submit_zeros(extent.offset, extent.length, token.write_done)
+
+    def _before_write(self, end: int) -> None:
+        if self._journal is not None:
+            self._journal.before_write(end)
+        self._unflushed = True
+        self._hook(Point.WRITE, self._figures.settled)
+
+    def _settle_zeros(self, extent: Extent) -> None:
+        self.totals.skipped += extent.length
+        self._figures.settled += extent.length
+        self._figures.bytes_moved = self.totals.moved
+        if self._journal is not None:
+            self._journal.settle_zeros(extent)
+
+    def _release(self, slot: _Slot) -> None:
+        if not isinstance(slot, _ZeroToken):
+            self._free.append(slot)
+
+    @property
+    def _writer(self) -> DiskWriter:
+        if self._target is None:
+            raise AssertionError("a pipeline without a target has nothing to write")
+        return self._target
+
+    def _slowest(self) -> str:
+        """Which stage holds most of the buffers: that is what the pipeline waits for now."""
+        hashing = self._to_hash.qsize()
+        held = {"target": self._writing, "source": self._reading - hashing, "mover": hashing}
+        return max(held, key=held.__getitem__)
+
+    # -- checkpoints, errors, the end --------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        """Let writes drain, wait, flush, record; reads go on meanwhile."""
+        if self._journal is None:
+            return
+        while self._writing:
+            self._handle_events()
+        self._journal.checkpoint(self._flush)
+        self._hook(Point.RECORDED, self._figures.settled)
+
+    def _flush(self) -> None:
+        if not self._unflushed:
+            return
+        began = time.perf_counter()
+        self._writer.wait()
+        self._hook(Point.FLUSH, self._figures.settled)
+        try:
+            self._writer.flush()
+        except DiskError:
+            self._write_failed = True
+            raise
+        self._unflushed = False
+        self.waits.add("target", time.perf_counter() - began)
+        self._hook(Point.FLUSHED, self._figures.settled)
+
+    def _fail(self, error: Exception) -> None:
+        """Keep the first error; wait for what is in flight, writing nothing more."""
+        self._failure = error
+        while self._reading or self._writing:
+            try:
+                self._handle_events()
+            except VreplError:  # the first error is the one to report
+                continue
+
+    def _finish(self) -> None:
+        """The last checkpoint: also after an error, unless writing itself failed."""
+        if not self._write_failed:
+            try:
+                self._checkpoint()
+            except VreplError as error:
+                self._failure = self._failure or error
+        self._report(force=True)
+        if self._failure is not None:
+            raise self._failure
+
+    def _report(self, force: bool = False) -> None:
+        if self._progress is None:
+            return
+        now = time.monotonic()
+        if force or now - self._reported >= PROGRESS_SECONDS:
+            self._reported = now
+            self._progress(self._figures)
+
+    def _hash_loop(self) -> None:
+        """A hashing thread."""
+        while (slot := self._to_hash.get()) is not None:
+            slot.hash()
+            self._events.put(("hashed", slot))
+
+
+class _ZeroToken(_Slot):
+    """Stands for a write of zeros in flight, which holds no buffer."""
+
+    __slots__ = ()
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.expect(1)

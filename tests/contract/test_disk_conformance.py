@@ -1,0 +1,240 @@
+"""What every DiskReader and DiskWriter promises, run against all that there are.
+
+An implementation joins by a factory in `DISKS`: a context manager that gives a `Subject` over a disk of
+CAPACITY bytes that is allocated, and holds PATTERN, in its third and its last grain only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from vrepl.errors import DiskError
+from vrepl.extents import GRAIN, Extent, intersect, normalise, subtract
+from vrepl.transport.buffers import MIB, Buffer
+from vrepl.transport.decorators import CountingDisk, FailingDisk, ThrottledDisk
+from vrepl.transport.disk import DiskReader, DiskWriter
+from vrepl.transport.memory import MemoryDisk, MemoryHandle
+from vrepl.transport.throttle import Throttle
+
+CAPACITY = 5 * MIB + 3 * GRAIN + 1536
+LAST = CAPACITY // GRAIN
+PATTERN = bytes(range(256)) * (GRAIN // 256)
+HOLES = subtract([Extent(0, CAPACITY)], [Extent(2 * GRAIN, GRAIN), Extent(LAST * GRAIN, CAPACITY - LAST * GRAIN)])
+
+
+@dataclass
+class Subject:
+    """One disk that can be opened; a reader sees what a writer flushed or closed."""
+
+    reader: Callable[[], DiskReader]
+    writer: Callable[[], DiskWriter]
+
+
+def memory_disk() -> MemoryDisk:
+    disk = MemoryDisk(CAPACITY)
+    disk.write(2 * GRAIN, PATTERN)
+    disk.write(LAST * GRAIN, PATTERN[: CAPACITY - LAST * GRAIN])
+    return disk
+
+
+@contextmanager
+def memory() -> Iterator[Subject]:
+    disk = memory_disk()
+    yield Subject(lambda: MemoryHandle(disk), lambda: MemoryHandle(disk, writable=True))
+
+
+@contextmanager
+def decorated(wrap: Callable[[DiskReader], DiskWriter]) -> Iterator[Subject]:
+    with memory() as inner:
+        yield Subject(lambda: wrap(inner.reader()), lambda: wrap(inner.writer()))
+
+
+DISKS: dict[str, Callable[[], AbstractContextManager[Subject]]] = {
+    "memory": memory,
+    "counting": lambda: decorated(CountingDisk),
+    "failing": lambda: decorated(lambda disk: FailingDisk(disk, {})),
+    "throttled": lambda: decorated(lambda disk: ThrottledDisk(disk, Throttle(1 << 34))),
+}
+
+
+@pytest.fixture(params=sorted(DISKS))
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    with DISKS[request.param]() as made:
+        yield made
+
+
+class Call:
+    """A completion that can be waited for, and that must come once."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.error: DiskError | None = None
+        self.calls = 0
+
+    def __call__(self, error: DiskError | None) -> None:
+        self.calls += 1
+        self.error = error
+        self._event.set()
+
+    def result(self) -> DiskError | None:
+        assert self._event.wait(20), "no completion"
+        return self.error
+
+
+def read(disk: DiskReader, offset: int, length: int) -> bytes:
+    buffer, call = Buffer(MIB), Call()
+    disk.submit_read(offset, buffer, 0, length, call)
+    assert call.result() is None
+    return bytes(buffer.view[:length])
+
+
+def write(disk: DiskWriter, offset: int, data: bytes) -> None:
+    buffer, call = Buffer(MIB), Call()
+    buffer.view[: len(data)] = data
+    disk.submit_write(offset, buffer, 0, len(data), call)
+    assert call.result() is None
+
+
+def test_it_says_its_size_and_what_carries_it(subject: Subject) -> None:
+    disk = subject.reader()
+    assert disk.capacity == CAPACITY
+    assert disk.mode
+    assert disk.depth >= 1
+    disk.close()
+
+
+def test_it_reads_data_and_holes(subject: Subject) -> None:
+    disk = subject.reader()
+    assert read(disk, 2 * GRAIN, GRAIN) == PATTERN
+    assert read(disk, GRAIN, 2 * GRAIN) == bytes(GRAIN) + PATTERN
+    assert read(disk, 2 * GRAIN + 512, 512) == PATTERN[512:1024]
+    assert read(disk, CAPACITY - 512, 512) == PATTERN[1024:1536]
+    disk.close()
+
+
+def test_a_read_fills_only_its_part_of_the_buffer(subject: Subject) -> None:
+    disk, buffer, call = subject.reader(), Buffer(MIB), Call()
+    buffer.view[:] = b"\xaa" * MIB
+    disk.submit_read(2 * GRAIN, buffer, GRAIN, 1024, call)
+    assert call.result() is None
+    assert bytes(buffer.view[GRAIN : GRAIN + 1024]) == PATTERN[:1024]
+    assert set(buffer.view[:GRAIN]) == set(buffer.view[GRAIN + 1024 :]) == {0xAA}
+    disk.close()
+
+
+def test_what_it_calls_a_hole_reads_as_zeros_and_data_is_never_called_a_hole(subject: Subject) -> None:
+    disk = subject.reader()
+    found = list(disk.allocated(Extent(0, CAPACITY)))
+    assert found == normalise(found)
+    assert subtract([Extent(0, CAPACITY)], HOLES) == intersect(found, subtract([Extent(0, CAPACITY)], HOLES)), (
+        "data was called a hole"
+    )
+    disk.close()
+
+
+@pytest.mark.parametrize(
+    "extent", [Extent(GRAIN, GRAIN), Extent(2 * GRAIN, GRAIN), Extent(4 * MIB, CAPACITY - 4 * MIB)]
+)
+def test_allocated_stays_within_what_was_asked(subject: Subject, extent: Extent) -> None:
+    disk = subject.reader()
+    found = list(disk.allocated(extent))
+    assert intersect(found, [extent]) == found
+    assert intersect(subtract([extent], HOLES), found) == subtract([extent], HOLES)
+    disk.close()
+
+
+def test_many_reads_in_flight_complete_once_each(subject: Subject) -> None:
+    disk = subject.reader()
+    buffers, calls = [], []
+    for number in range(24):
+        buffers.append(Buffer(GRAIN))
+        calls.append(Call())
+        disk.submit_read((number % 8) * GRAIN, buffers[-1], 0, GRAIN, calls[-1])
+    assert [call.result() for call in calls] == [None] * 24
+    for number, buffer in enumerate(buffers):
+        assert bytes(buffer.view) == (PATTERN if number % 8 == 2 else bytes(GRAIN))
+    disk.close()
+    assert {call.calls for call in calls} == {1}
+
+
+def test_a_writer_reads_back_what_it_wrote_before_flushing(subject: Subject) -> None:
+    disk = subject.writer()
+    write(disk, GRAIN + 512, b"x" * 512)
+    assert read(disk, GRAIN, 2048) == bytes(512) + b"x" * 512 + bytes(1024)
+    disk.close()
+
+
+def test_what_is_flushed_or_closed_is_there_for_the_next_reader(subject: Subject) -> None:
+    disk = subject.writer()
+    write(disk, MIB - 512, b"a" * 2048)
+    write(disk, CAPACITY - 512, b"z" * 512)
+    disk.wait()
+    disk.flush()
+    write(disk, 3 * MIB, b"b" * GRAIN)
+    disk.close()
+    again = subject.reader()
+    assert read(again, MIB - 1024, 3072) == bytes(512) + b"a" * 2048 + bytes(512)
+    assert read(again, 3 * MIB, GRAIN) == b"b" * GRAIN
+    assert read(again, CAPACITY - 512, 512) == b"z" * 512
+    assert read(again, 2 * GRAIN, GRAIN) == PATTERN
+    again.close()
+
+
+def test_zeros_replace_data(subject: Subject) -> None:
+    disk, call = subject.writer(), Call()
+    disk.submit_zeros(2 * GRAIN + 512, 1024, call)
+    assert call.result() is None
+    disk.wait()
+    disk.flush()
+    assert read(disk, 2 * GRAIN, GRAIN) == PATTERN[:512] + bytes(1024) + PATTERN[1536:]
+    disk.close()
+    again = subject.reader()
+    assert read(again, 2 * GRAIN, GRAIN) == PATTERN[:512] + bytes(1024) + PATTERN[1536:]
+    again.close()
+
+
+def test_many_writes_in_flight_all_arrive(subject: Subject) -> None:
+    disk = subject.writer()
+    buffers, calls = [], []
+    for number in range(40):
+        buffers.append(Buffer(GRAIN))
+        buffers[-1].view[:] = bytes([number + 1]) * GRAIN
+        calls.append(Call())
+        disk.submit_write(number * GRAIN, buffers[-1], 0, GRAIN, calls[-1])
+    assert [call.result() for call in calls] == [None] * 40
+    disk.wait()
+    disk.flush()
+    disk.close()
+    again = subject.reader()
+    assert all(read(again, number * GRAIN, GRAIN) == bytes([number + 1]) * GRAIN for number in range(40))
+    again.close()
+
+
+def test_outside_the_disk_is_an_error_that_names_the_offset(subject: Subject) -> None:
+    disk, call = subject.reader(), Call()
+    buffer = Buffer(GRAIN)
+    disk.submit_read(CAPACITY - 512, buffer, 0, 1024, call)
+    error = call.result()
+    assert isinstance(error, DiskError)
+    assert error.offset == CAPACITY - 512
+    assert error.code is not None
+    assert read(disk, 0, 512) == bytes(512), "the handle must still work"
+    disk.close()
+
+
+def test_a_reader_refuses_to_write(subject: Subject) -> None:
+    disk, call = subject.reader(), Call()
+    disk.submit_write(0, Buffer(GRAIN), 0, 512, call)  # type: ignore[attr-defined]
+    assert isinstance(call.result(), DiskError)
+    disk.close()
+
+
+def test_close_is_idempotent(subject: Subject) -> None:
+    for disk in (subject.reader(), subject.writer()):
+        disk.close()
+        disk.close()

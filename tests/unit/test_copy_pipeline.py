@@ -1,0 +1,332 @@
+"""The copy pipeline's promises, on memory disks: what it writes, skips, reads, records; and how it fails."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vrepl.errors import DiskError, InterruptedRunError, VerificationError
+from vrepl.extents import GRAIN, Extent, from_grains, grain_count, total
+from vrepl.model import TransferKind, TransportMode
+from vrepl.ports import DigestFiles, DiskAddress, TransferOrder, TransferProgress
+from vrepl.transport.decorators import CountingDisk, FailingDisk
+from vrepl.transport.faults import Point, SimulatedKill
+from vrepl.transport.grains import ZERO_DIGEST, digest
+from vrepl.transport.memory import MemoryDisk, MemoryHandle
+from vrepl.transport.memory_records import MemoryDigests, MemoryLog
+from vrepl.transport.pipeline import Pipeline, Tuning
+from vrepl.transport.transfer import copy_disk, verify_disk
+
+SHORT = 1536
+MIB = 1 << 20
+
+
+def order_of(
+    capacity: int,
+    *,
+    regions: list[Extent] | None = None,
+    allocated_only: bool = True,
+    dirty: list[Extent] | None = None,
+    read_target: bool = False,
+) -> TransferOrder:
+    address = DiskAddress("prod", "vm-1", None, "[a] b.vmdk", capacity, (TransportMode.NBDSSL,), "web-01", "disk 0")
+    return TransferOrder(
+        kind=TransferKind.FULL,
+        source=address,
+        target=address,
+        regions=[Extent(0, capacity)] if regions is None else regions,
+        allocated_only=allocated_only,
+        dirty=dirty or [],
+        parent=DigestFiles(None),
+        read_target=read_target,
+        log=Path("unused"),
+    )
+
+
+def fill(capacity: int, grains: dict[int, int]) -> MemoryDisk:
+    """Grain -> byte value it is filled with; 0 is an allocated grain of zeros; others are holes."""
+    disk = MemoryDisk(capacity)
+    for grain, value in grains.items():
+        disk.write(grain * GRAIN, bytes([value]) * min(GRAIN, capacity - grain * GRAIN))
+    return disk
+
+
+def digests_of(disk: MemoryDisk) -> dict[int, bytes]:
+    return {
+        grain: digest(disk.read(grain * GRAIN, min(GRAIN, disk.capacity - grain * GRAIN)))
+        for grain in range(grain_count(disk.capacity))
+    }
+
+
+GRAINS = st.dictionaries(st.integers(0, 39), st.integers(0, 2), max_size=40)
+TUNINGS = st.sampled_from([Tuning(4, 0), Tuning(2, 0), Tuning(3, 2)])
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    source=GRAINS,
+    sealed=GRAINS,
+    scribbled=GRAINS,
+    known=st.sets(st.integers(0, 39)),
+    regions=st.sets(st.integers(0, 39)),
+    allocated_only=st.booleans(),
+    read_target=st.booleans(),
+    splits_zeros=st.booleans(),
+    knows=st.booleans(),
+    tuning=TUNINGS,
+)
+def test_a_transfer_makes_its_regions_equal_and_touches_nothing_else(
+    source: dict[int, int],
+    sealed: dict[int, int],
+    scribbled: dict[int, int],
+    known: set[int],
+    regions: set[int],
+    allocated_only: bool,
+    read_target: bool,
+    splits_zeros: bool,
+    knows: bool,
+    tuning: Tuning,
+) -> None:
+    capacity = 39 * GRAIN + SHORT
+    source_disk, target = fill(capacity, source), fill(capacity, sealed)
+    parent = {grain: value for grain, value in digests_of(target).items() if grain in known}
+    for grain, value in scribbled.items():  # writes since the seal: the digests lie about these
+        target.write(grain * GRAIN, bytes([value]) * min(GRAIN, capacity - grain * GRAIN))
+    before = target.clone()
+    wanted = from_grains(regions, capacity)
+    log = MemoryLog()
+    writer = CountingDisk(MemoryHandle(target, writable=True, splits_zeros=splits_zeros))
+    order = order_of(
+        capacity, regions=wanted, allocated_only=allocated_only,
+        dirty=from_grains(scribbled, capacity), read_target=read_target,
+    )  # fmt: skip
+
+    pipeline = copy_disk(
+        order, MemoryHandle(source_disk, knows_allocated=knows), writer, MemoryDigests(parent), log, tuning=tuning
+    )
+    writer.close()
+
+    truth = digests_of(source_disk)
+    for grain in range(40):
+        offset, length = grain * GRAIN, min(GRAIN, capacity - grain * GRAIN)
+        expected = source_disk if grain in regions else before
+        assert target.read(offset, length) == expected.read(offset, length)
+    assert log.done == {grain: truth[grain] for grain in regions}
+    assert pipeline.totals.moved == writer.bytes_written
+    assert pipeline.totals.moved + pipeline.totals.skipped == total(wanted)
+    assert writer.written_outside(wanted) == []
+    assert all(extent.end <= log.allowed for extent in writer.writes)
+
+
+@settings(deadline=None)
+@given(sealed=GRAINS, changed=st.sets(st.integers(0, 39)))
+def test_nothing_that_is_surely_equal_is_written(sealed: dict[int, int], changed: set[int]) -> None:
+    capacity = 40 * GRAIN
+    target = fill(capacity, sealed)
+    source = target.clone()
+    for grain in changed:
+        source.write(grain * GRAIN, b"changed!" * (GRAIN // 8))
+    writer = CountingDisk(MemoryHandle(target, writable=True))
+    copy_disk(order_of(capacity), MemoryHandle(source), writer, MemoryDigests(digests_of(target)), MemoryLog())
+    assert {extent.offset // GRAIN for extent in writer.writes_in_grains()} == changed
+
+
+def test_a_huge_sparse_disk_costs_only_what_is_allocated() -> None:
+    capacity = 1 << 40
+    source = fill(capacity, {7: 1, 1 << 20: 2})
+
+    class ExtentLog(MemoryLog):
+        def __init__(self) -> None:
+            super().__init__()
+            self.zeros: list[Extent] = []
+
+        def record_zeros(self, extents: list[Extent]) -> None:
+            self.zeros.extend(extents)
+
+    log = ExtentLog()
+
+    class Fresh(MemoryDigests):
+        def not_zero(self, extent: Extent):  # type: ignore[no-untyped-def]
+            return iter(())
+
+    target = MemoryDisk(capacity)
+    pipeline = copy_disk(
+        order_of(capacity), MemoryHandle(source), MemoryHandle(target, writable=True), Fresh({}, fresh=True), log
+    )
+    assert pipeline.totals.read == pipeline.totals.moved == 2 * GRAIN
+    assert len(log.done) == 2
+    assert total(log.zeros) == capacity - 2 * GRAIN
+    assert pipeline.totals.skipped == capacity - 2 * GRAIN
+
+
+def test_small_changes_close_together_are_read_in_one_call_but_gaps_are_not_written() -> None:
+    capacity = 32 * GRAIN
+    source = CountingDisk(MemoryHandle(fill(capacity, dict.fromkeys(range(32), 1))))
+    target = CountingDisk(MemoryHandle(MemoryDisk(capacity), writable=True))
+    regions = from_grains([0, 2, 9, 20], capacity)
+    pipeline = copy_disk(order_of(capacity, regions=regions), source, target, MemoryDigests({}), MemoryLog())
+    assert source.reads == [Extent(0, 3 * GRAIN), Extent(9 * GRAIN, GRAIN), Extent(20 * GRAIN, GRAIN)]
+    assert pipeline.totals.read == 5 * GRAIN
+    assert target.writes_in_grains() == [Extent(grain * GRAIN, GRAIN) for grain in (0, 2, 9, 20)]
+
+
+@pytest.mark.parametrize("hashers", [0, 2])
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_the_first_error_stops_the_transfer_and_what_is_sure_is_recorded(side: str, hashers: int) -> None:
+    capacity = 64 * MIB
+    source_disk = fill(capacity, dict.fromkeys(range(1024), 3))
+    target_disk = MemoryDisk(capacity)
+    source = MemoryHandle(source_disk)
+    target = MemoryHandle(target_disk, writable=True)
+    log = MemoryLog()
+    error = DiskError("lost", code=14011, offset=20 * MIB)
+    with pytest.raises(DiskError) as caught:
+        copy_disk(
+            order_of(capacity),
+            FailingDisk(source, {"read": (20, error)}) if side == "source" else source,
+            FailingDisk(target, {"write": (20, error)}) if side == "target" else target,
+            MemoryDigests({}),
+            log,
+            tuning=Tuning(4, hashers),
+        )
+    target.abandon()
+    assert caught.value is error
+    assert len(log.done) < 1024
+    if side == "source":
+        assert len(log.done) >= 15 * 16
+    for grain, value in log.done.items():
+        assert digest(target_disk.read(grain * GRAIN, GRAIN)) == value
+
+
+def test_a_failed_flush_records_nothing() -> None:
+    capacity = 4 * MIB
+    log = MemoryLog()
+    target = MemoryHandle(MemoryDisk(capacity), writable=True)
+    with pytest.raises(DiskError, match="no room"):
+        copy_disk(
+            order_of(capacity), MemoryHandle(fill(capacity, {1: 1})),
+            FailingDisk(target, {"flush": (1, DiskError("no room", code=8))}), MemoryDigests({}), log,
+        )  # fmt: skip
+    assert log.done == {}
+
+
+def test_stop_ends_the_transfer_with_a_valid_checkpoint() -> None:
+    capacity = 32 * MIB
+    source_disk, target_disk = fill(capacity, dict.fromkeys(range(512), 9)), MemoryDisk(capacity)
+    log = MemoryLog()
+    running: list[Pipeline] = []
+
+    def hook(point: Point, settled: int) -> None:
+        if settled >= 8 * MIB:
+            running[0].stop()
+
+    with pytest.raises(InterruptedRunError):
+        copy_disk(
+            order_of(capacity), MemoryHandle(source_disk), MemoryHandle(target_disk, writable=True),
+            MemoryDigests({}), log, hook=hook, running=lambda pipeline, on: running.append(pipeline),
+        )  # fmt: skip
+    assert 8 * MIB <= len(log.done) * GRAIN < capacity
+    assert all(digest(target_disk.read(grain * GRAIN, GRAIN)) == value for grain, value in log.done.items())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    source=GRAINS,
+    point=st.sampled_from(list(Point)),
+    at=st.integers(0, 3),
+    survivors=st.sets(st.integers(0, 50)),
+)
+def test_after_a_kill_what_is_recorded_is_true_and_what_was_issued_was_allowed(
+    source: dict[int, int], point: Point, at: int, survivors: set[int]
+) -> None:
+    capacity = 39 * GRAIN + SHORT
+    source_disk, target_disk = fill(capacity, source), MemoryDisk(capacity)
+    target = MemoryHandle(target_disk, writable=True)
+    log = MemoryLog()
+    seen = 0
+
+    def hook(now: Point, settled: int) -> None:
+        nonlocal seen
+        if now == point:
+            seen += 1
+            if seen > at:
+                raise SimulatedKill
+
+    try:
+        copy_disk(
+            order_of(capacity), MemoryHandle(source_disk), target, MemoryDigests({}, fresh=True), log,
+            tuning=Tuning(2, 0), hook=hook,
+        )  # fmt: skip
+        target.close()
+    except SimulatedKill:
+        target.abandon(lambda number: number in survivors)
+    for grain, value in log.done.items():
+        assert digest(target_disk.read(grain * GRAIN, min(GRAIN, capacity - grain * GRAIN))) == value
+    for grain in range(40):
+        if grain * GRAIN >= log.allowed:
+            assert not any(target_disk.read(grain * GRAIN, min(GRAIN, capacity - grain * GRAIN)))
+
+
+@pytest.mark.parametrize("hashers", [0, 2])
+def test_verify_names_every_grain_that_differs(hashers: int) -> None:
+    capacity = 40 * GRAIN + SHORT
+    disk = fill(capacity, {1: 1, 5: 5, 6: 6, 30: 0, 40: 4})
+    known = digests_of(disk)
+    tuning = Tuning(3, hashers)
+    assert verify_disk(MemoryHandle(disk), MemoryDigests(known), tuning=tuning)[1] == []
+    disk.write(5 * GRAIN + 100 * 512, b"flip" * 128)  # allocated and different
+    disk.unmap(Extent(6 * GRAIN, GRAIN))  # should hold data, is a hole
+    disk.write(30 * GRAIN, b"junk" * 128)  # should be zeros
+    disk.write(40 * GRAIN, b"tail" * 128)
+    bad = verify_disk(MemoryHandle(disk), MemoryDigests(known), tuning=tuning)[1]
+    assert bad == [Extent(5 * GRAIN, 2 * GRAIN), Extent(30 * GRAIN, GRAIN), Extent(40 * GRAIN, SHORT)]
+
+
+def test_verify_does_not_pass_what_it_cannot_compare() -> None:
+    disk = fill(8 * GRAIN, {1: 1})
+    known = digests_of(disk)
+    del known[3]
+    with pytest.raises(VerificationError, match="1 grain"):
+        verify_disk(MemoryHandle(disk), MemoryDigests(known))
+
+
+def test_progress_ends_with_everything_settled() -> None:
+    capacity = 8 * MIB
+    seen: list[tuple[int, int, int, int]] = []
+
+    def progress(figures: TransferProgress) -> None:
+        seen.append((figures.planned, figures.settled, figures.bytes_read, figures.bytes_moved))
+
+    copy_disk(
+        order_of(capacity), MemoryHandle(fill(capacity, {0: 1, 100: 2})),
+        MemoryHandle(MemoryDisk(capacity), writable=True), MemoryDigests({}, fresh=True), MemoryLog(),
+        progress=progress,
+    )  # fmt: skip
+    assert seen[-1] == (capacity, capacity, 2 * GRAIN, 2 * GRAIN)
+
+
+def test_disks_of_different_size_are_refused() -> None:
+    with pytest.raises(DiskError, match="source disk has 65536 bytes, target disk 131072"):
+        copy_disk(
+            order_of(GRAIN), MemoryHandle(MemoryDisk(GRAIN)), MemoryHandle(MemoryDisk(2 * GRAIN), writable=True),
+            MemoryDigests({}), MemoryLog(),
+        )  # fmt: skip
+
+
+def test_hashing_threads_end_with_the_transfer() -> None:
+    before = threading.active_count()
+    disk = fill(MIB, {1: 1})
+    copy_disk(
+        order_of(MIB), MemoryHandle(disk), MemoryHandle(MemoryDisk(MIB), writable=True), MemoryDigests({}), MemoryLog(),
+        tuning=Tuning(2, 2),
+    )  # fmt: skip
+    assert threading.active_count() == before
+
+
+def test_a_zero_digest_is_sixteen_zero_bytes() -> None:
+    assert digest(bytes(SHORT)) == ZERO_DIGEST == bytes(16)
+    assert digest(bytes(SHORT - 1) + b"x") != ZERO_DIGEST
