@@ -1,0 +1,17 @@
+"""vSphere as vrepl sees it; the only package that imports pyVmomi.
+
+    session      login, TLS, keepalive, login again, retries, the count of calls
+    faults       vSphere's faults -> vrepl's errors: one table
+    collector    the property collector: explicit paths, pages
+    inventory    VMs, and the names of what they stand on
+    mapping      pyVmomi's objects -> model values (pure)
+    tasks        one waiter for all running tasks
+    snapshots, cbt, guest     what is done to a VM
+    hardware, placement, replica, reconcile     what is done to a replica
+    datastores, privileges, facts     what placement, transport selection and `check` want to know
+    site         VsphereSite: `ports.Site`, put together from these
+
+Nothing here is imported at `import vrepl.vsphere`, so that naming the package costs nothing.
+"""
+
+from __future__ import annotations

@@ -1,0 +1,174 @@
+"""VMs of a site, and the names of what they stand on; the number of calls follows pages, never VMs."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from vrepl.errors import NotFoundError, VreplError
+from vrepl.model import SnapshotState, VirtualMachine
+from vrepl.vsphere import collector
+from vrepl.vsphere.api import ref_of, vim
+from vrepl.vsphere.mapping import (
+    VM_PATHS,
+    Names,
+    decode_name,
+    disks_of,
+    snapshots_of,
+    virtual_machine,
+)
+from vrepl.vsphere.session import Session
+
+NAMES_LAST = 300.0
+"""Seconds that names of hosts, networks and folders are kept for reads of single VMs; listings gather them anew."""
+
+
+def near_names(name: str, known: Iterable[str]) -> str | None:
+    """A hint for a name that nothing answers to."""
+    near = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else None
+
+
+class Inventory:
+    """Reads; keeps nothing but the names of things, for a while."""
+
+    def __init__(self, session: Session, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._session = session
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._names: Names | None = None
+        self._names_read = 0.0
+
+    def names(self, *, fresh: bool = False) -> Names:
+        """Names of hosts, networks, datastores, folders and datacenters (3 calls and one per 1,000 objects)."""
+        with self._lock:
+            if self._names is None or fresh or self._monotonic() - self._names_read > NAMES_LAST:
+                self._names = read_names(self._session)
+                self._names_read = self._monotonic()
+            return self._names
+
+    def list_vms(self) -> list[VirtualMachine]:
+        """Every VM and template, by name."""
+        names = self.names(fresh=True)
+        found = collector.below(self._session, {vim.VirtualMachine: VM_PATHS})
+        vms = [virtual_machine(one.ref, one.values, names) for one in found]
+        return sorted(vms, key=lambda vm: (vm.name, vm.ref))
+
+    def find_vms(self, wanted: Sequence[str]) -> list[VirtualMachine]:
+        """VMs by exact name, in the order asked for. Raises NotFoundError for all that are missing or ambiguous."""
+        by_name: dict[str, list[Any]] = {}
+        for one in collector.below(self._session, {vim.VirtualMachine: ["name"]}):
+            by_name.setdefault(decode_name(str(one.get("name", ""))), []).append(one.object)
+        missing = [name for name in wanted if name not in by_name]
+        ambiguous = [name for name in wanted if len(by_name.get(name, ())) > 1]
+        if missing or ambiguous:
+            raise _not_found(self._session.settings.name, missing, ambiguous, by_name)
+        read = {vm.ref: vm for vm in self._read([by_name[name][0] for name in wanted])}
+        gone = [name for name in wanted if ref_of(by_name[name][0]) not in read]
+        if gone:
+            raise _not_found(self._session.settings.name, gone, [], by_name)
+        return [read[ref_of(by_name[name][0])] for name in wanted]
+
+    def by_instance_uuid(self, instance_uuid: str) -> VirtualMachine | None:
+        found = self._session.content.searchIndex.FindAllByUuid(uuid=instance_uuid, vmSearch=True, instanceUuid=True)
+        vms = self._read(list(found or []))
+        return vms[0] if vms else None
+
+    def by_bios_uuid(self, bios_uuid: str) -> list[VirtualMachine]:
+        """Every VM with this BIOS uuid: clones repeat it."""
+        found = self._session.content.searchIndex.FindAllByUuid(uuid=bios_uuid, vmSearch=True, instanceUuid=False)
+        return self._read(list(found or []))
+
+    def read_vm(self, vm_ref: str) -> VirtualMachine:
+        """Raises NotFoundError if it is gone."""
+        vms = self._read([self._session.object(vim.VirtualMachine, vm_ref)])
+        if not vms:
+            raise NotFoundError(
+                f"VM {vm_ref} is gone from site {self._session.settings.name}", hint="was it deleted or unregistered?"
+            )
+        return vms[0]
+
+    def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
+        """A snapshot with the disks of its own configuration, in one call. Raises NotFoundError if it is gone."""
+        start = self._session.object(vim.vm.Snapshot, snapshot_ref)
+        wanted = {vim.vm.Snapshot: ["config.hardware.device"], vim.VirtualMachine: ["snapshot"]}
+        found = collector.along(self._session, start, "vm", wanted)
+        own = next((one for one in found if one.ref == snapshot_ref), None)
+        tree = next((one.get("snapshot") for one in found if one.ref != snapshot_ref), None)
+        node = next((node for node in snapshots_of(tree) if node.ref == snapshot_ref), None)
+        if own is None or node is None:
+            raise NotFoundError(f"snapshot {snapshot_ref} is gone", hint="was it removed in vSphere?")
+        return SnapshotState(
+            ref=snapshot_ref,
+            name=node.name,
+            description=node.description,
+            quiesced=node.quiesced,
+            disks=disks_of(own.get("config.hardware.device", [])),
+        )
+
+    def _read(self, objects: Sequence[Any]) -> list[VirtualMachine]:
+        found = collector.these(self._session, objects, {vim.VirtualMachine: VM_PATHS})
+        names = self.names() if found else Names()
+        if any(_unknown(one, names) for one in found):
+            names = self.names(fresh=True)
+        return [virtual_machine(one.ref, one.values, names) for one in found]
+
+
+def _unknown(found: collector.Found, names: Names) -> bool:
+    """Does the VM stand on something newer than the names that are known?"""
+    seen = [found.get("runtime.host"), found.get("parent"), found.get("parentVApp")]
+    return any(one is not None and ref_of(one) not in names.names for one in seen)
+
+
+def _not_found(
+    site: str, missing: Sequence[str], ambiguous: Sequence[str], by_name: dict[str, list[Any]]
+) -> VreplError:
+    said, hints = [], []
+    if missing:
+        said.append(f"site {site} has no VM named {', '.join(missing)}")
+        hints += [hint for name in missing if (hint := near_names(name, by_name))]
+    if ambiguous:
+        said.append(f"site {site} has several VMs named {', '.join(ambiguous)}")
+        hints.append("give each its own name")
+    return NotFoundError("; ".join(said), hint="; ".join(dict.fromkeys(hints)) or f"`vrepl vms {site}` lists them")
+
+
+def read_names(session: Session) -> Names:
+    """Names of everything that VMs stand on."""
+    found = collector.below(
+        session,
+        {
+            vim.HostSystem: ["name", "parent"],
+            vim.dvs.DistributedVirtualPortgroup: ["name", "key"],
+            vim.OpaqueNetwork: ["name", "summary"],
+            vim.Network: ["name"],
+            vim.Datastore: ["name", "parent"],
+            vim.Datacenter: ["name", "parent"],
+            vim.Folder: ["name", "parent"],
+            vim.VirtualApp: ["name", "parent", "parentFolder"],
+        },
+    )
+    names: dict[str, str] = {}
+    parents: dict[str, str] = {}
+    datacenters: set[str] = set()
+    portgroups: dict[str, str] = {}
+    opaque: dict[str, str] = {}
+    for one in found:
+        name = decode_name(str(one.get("name", one.ref)))
+        names[one.ref] = name
+        above = one.get("parentFolder") or one.get("parent")
+        if above is not None:
+            parents[one.ref] = ref_of(above)
+        if isinstance(one.object, vim.Datacenter):
+            datacenters.add(one.ref)
+        if one.get("key"):
+            portgroups[str(one.get("key"))] = name
+        network_id = getattr(one.get("summary"), "opaqueNetworkId", None)
+        if network_id:
+            opaque[str(network_id)] = name
+    root = session.content.rootFolder
+    names.setdefault(ref_of(root), "")
+    return Names(names, parents, frozenset(datacenters), portgroups, opaque)

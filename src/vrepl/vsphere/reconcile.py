@@ -1,0 +1,149 @@
+"""Bring a replica's hardware to its source's; disks and power are left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vrepl.errors import NotFoundError
+from vrepl.model import Hardware, NetworkAdapter, ReplicaPlacement
+from vrepl.vsphere import collector, hardware
+from vrepl.vsphere.api import kind_of, vim
+from vrepl.vsphere.inventory import Inventory
+from vrepl.vsphere.mapping import VM_PATHS, adapters_of, virtual_machine
+from vrepl.vsphere.placement import Place, find_place
+from vrepl.vsphere.session import Session
+from vrepl.vsphere.tasks import Tasks
+
+_PLAIN: tuple[tuple[str, str, str], ...] = (
+    ("cpus", "numCPUs", "CPUs"),
+    ("cores_per_socket", "numCoresPerSocket", "cores per socket"),
+    ("memory_mib", "memoryMB", "memory (MiB)"),
+    ("cpu_hot_add", "cpuHotAddEnabled", "CPU hot-add"),
+    ("memory_hot_add", "memoryHotAddEnabled", "memory hot-add"),
+    ("guest_id", "guestId", "guest OS"),
+    ("firmware", "firmware", "firmware"),
+)
+"""Attribute of Hardware, of ConfigSpec, and what people call it."""
+
+
+class Reconciler:
+    """Finds the differences, and applies them in one reconfiguration."""
+
+    def __init__(self, session: Session, running: Tasks, inventory: Inventory) -> None:
+        self._session = session
+        self._tasks = running
+        self._inventory = inventory
+
+    def reconcile(self, vm_ref: str, wanted: Hardware, placement: ReplicaPlacement, *, keep_macs: bool) -> list[str]:
+        """What was changed, in words; empty if the replica follows its source already.
+
+        The hardware version is raised where the source's is newer. Raises NotFoundError for an unknown network.
+        """
+        vm = self._session.object(vim.VirtualMachine, vm_ref)
+        found = collector.these(self._session, [vm], {vim.VirtualMachine: VM_PATHS})
+        if not found:
+            raise NotFoundError(f"replica {vm_ref} is gone", hint="was it deleted or unregistered?")
+        names = self._inventory.names()
+        replica = virtual_machine(vm_ref, found[0].values, names)
+        devices = list(found[0].get("config.hardware.device", []))
+        have = replica.hardware
+        changed: list[str] = []
+        config = vim.vm.ConfigSpec()
+        for attribute, field, title in _PLAIN:
+            old, new = getattr(have, attribute), getattr(wanted, attribute)
+            if old != new:
+                setattr(config, field, new)
+                changed.append(f"{title}: {old} -> {new}")
+        if have.secure_boot != wanted.secure_boot:
+            config.bootOptions = vim.vm.BootOptions(efiSecureBootEnabled=wanted.secure_boot)
+            changed.append(f"Secure Boot: {have.secure_boot} -> {wanted.secure_boot}")
+        settings = {key: text for key, text in wanted.extra_config.items() if have.extra_config.get(key) != text}
+        settings |= {key: "" for key in have.extra_config if key not in wanted.extra_config}
+        if settings:
+            config.extraConfig = hardware.options(settings)
+            changed.append(f"extraConfig: {', '.join(sorted(settings))}")
+        changes: list[Any] = []
+        positions = {(one.kind, one.bus_number) for one in have.controllers}
+        for controller in wanted.controllers:
+            if controller.kind != "ide" and (controller.kind, controller.bus_number) not in positions:
+                key = hardware.temporary_key(controller.key)
+                changes.append(hardware.added(hardware.controller_device(controller, key)))
+                changed.append(f"controller {controller.kind} {controller.bus_number}: added")
+        if self._adapters_differ(have, wanted, placement, keep_macs=keep_macs):
+            cards = [one for one in devices if isinstance(one, vim.vm.device.VirtualEthernetCard)]
+            cards.sort(key=lambda card: int(card.key))
+            place = find_place(self._session, _where(placement, replica.host))
+            changes += self._adapters(cards, wanted, placement, place, changed, keep_macs=keep_macs)
+        if changes:
+            config.deviceChange = changes
+        if changed:
+            self._tasks.run(lambda: vm.ReconfigVM_Task(spec=config), what=f"reconfigure replica {replica.name}")
+        if wanted.version > have.version > 0:
+            version = f"vmx-{wanted.version:02d}"
+            self._tasks.run(lambda: vm.UpgradeVM_Task(version=version), what=f"upgrade replica {replica.name}")
+            changed.append(f"hardware version: {have.version} -> {wanted.version}")
+        return changed
+
+    def _adapters_differ(
+        self, have: Hardware, wanted: Hardware, placement: ReplicaPlacement, *, keep_macs: bool
+    ) -> bool:
+        def facts(adapter: NetworkAdapter, network: str) -> tuple[str, str, bool, str]:
+            kind = hardware.ADAPTER_CLASSES[adapter.kind]
+            mac = adapter.mac if keep_macs and hardware.is_static_mac(adapter.mac) else ""
+            return kind, network, adapter.connected, mac
+
+        mine = [facts(one, one.network) for one in have.network_adapters]
+        theirs = [
+            facts(one, hardware.mapped_network(one.network, placement.networks)) for one in wanted.network_adapters
+        ]
+        return mine != theirs
+
+    def _adapters(
+        self,
+        cards: list[Any],
+        wanted: Hardware,
+        placement: ReplicaPlacement,
+        place: Place,
+        changed: list[str],
+        *,
+        keep_macs: bool,
+    ) -> list[Any]:
+        """The n-th adapter of the replica follows the n-th of the source."""
+        changes: list[Any] = []
+        present = adapters_of(cards, self._inventory.names())
+        for number, adapter in enumerate(wanted.network_adapters):
+            network = hardware.mapped_network(adapter.network, placement.networks)
+            key = -200_000 - number
+            if number >= len(cards):
+                device = hardware.adapter_device(adapter, key=key, network=network, place=place, keep_mac=keep_macs)
+                changes.append(hardware.added(device))
+                changed.append(f"network adapter {number + 1}: added ({network})")
+                continue
+            card, mine = cards[number], present[number]
+            if kind_of(card) != hardware.ADAPTER_CLASSES[adapter.kind]:
+                device = hardware.adapter_device(adapter, key=key, network=network, place=place, keep_mac=keep_macs)
+                changes += [hardware.removed(card), hardware.added(device)]
+                changed.append(f"network adapter {number + 1}: {mine.kind} -> {adapter.kind}")
+                continue
+            said = []
+            if mine.network != network:
+                card.backing = hardware.adapter_backing(network, place)
+                said.append(f"network {mine.network} -> {network}")
+            if mine.connected != adapter.connected:
+                card.connectable.startConnected = adapter.connected
+                said.append("connected" if adapter.connected else "disconnected")
+            if keep_macs and hardware.is_static_mac(adapter.mac) and mine.mac != adapter.mac:
+                hardware.set_mac(card, adapter.mac)
+                said.append(f"MAC {mine.mac} -> {adapter.mac}")
+            if said:
+                changes.append(hardware.edited(card))
+                changed.append(f"network adapter {number + 1}: {', '.join(said)}")
+        for number, card in enumerate(cards[len(wanted.network_adapters) :], len(wanted.network_adapters)):
+            changes.append(hardware.removed(card))
+            changed.append(f"network adapter {number + 1}: removed")
+        return changes
+
+
+def _where(placement: ReplicaPlacement, host: str) -> ReplicaPlacement:
+    """Networks are those of the host that the replica is on now (DRS may have moved it), wherever the job put it."""
+    return ReplicaPlacement(host, placement.datastore, networks=placement.networks)

@@ -1,0 +1,326 @@
+"""A login to one site: verified TLS, keepalive, login again when the session has died, retries, the count of calls.
+
+Every call of pyVmomi passes through `Session.invoke`, so nothing else in this package catches pyVmomi's or the
+transport's exceptions: what comes out is always a VreplError.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import ParseError
+from xml.parsers.expat import ExpatError
+
+from pyVim.connect import SmartStubAdapter
+from pyVmomi.SoapAdapter import SoapStubAdapter
+
+from vrepl.errors import ConnectionFailedError, InterruptedRunError, VreplError, VsphereError
+from vrepl.vsphere import tls
+from vrepl.vsphere.api import kind_of, ref_of, vim, vmodl
+from vrepl.vsphere.faults import (
+    OutcomeUnknownError,
+    error_of,
+    fault_name,
+    may_have_happened,
+    not_a_vcenter,
+    transport_error,
+)
+from vrepl.vsphere.retry import Retrier, RetryPolicy
+
+log = logging.getLogger(__name__)
+
+NOT_REPEATABLE = frozenset({"CreateSnapshot_Task", "CreateVM_Task", "CloneVM_Task", "CreateFolder", "RegisterVM_Task"})
+"""Methods that make something new each time: after a lost connection the caller has to look before it asks again."""
+
+_WITHOUT_SESSION = frozenset({"RetrieveServiceContent", "Login", "Logout", "Fetch"})
+"""Methods that a dead session does not stop, or that would only ask about it (`Fetch` reads `currentSession`)."""
+
+_DISCONNECTED = (OSError, HTTPException, ExpatError)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSettings:
+    """How to reach and log in to one site; times in seconds."""
+
+    name: str
+    server: str
+    user: str
+    password: str = field(repr=False)
+    port: int = 443
+    nfc_port: int = 902
+    ca_file: Path | None = None
+    """PEM; None: the system's CAs."""
+    thumbprint: str | None = None
+    """SHA-256 of the server's certificate, instead of CAs."""
+    timeout: float = 120.0
+    """For one call; longer than the longest WaitForUpdatesEx."""
+    task_timeout: float | None = None
+    """For one task; None: for ever."""
+    keepalive: float = 600.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+
+class Stub(SoapStubAdapter):  # type: ignore[misc,unused-ignore]
+    """pyVmomi's SOAP stub, with every call handed to `invoke`."""
+
+    def __init__(
+        self,
+        invoke: Callable[[Any, Any, Callable[[], Any]], Any],
+        *,
+        server: str,
+        port: int,
+        version: str,
+        context: ssl.SSLContext,
+        timeout: float,
+    ) -> None:
+        setup: Any = super().__init__
+        setup(host=server, port=port, version=version, sslContext=context, httpConnectionTimeout=timeout)
+        self._invoke = invoke
+
+    def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:
+        send: Any = super().InvokeMethod
+        return self._invoke(mo, info, lambda: send(mo, info, args, outerStub))
+
+    def expect_no_answer_later_than(self, seconds: float) -> None:
+        """For connections made from now on; those in the pool are dropped."""
+        self.schemeArgs["timeout"] = seconds
+        drop: Any = self.DropConnections
+        drop()
+
+
+class Session:
+    """Logs in at first use. Thread-safe."""
+
+    def __init__(self, settings: SiteSettings, *, sleep: Callable[[float], None] | None = None) -> None:
+        self.settings = settings
+        self._closed = threading.Event()
+        self._retrier = Retrier(settings.retry, sleep or self._wait)
+        self._context = tls.make_context(ca_file=settings.ca_file, thumbprint=settings.thumbprint)
+        self._lock = threading.RLock()
+        self._count_lock = threading.Lock()
+        self._calls = 0
+        self._generation = 0
+        self._stub: Stub | None = None
+        self._content: Any = None
+
+    # --- what callers use
+
+    @property
+    def soap_calls(self) -> int:
+        """API calls sent so far, retries included."""
+        return self._calls
+
+    @property
+    def generation(self) -> int:
+        """How often this session has logged in: views, filters and tokens die with the login that made them."""
+        return self._generation
+
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
+    @property
+    def retrier(self) -> Retrier:
+        return self._retrier
+
+    @property
+    def content(self) -> Any:
+        """The ServiceContent of the site; logs in if that has not happened yet."""
+        if self._content is None:
+            self.login()
+        return self._content
+
+    @property
+    def is_vcenter(self) -> bool:
+        """False: a standalone ESXi host."""
+        return str(self.content.about.apiType) == "VirtualCenter"
+
+    @property
+    def api_version(self) -> str:
+        return str(self.content.about.apiVersion)
+
+    @property
+    def product(self) -> str:
+        """Such as `VMware vCenter Server 8.0.3 build-24022515`."""
+        return str(self.content.about.fullName)
+
+    def object(self, kind: Any, ref: str) -> Any:
+        """A reference to a managed object; no call is made."""
+        _ = self.content
+        return kind(ref, self._stub)
+
+    def login(self) -> None:
+        """Connect and log in, once.
+
+        Raises ConnectionFailedError, CertificateError, AuthenticationError, or VsphereError if it is no vSphere.
+        """
+        with self._lock:
+            if self._content is not None:
+                return
+            self._refuse_if_closed()
+            self._stub = Stub(
+                self.invoke,
+                server=self.settings.server,
+                port=self.settings.port,
+                version=self._negotiate(),
+                context=self._context,
+                timeout=self.settings.timeout,
+            )
+            content = vim.ServiceInstance("ServiceInstance", self._stub).RetrieveContent()
+            self._authenticate(content)
+            self._content = content
+            self._generation += 1
+            threading.Thread(target=self._keep_alive, name=f"keepalive-{self.settings.name}", daemon=True).start()
+
+    def certificate(self) -> bytes:
+        """The site's certificate (DER), verified."""
+        if self._context.peer is None:
+            settings = self.settings
+            address = (settings.server, settings.port)
+            try:
+                with (
+                    socket.create_connection(address, timeout=settings.timeout) as plain,
+                    self._context.wrap_socket(plain, server_hostname=settings.server),
+                ):
+                    pass
+            except OSError as cause:
+                raise self._disconnected(cause, "read the certificate") from cause
+        assert self._context.peer is not None
+        return self._context.peer
+
+    def close(self) -> None:
+        """Log out, as far as the server still answers; every later call raises InterruptedRunError."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if self._stub is None:
+            return
+        try:
+            self._stub.expect_no_answer_later_than(5.0)
+            if self._content is not None:
+                self._content.sessionManager.Logout()
+        except VreplError as error:
+            log.debug("%s: logout: %s", self.settings.name, error)
+        drop: Any = self._stub.DropConnections
+        drop()
+
+    # --- the way of every call
+
+    def invoke(self, target: Any, info: Any, send: Callable[[], Any]) -> Any:
+        """Make one call, again where that can help. Raises VreplErrors only."""
+        method = str(info.wsdlName)
+        doing = f"{method} of {kind_of(target)} {ref_of(target)}"
+
+        def once() -> Any:
+            if method != "Logout":
+                self._refuse_if_closed()
+            generation = self._generation
+            with self._count_lock:
+                self._calls += 1
+            try:
+                return send()
+            except vmodl.MethodFault as fault:
+                if fault_name(fault) == "NotAuthenticated" and method not in _WITHOUT_SESSION:
+                    self._revive(generation, doing)
+                raise error_of(fault, doing=doing) from fault
+            except _DISCONNECTED as cause:
+                error = self._disconnected(cause, doing)
+                if method in NOT_REPEATABLE and error.retryable and may_have_happened(cause):
+                    raise OutcomeUnknownError(error.message, hint=error.hint) from cause
+                raise error from cause
+
+        return self._retrier.run(once, what=doing, again=self._worth_another_try)
+
+    def _worth_another_try(self, error: VreplError) -> bool:
+        if not error.retryable or self.closed or isinstance(error, OutcomeUnknownError):
+            return False
+        # Until the first login has worked, a wrong name or port is likelier than a passing fault: say so at once.
+        return self._generation > 0 or may_have_happened(error.__cause__ or error)
+
+    def _disconnected(self, cause: BaseException, doing: str) -> VreplError:
+        settings = self.settings
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return tls.certificate_error(
+                cause,
+                server=settings.server,
+                port=settings.port,
+                pinned=settings.thumbprint,
+                timeout=min(settings.timeout, 10.0),
+            )
+        return transport_error(cause, server=settings.server, port=settings.port, doing=doing)
+
+    # --- login
+
+    def _negotiate(self) -> str:
+        """The newest API version that both sides speak, by the server's vimServiceVersions.xml."""
+        settings = self.settings
+
+        def ask() -> str:
+            try:
+                adapter: Any = SmartStubAdapter  # takes our context, which verifies; made for its version only
+                return str(adapter(host=settings.server, port=settings.port, sslContext=self._context).version)
+            except _DISCONNECTED as cause:
+                raise self._disconnected(cause, "ask for API versions") from cause
+            except (ParseError, RuntimeError) as cause:
+                raise not_a_vcenter(f"{settings.server}:{settings.port}", str(cause)) from cause
+            except Exception as cause:
+                # pyVim says "is down or is not a VIM server" with a bare Exception, for any status but 200.
+                if type(cause) is not Exception:
+                    raise
+                raise not_a_vcenter(
+                    f"{settings.server}:{settings.port}", "no list of API versions that vrepl knows"
+                ) from cause
+
+        return self._retrier.run(ask, what="ask for API versions", again=self._worth_another_try)
+
+    def _authenticate(self, content: Any) -> None:
+        content.sessionManager.Login(self.settings.user, self.settings.password, None)
+        log.info("%s: logged in to %s as %s", self.settings.name, self.settings.server, self.settings.user)
+
+    def _revive(self, generation: int, doing: str) -> None:
+        """Log in again, unless another thread has, and only if the session is really dead (as oslo.vmware does).
+
+        A live session that is told NotAuthenticated lacks a right; logging in again would only fill vCenter's table.
+        """
+        with self._lock:
+            if self._generation != generation:
+                return
+            try:
+                alive = self._content.sessionManager.currentSession is not None
+            except VreplError as error:
+                if isinstance(error, ConnectionFailedError):
+                    raise
+                alive = False
+            if alive:
+                raise VsphereError(
+                    f"{doing}: refused as not authenticated although the session is alive",
+                    fault="NotAuthenticated",
+                    hint="the user lacks a right here: see `vrepl check`",
+                )
+            log.warning("%s: the session has ended; logging in again", self.settings.name)
+            self._authenticate(self._content)
+            self._generation += 1
+
+    # --- threads
+
+    def _keep_alive(self) -> None:
+        """vCenter ends a session after 30 idle minutes, and a long copy makes no calls."""
+        while not self._closed.wait(self.settings.keepalive):
+            try:
+                self.object(vim.ServiceInstance, "ServiceInstance").CurrentTime()
+            except VreplError as error:
+                log.debug("%s: keepalive: %s", self.settings.name, error)
+
+    def _wait(self, seconds: float) -> None:
+        self._closed.wait(seconds)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed.is_set():
+            raise InterruptedRunError(f"the connection to site {self.settings.name} was closed")

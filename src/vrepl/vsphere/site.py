@@ -1,0 +1,167 @@
+"""VsphereSite: `ports.Site` for a vCenter Server or an ESXi host, put together from the rooms beside it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vrepl.model import (
+    ChangedAreas,
+    Datastore,
+    Hardware,
+    ReplicaPlacement,
+    ReplicaSpec,
+    SnapshotState,
+    VirtualMachine,
+)
+from vrepl.ports import SiteConnection
+from vrepl.vsphere import cbt, datastores, tls
+from vrepl.vsphere.api import vim
+from vrepl.vsphere.inventory import Inventory
+from vrepl.vsphere.reconcile import Reconciler
+from vrepl.vsphere.replica import Replicas
+from vrepl.vsphere.session import Session, SiteSettings
+from vrepl.vsphere.snapshots import Snapshots
+from vrepl.vsphere.tasks import Tasks
+
+
+def _random_uuid() -> str:
+    return str(uuid.uuid4())
+
+
+class VsphereSite:
+    """Logs in at first use; see `ports.Site` for what each method promises."""
+
+    def __init__(
+        self,
+        settings: SiteSettings,
+        *,
+        sleep: Callable[[float], None] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        new_uuid: Callable[[], str] = _random_uuid,
+    ) -> None:
+        self._session = Session(settings, sleep=sleep)
+        self._tasks = Tasks(self._session, monotonic=monotonic)
+        self._inventory = Inventory(self._session, monotonic=monotonic)
+        self._snapshots = Snapshots(self._session, self._tasks, self._inventory)
+        self._replicas = Replicas(self._session, self._tasks, self._inventory, new_uuid=new_uuid)
+        self._reconciler = Reconciler(self._session, self._tasks, self._inventory)
+
+    # --- the site itself
+
+    @property
+    def name(self) -> str:
+        return self._session.settings.name
+
+    @property
+    def soap_calls(self) -> int:
+        return self._session.soap_calls
+
+    @property
+    def is_vcenter(self) -> bool:
+        return self._session.is_vcenter
+
+    @property
+    def product(self) -> str:
+        """Such as `VMware vCenter Server 8.0.3 build-24022515`."""
+        return self._session.product
+
+    def login(self) -> None:
+        """Connect and log in now instead of at first use."""
+        self._session.login()
+
+    def connection(self) -> SiteConnection:
+        settings = self._session.settings
+        return SiteConnection(
+            server=settings.server,
+            port=settings.port,
+            nfc_port=settings.nfc_port,
+            user=settings.user,
+            password=settings.password,
+            sha1_thumbprint=tls.sha1_thumbprint(self._session.certificate()),
+        )
+
+    def current_time(self) -> dt.datetime:
+        """The site's clock, UTC."""
+        moment: dt.datetime = self._session.object(vim.ServiceInstance, "ServiceInstance").CurrentTime()
+        return moment.astimezone(dt.UTC)
+
+    def close(self) -> None:
+        self._tasks.close()
+        self._session.close()
+
+    def __enter__(self) -> VsphereSite:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    # --- reading
+
+    def list_vms(self) -> list[VirtualMachine]:
+        return self._inventory.list_vms()
+
+    def find_vms(self, names: Sequence[str]) -> list[VirtualMachine]:
+        return self._inventory.find_vms(names)
+
+    def find_vm_by_instance_uuid(self, instance_uuid: str) -> VirtualMachine | None:
+        return self._inventory.by_instance_uuid(instance_uuid)
+
+    def read_vm(self, vm_ref: str) -> VirtualMachine:
+        return self._inventory.read_vm(vm_ref)
+
+    def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
+        return self._inventory.read_snapshot(snapshot_ref)
+
+    def datastores(self) -> list[Datastore]:
+        return datastores.read_all(self._session, self._inventory.names())
+
+    # --- change tracking and snapshots
+
+    def enable_cbt(self, vm_ref: str) -> None:
+        cbt.enable(self._session, self._tasks, vm_ref)
+
+    def changed_areas(
+        self, vm_ref: str, snapshot_ref: str | None, disk_key: int, start: int, change_id: str
+    ) -> ChangedAreas:
+        return cbt.changed_areas(self._session, vm_ref, snapshot_ref, disk_key, start, change_id)
+
+    def create_snapshot(self, vm_ref: str, name: str, description: str, *, quiesce: bool) -> SnapshotState:
+        return self._snapshots.create(vm_ref, name, description, quiesce=quiesce)
+
+    def remove_snapshot(self, vm_ref: str, snapshot_ref: str) -> bool:
+        return self._snapshots.remove(vm_ref, snapshot_ref)
+
+    def consolidate(self, vm_ref: str) -> None:
+        self._snapshots.consolidate(vm_ref)
+
+    def revert_to_snapshot(self, vm_ref: str, snapshot_ref: str) -> None:
+        self._snapshots.revert(vm_ref, snapshot_ref)
+
+    # --- replicas
+
+    def create_replica(self, spec: ReplicaSpec) -> VirtualMachine:
+        return self._replicas.create(spec)
+
+    def reconcile_replica(
+        self, vm_ref: str, hardware: Hardware, placement: ReplicaPlacement, *, keep_macs: bool
+    ) -> list[str]:
+        return self._reconciler.reconcile(vm_ref, hardware, placement, keep_macs=keep_macs)
+
+    def add_replica_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int) -> VirtualMachine:
+        return self._replicas.add_disk(vm_ref, spec, disk_index)
+
+    def remove_replica_disk(self, vm_ref: str, disk_key: int) -> None:
+        self._replicas.remove_disk(vm_ref, disk_key)
+
+    def rename_vm(self, vm_ref: str, name: str) -> None:
+        self._replicas.rename(vm_ref, name)
+
+    def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None:
+        self._replicas.set_extra_config(vm_ref, values)
+
+    def destroy_vm(self, vm_ref: str) -> None:
+        self._replicas.destroy(vm_ref)

@@ -1,0 +1,96 @@
+"""Snapshots of a VM: never with memory; their own configuration is what counts afterwards."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from vrepl.errors import NotFoundError, VsphereError
+from vrepl.model import Snapshot, SnapshotState
+from vrepl.vsphere import collector, tasks
+from vrepl.vsphere.api import ref_of, vim
+from vrepl.vsphere.inventory import Inventory
+from vrepl.vsphere.mapping import encode_name, snapshots_of
+from vrepl.vsphere.session import Session
+from vrepl.vsphere.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+
+class Snapshots:
+    """Makes, removes and reverts to snapshots. VMs and snapshots are named by their refs."""
+
+    def __init__(self, session: Session, running: Tasks, inventory: Inventory) -> None:
+        self._session = session
+        self._tasks = running
+        self._inventory = inventory
+
+    def create(self, vm_ref: str, name: str, description: str, *, quiesce: bool) -> SnapshotState:
+        """Raises VsphereError with `fault` naming the quiesce fault if quiescing fails.
+
+        `name` must be unique within the VM: after a lost connection the snapshot is found again by it.
+        """
+        vm = self._vm(vm_ref)
+        what = f"create snapshot {name} of {vm_ref}"
+        before = {one.ref for one in self._all(vm_ref) if one.name == name}
+        if before:
+            raise VsphereError(f"{what}: a snapshot of that name exists", fault="DuplicateName")
+
+        def there() -> str | None:
+            for task in tasks.recent(self._session, vm, "VirtualMachine.createSnapshot"):
+                try:
+                    self._tasks.wait(task, what=what)
+                except VsphereError as error:
+                    log.debug("%s: %s", what, error)
+            return next((one.ref for one in self._all(vm_ref) if one.name == name), None)
+
+        made = self._tasks.run(
+            lambda: vm.CreateSnapshot_Task(
+                name=encode_name(name), description=description, memory=False, quiesce=quiesce
+            ),
+            what=what,
+            recover=there,
+        )
+        return self._inventory.read_snapshot(made if isinstance(made, str) else ref_of(made))
+
+    def remove(self, vm_ref: str, snapshot_ref: str) -> bool:
+        """Remove one snapshot, not its children; one that is gone already is fine.
+
+        Returns the VM's `consolidationNeeded` afterwards.
+        """
+        snapshot = self._session.object(vim.vm.Snapshot, snapshot_ref)
+        try:
+            self._tasks.run(
+                lambda: snapshot.RemoveSnapshot_Task(removeChildren=False, consolidate=True),
+                what=f"remove snapshot {snapshot_ref} of {vm_ref}",
+            )
+        except NotFoundError:
+            log.debug("snapshot %s of %s is gone already", snapshot_ref, vm_ref)
+        return self.consolidation_needed(vm_ref)
+
+    def consolidation_needed(self, vm_ref: str) -> bool:
+        """False too if the VM is gone."""
+        path = "runtime.consolidationNeeded"
+        found = collector.these(self._session, [self._vm(vm_ref)], {vim.VirtualMachine: [path]})
+        return any(bool(one.get(path, False)) for one in found)
+
+    def consolidate(self, vm_ref: str) -> None:
+        vm = self._vm(vm_ref)
+        self._tasks.run(vm.ConsolidateVMDisks_Task, what=f"consolidate the disks of {vm_ref}")
+
+    def revert(self, vm_ref: str, snapshot_ref: str) -> None:
+        """The VM is left powered off: no snapshot of vrepl's holds memory."""
+        snapshot = self._session.object(vim.vm.Snapshot, snapshot_ref)
+        self._tasks.run(
+            lambda: snapshot.RevertToSnapshot_Task(suppressPowerOn=True),
+            what=f"revert {vm_ref} to snapshot {snapshot_ref}",
+        )
+
+    def _vm(self, vm_ref: str) -> Any:
+        return self._session.object(vim.VirtualMachine, vm_ref)
+
+    def _all(self, vm_ref: str) -> tuple[Snapshot, ...]:
+        found = collector.these(self._session, [self._vm(vm_ref)], {vim.VirtualMachine: ["snapshot"]})
+        if not found:
+            raise NotFoundError(f"VM {vm_ref} is gone", hint="was it deleted or unregistered?")
+        return snapshots_of(found[0].get("snapshot"))

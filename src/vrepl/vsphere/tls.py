@@ -1,0 +1,159 @@
+"""TLS to a site: verified against CAs or a pinned SHA-256 thumbprint, and never blind.
+
+pyVmomi's own `thumbprint` is not used: it checks only the first connection of its pool, and disables verification for
+all later ones. Here the check sits in the SSL context, so no byte of HTTP crosses a connection that was not verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from vrepl.errors import CertificateError, ConfigError
+
+# X509_V_ERR_… of OpenSSL
+_NOT_YET, _EXPIRED, _SELF_SIGNED, _SELF_SIGNED_IN_CHAIN = 9, 10, 18, 19
+_NO_ISSUER, _WRONG_NAME, _WRONG_ADDRESS = 20, 62, 64
+
+
+def colons(digest: bytes) -> str:
+    """`AB:CD:…`, as vSphere and VDDK write thumbprints."""
+    return digest.hex(":").upper()
+
+
+def sha256_thumbprint(certificate: bytes) -> str:
+    """SHA-256 of a DER certificate; what an operator pins."""
+    return colons(hashlib.sha256(certificate).digest())
+
+
+def sha1_thumbprint(certificate: bytes) -> str:
+    """SHA-1 of a DER certificate, which VDDK asks for; of a verified certificate only."""
+    return colons(hashlib.sha1(certificate, usedforsecurity=False).digest())
+
+
+def parse_thumbprint(text: str) -> bytes:
+    """A pinned SHA-256 thumbprint, with or without colons. Raises ConfigError for anything else."""
+    digits = re.sub(r"[:\s]", "", text)
+    if len(digits) == 40 and re.fullmatch(r"[0-9A-Fa-f]+", digits):
+        raise ConfigError("thumbprint", ["this is a SHA-1 thumbprint; vrepl pins SHA-256 (32 bytes) only"])
+    if not re.fullmatch(r"[0-9A-Fa-f]{64}", digits):
+        raise ConfigError("thumbprint", ["a SHA-256 thumbprint has 32 bytes in hexadecimal, such as AB:CD:…"])
+    return bytes.fromhex(digits)
+
+
+class WrongCertificateError(ssl.SSLCertVerificationError):
+    """The peer's certificate is not the pinned one."""
+
+
+class VerifiedContext(ssl.SSLContext):
+    """A client context that remembers the certificate of the last peer that it verified (`peer`, DER)."""
+
+    peer: bytes | None = None
+    pinned: bytes | None = None
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        wrapped = super().wrap_socket(*args, **kwargs)
+        certificate = wrapped.getpeercert(binary_form=True)
+        if self.pinned is not None and (certificate is None or hashlib.sha256(certificate).digest() != self.pinned):
+            wrapped.close()
+            raise WrongCertificateError("the server's certificate is not the pinned one")
+        self.peer = certificate
+        return wrapped
+
+
+def make_context(*, ca_file: Path | None, thumbprint: str | None) -> VerifiedContext:
+    """A context that verifies by the pinned thumbprint if there is one, else by the CA file, else by the system's CAs.
+
+    A pin names one certificate, so with it neither the issuer, the host name nor the dates are asked.
+    """
+    context = VerifiedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if thumbprint is not None:
+        context.pinned = parse_thumbprint(thumbprint)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # wrap_socket compares the certificate itself
+        return context
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except FileNotFoundError:
+            raise CertificateError(f"CA file {ca_file} does not exist", hint="set ca_file of the site") from None
+        except (OSError, ssl.SSLError) as error:
+            raise CertificateError(
+                f"CA file {ca_file} cannot be used: {error}", hint="it must hold certificates in PEM"
+            ) from None
+    else:
+        context.load_default_certs()
+    return context
+
+
+def presented_certificate(server: str, port: int, timeout: float) -> bytes | None:
+    """The DER certificate that a server shows, unverified and for an error's text only; nothing is sent to it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection((server, port), timeout=timeout) as plain, context.wrap_socket(plain) as tls:
+            return tls.getpeercert(binary_form=True)
+    except OSError:
+        return None
+
+
+def certificate_error(
+    cause: ssl.SSLCertVerificationError, *, server: str, port: int, pinned: str | None, timeout: float
+) -> CertificateError:
+    """What is wrong with a certificate, and the thumbprint that was presented, for comparing and pinning."""
+    shown = presented_certificate(server, port, timeout)
+    code = getattr(cause, "verify_code", 0)
+    if isinstance(cause, WrongCertificateError):
+        problem = "the certificate is not the one whose thumbprint is pinned"
+    elif code == _EXPIRED:
+        problem = f"the certificate has expired{_on(shown)}"
+    elif code == _NOT_YET:
+        problem = "the certificate is not valid yet (is this machine's clock right?)"
+    elif code == _SELF_SIGNED:
+        problem = "the certificate is self-signed and not trusted"
+    elif code in {_SELF_SIGNED_IN_CHAIN, _NO_ISSUER}:
+        problem = "the certificate is signed by an authority that is not trusted"
+    elif code in {_WRONG_NAME, _WRONG_ADDRESS}:
+        problem = f"the certificate is not for the name {server}{_names(shown)}"
+    else:
+        problem = f"the certificate cannot be verified ({getattr(cause, 'verify_message', '') or cause})"
+    if shown is None:
+        hint = "set ca_file or thumbprint of the site"
+    else:
+        thumbprint = sha256_thumbprint(shown)
+        expected = f"pinned is {colons(parse_thumbprint(pinned))}; " if pinned else ""
+        hint = (
+            f"{expected}the server shows SHA-256 {thumbprint}: compare it with the server's own, then set "
+            f'thumbprint = "{thumbprint}", or ca_file to its authority'
+        )
+    return CertificateError(f"{server}:{port}: {problem}", hint=hint)
+
+
+def _on(certificate: bytes | None) -> str:
+    if certificate is None:
+        return ""
+    try:
+        return f" on {x509.load_der_x509_certificate(certificate).not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return ""
+
+
+def _names(certificate: bytes | None) -> str:
+    if certificate is None:
+        return ""
+    try:
+        extension = x509.load_der_x509_certificate(certificate).extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+        names = [str(name.value) for name in extension.value]
+    except (ValueError, x509.ExtensionNotFound):
+        return ""
+    return f" but for {', '.join(names[:5])}" if names else ""
