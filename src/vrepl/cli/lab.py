@@ -142,8 +142,9 @@ class SetCommand(click.Command):
             "  ACTION  error:CODE (a number, or one of "
             f"{', '.join(faultrules.ERROR_NAMES)}),\n"
             "          freeze:MILLISECONDS, crash, lost (connection)\n"
-            "Faults of the API:  api_fault=METHOD:ACTION[:ARGUMENT][@N[xCOUNT]][,vm=NAME][,p=0.2][,message=TEXT]\n"
-            "  ACTION  fault:TYPE, task_fault:TYPE, task_hang, http_503, drop, expire_session, delay:MILLISECONDS\n"
+            "Faults of the API:  api_fault=METHOD:ACTION[:ARGUMENT][@N[xCOUNT]][,vm=NAME][,p=0.2][,seed=N]
+                    [,ms=N][,message=TEXT]\n"
+            "  ACTION  fault:TYPE, task_fault:TYPE, task_hang, http_503, drop, drop_reply, expire_session, delay:MILLISECONDS\n"
             "N is the matching call that fires first (1: the next), COUNT how many fire (x*: all from then on).\n"
             "Rules add up; faults=none clears all.\n\n"
             "Fault examples:\n" + "".join(f"  {example}\n" for example in faultrules.EXAMPLES)

@@ -1,7 +1,7 @@
 """The small language in which `vrepl lab set` describes faults.
 
 VixDiskLib calls:   fault=OP:ACTION[:ARGUMENT][@N[xCOUNT]][,vm=NAME][,mode=MODE]
-API calls:          api_fault=METHOD:ACTION[:ARGUMENT][@N[xCOUNT]][,vm=NAME][,p=PROBABILITY][,ms=N][,message=TEXT]
+API calls:          api_fault=METHOD:ACTION[:ARGUMENT][@N[xCOUNT]][,vm=NAME][,p=PROBABILITY][,seed=N][,ms=N][,message=TEXT]
 
 N is the matching call that fires first (1: the next one), COUNT how many calls fire (default 1, `*`: all from then on).
 """
@@ -27,7 +27,7 @@ OPERATIONS = {
 }
 ACTIONS = {"error": 1, "freeze": 2, "crash": 3, "lost": 4}
 MODES = ("san", "hotadd", "nbdssl", "nbd")
-API_ACTIONS = ("fault", "task_fault", "task_hang", "http_503", "drop", "expire_session", "delay")
+API_ACTIONS = ("fault", "task_fault", "task_hang", "http_503", "drop", "drop_reply", "expire_session", "delay")
 ERROR_NAMES = {
     "fail": 1,
     "no_memory": 2,
@@ -99,6 +99,7 @@ class ApiFault:
     probability: float = 1.0
     delay_ms: int = 0
     message: str = ""
+    seed: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -111,6 +112,7 @@ class ApiFault:
             "fault": self.fault,
             "message": self.message,
             "delay_ms": self.delay_ms,
+            "seed": self.seed,
         }
 
 
@@ -172,7 +174,7 @@ def parse_disk_fault(text: str) -> DiskFault:
 
 def parse_api_fault(text: str) -> ApiFault:
     """`CreateSnapshot_Task:task_fault:FileFault@2` -> ApiFault. Raises LabError saying what is wrong with it."""
-    parts = cut(text, ("vm", "p", "ms", "message"))
+    parts = cut(text, ("vm", "p", "seed", "ms", "message"))
     known(text, "action", parts.action, API_ACTIONS)
     fault, delay = "", number(text, "ms", parts.options.get("ms", "0"))
     if parts.action in ("fault", "task_fault"):
@@ -199,6 +201,7 @@ def parse_api_fault(text: str) -> ApiFault:
         probability=probability,
         delay_ms=delay,
         message=parts.options.get("message", ""),
+        seed=number(text, "seed", parts.options.get("seed", "0")),
     )
 
 

@@ -225,8 +225,8 @@ class Lab:
         if change.simulator:
             control.post("/settings", change.simulator)
         if change.clear_faults or change.api_faults:
-            standing = [] if change.clear_faults else control.get("/faults")
-            control.post("/faults", [*standing, *(fault.as_json() for fault in change.api_faults)])
+            add = None if change.clear_faults else 1
+            control.post("/faults", [fault.as_json() for fault in change.api_faults], add=add)
         if change.library or change.clear_faults or change.disk_faults:
             self.settings_file(site).write(change)
 

@@ -1,0 +1,86 @@
+"""What tests share: the lab, built on first use.
+
+`VREPL_NO_LAB=1` skips whatever needs the lab; `VREPL_REQUIRE_LAB=1` (set in CI) makes a lab that cannot be built or
+started a failure instead of a skip.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from vrepl.lab.lab import Lab
+    from vrepl.lab.spec import LabSpec
+
+LAB_FIXTURES = {"lab", "start_lab"}
+MIB = 1024 * 1024
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever asks for a lab, directly or through another fixture, carries the marker."""
+    for item in items:
+        if LAB_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.lab)
+
+
+def small_spec() -> LabSpec:
+    """The VMs of `vrepl lab up`, small enough to start in about a second."""
+    from vrepl.lab.spec import demo_spec
+
+    return demo_spec(disk_mib=16)
+
+
+def start_or_skip(folder: Path, spec: LabSpec) -> Lab:
+    if os.environ.get("VREPL_NO_LAB") == "1":
+        pytest.skip("VREPL_NO_LAB=1")
+    from vrepl.lab.errors import LabError
+    from vrepl.lab.lab import Lab
+
+    try:
+        return Lab.start(folder, spec, say=lambda line: None)
+    except LabError as error:
+        if os.environ.get("VREPL_REQUIRE_LAB") == "1":
+            raise
+        pytest.skip(f"no lab: {error}")
+
+
+@pytest.fixture(scope="session")
+def lab_folders() -> Iterator[Callable[[], Path]]:
+    """Makes short folder names (a Unix socket's path is at most 107 bytes), removed at the end."""
+    made: list[Path] = []
+
+    def make() -> Path:
+        made.append(Path(tempfile.mkdtemp(prefix="vrepl-lab-")))
+        return made[-1]
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def lab(lab_folders: Callable[[], Path]) -> Iterator[Lab]:
+    """One small lab for all tests of a worker: leave it as you found it, or take `start_lab`."""
+    with start_or_skip(lab_folders(), small_spec()) as running:
+        yield running
+
+
+@pytest.fixture
+def start_lab(lab_folders: Callable[[], Path]) -> Iterator[Callable[[LabSpec], Lab]]:
+    """Starts labs of a test's own, and stops them."""
+    started: list[Lab] = []
+
+    def start(spec: LabSpec) -> Lab:
+        started.append(start_or_skip(lab_folders(), spec))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.stop()
