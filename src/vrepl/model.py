@@ -173,6 +173,8 @@ class VirtualMachine:
     tools_running: bool = False
     consolidation_needed: bool = False
     vm_path: str = ""
+    committed: int | None = None
+    """Bytes that the VM's files really take on its datastores; None where the site does not say."""
     disabled_methods: tuple[str, ...] = ()
     extra_config: Mapping[str, str] = field(default_factory=dict)
     """Only the `vrepl.*` keys."""

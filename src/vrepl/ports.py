@@ -16,12 +16,14 @@ from vrepl.extents import Extent
 from vrepl.model import (
     ChangedAreas,
     Datastore,
+    Disk,
     Hardware,
     ReplicaPlacement,
     ReplicaSpec,
     SnapshotState,
     TransferKind,
     TransportMode,
+    TransportPlan,
     VirtualMachine,
 )
 
@@ -31,6 +33,11 @@ class Site(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def is_vcenter(self) -> bool:
+        """False for a standalone ESXi host, which knows no PrepareForAccess."""
+        ...
 
     @property
     def soap_calls(self) -> int:
@@ -56,6 +63,10 @@ class Site(Protocol):
 
     def read_vm(self, vm_ref: str) -> VirtualMachine:
         """Raises NotFoundError if it is gone."""
+        ...
+
+    def settle_tasks(self, vm_ref: str) -> None:
+        """Wait for the tasks that still run on the VM (a dead run's snapshot may be under way). Gone VM: fine."""
         ...
 
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState: ...
@@ -98,7 +109,7 @@ class Site(Protocol):
     def add_replica_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int) -> VirtualMachine: ...
 
     def remove_replica_disk(self, vm_ref: str, disk_key: int) -> None:
-        """Remove the disk from the VM and destroy its files."""
+        """Remove the disk from the VM; its files are destroyed only where no snapshot of the VM needs them."""
         ...
 
     def rename_vm(self, vm_ref: str, name: str) -> None: ...
@@ -146,6 +157,13 @@ class DigestFiles:
     deltas: tuple[Path, ...] = ()
     fresh: bool = False
     """True: the disk was created empty and has no sealed state, so every grain is surely zero."""
+    restore_point_id: str | None = None
+    """The restore point that the set must describe; files that describe another one say nothing."""
+
+    @property
+    def known(self) -> bool:
+        """False: nothing is known of any grain."""
+        return self.fresh or self.base is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +258,23 @@ class DataMovers(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class TransportAdvisor(Protocol):
+    """Chooses transport modes by rule and remembers what failed in this run."""
+
+    def plan(
+        self, side: str, site: str, vm: VirtualMachine, disk: Disk, *, first_run: bool, allowed: Sequence[TransportMode]
+    ) -> TransportPlan:
+        """`side` is `source` or `target`; `allowed` are the job's modes in its order.
+
+        Raises DiskError (with a hint) if no mode is usable.
+        """
+        ...
+
+    def failed(self, site: str, datastore: str, mode: TransportMode, reason: str) -> None:
+        """This mode is not offered again for that datastore in this run."""
+        ...
 
 
 class DigestLookup(Protocol):

@@ -92,8 +92,8 @@ def decide_disk(
     """How to bring the replica's disk to the source's state.
 
     `point`: the disk in the restore point that is the leaf's parent. `digests_known`: a digest set names that restore
-    point. `leaf_is_sealed_state` False: the replica's chain is not what the repository thinks (a snapshot of it was removed by
-    hand, or it was mapped), so nothing is sure. `newly_made`: the replica's disk was just created empty.
+    point. `leaf_is_sealed_state` False: the replica's chain is not what the repository thinks (a snapshot of it was
+    removed by hand, or it was mapped), so nothing is sure. `newly_made`: the replica's disk was just created empty.
     """
     dirty = tuple(clip(unfinished.maybe_written, disk.capacity)) if unfinished else ()
     if not leaf_is_sealed_state:
@@ -177,3 +177,16 @@ def regions_of(decision: DiskDecision, changed: Sequence[Extent], capacity: int)
     if decision.whole_disk:
         return [Extent(0, capacity)]
     return align(union(decision.carry, changed), GRAIN, capacity)
+
+
+def without_cbt(decision: DiskDecision, reason: str, *, digests_known: bool) -> DiskDecision:
+    """What becomes of a decision when CBT gives no answer: the whole disk is gone through, and the reason said."""
+    if decision.fresh:
+        return DiskDecision(TransferKind.FULL, reason, whole_disk=True, dirty=decision.dirty, fresh=True)
+    return DiskDecision(
+        TransferKind.COMPARE,
+        reason if digests_known else f"{reason}; no digests of the last restore point, so both sides are read",
+        whole_disk=True,
+        dirty=decision.dirty,
+        compare_with_target=not digests_known,
+    )

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from vrepl.extents import total
 from vrepl.model import (
+    Datastore,
     Disk,
     JobSettings,
     OnNotReplicable,
@@ -80,6 +81,8 @@ class ReplicaKnowledge:
     """Source disk keys whose digest set names the last restore point."""
     name_taken_by: str | None = None
     """What kind of VM already has the replica's name on the target, if it is not the replica."""
+    leftover: VirtualMachine | None = None
+    """A VM of the replica's name that a dead run registered for this source and never sealed anything on."""
     touched: str | None = None
     """How the replica's leaf was changed by hand, if it was."""
 
@@ -120,6 +123,8 @@ def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> Vm
         names = ", ".join(point.id for point in known.lost_restore_points)
         notes.append(f"restore points whose snapshots were removed by hand are forgotten: {names}")
     revert = known.touched is not None and known.last is not None
+    if known.leftover:
+        notes.append(f"a dead run left the half-made replica {known.leftover.name}: it is removed and made anew")
     if known.touched:
         notes.append(
             f"{known.touched}: the replica is reverted to restore point {known.last.id}"
@@ -202,7 +207,7 @@ def _replica_conflict(vm: VirtualMachine, replica_name: str, known: ReplicaKnowl
             return Conflict(
                 ConflictKind.REPLICA_NAME_TAKEN,
                 f"the target already has {known.name_taken_by} named {replica_name}",
-                f"rename it, set another replica_name in the job, or take it as the replica with --map {vm.name}={replica_name}",
+                f"rename it, set another replica_name in the job, or take it: --map {vm.name}={replica_name}",
             )
         return None
     if known.record and known.record.state is not ReplicaState.READY:
@@ -284,3 +289,29 @@ def _drift_notes(vm: VirtualMachine, known: ReplicaKnowledge) -> list[str]:
     if vm.consolidation_needed:
         notes.append("the source needs disk consolidation")
     return notes
+
+
+def space_needed(plan: VmPlan, job: JobSettings) -> int:
+    """Bytes that the run may add to the target datastore at the most, as far as this can be known before a snapshot."""
+    if plan.replica is not None:
+        return sum(disk.last_moved or 0 for disk in plan.disks if not disk.replace_disk) + sum(
+            disk.disk.capacity for disk in plan.disks if disk.replace_disk
+        )
+    thick = thin = 0
+    for disk_plan in plan.disks:
+        if job.thin if job.thin is not None else disk_plan.disk.thin:
+            thin += disk_plan.disk.capacity
+        else:
+            thick += disk_plan.disk.capacity
+    return thick + (min(thin, plan.vm.committed) if plan.vm.committed is not None else thin)
+
+
+def space_conflict(needed: int, datastore: Datastore) -> Conflict | None:
+    """The target's datastore has no room for what a run may add."""
+    if needed <= datastore.free:
+        return None
+    return Conflict(
+        ConflictKind.NO_SPACE,
+        f"datastore {datastore.name} has {datastore.free} bytes free, and up to {needed} bytes are needed",
+        "make room there, or choose another target_datastore",
+    )

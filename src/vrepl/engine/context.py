@@ -1,0 +1,90 @@
+"""What one run of one job has at hand, passed to everything that works for it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from vrepl.engine.events import EngineEvents
+from vrepl.errors import InterruptedRunError, VreplError
+from vrepl.model import JobSettings
+from vrepl.ports import Clock, DataMovers, NewId, Site, TransportAdvisor
+from vrepl.repository.store import Repository
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the engine tries again what may pass: seconds before each further try."""
+
+    waits: tuple[float, ...] = (1, 2, 5, 10, 20, 30)
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    repository: Repository
+    source: Site
+    target: Site
+    movers: DataMovers
+    transports: TransportAdvisor
+    job: JobSettings
+    run_id: str
+    clock: Clock
+    new_id: NewId
+    events: EngineEvents
+    stop: threading.Event
+    disk_slots: threading.Semaphore
+    """One for each disk that may be in transfer at once."""
+    patience: Patience = Patience()
+
+    def check_stop(self) -> None:
+        """Raises InterruptedRunError once the operator asked to stop."""
+        if self.stop.is_set():
+            raise InterruptedRunError("stopped on request", hint="run the job again: it goes on where it stopped")
+
+    @contextmanager
+    def disk_slot(self) -> Iterator[None]:
+        """Hold one of the run's slots for a disk in transfer. Raises InterruptedRunError when stopped while waiting."""
+        while not self.disk_slots.acquire(timeout=0.2):
+            self.check_stop()
+        try:
+            self.check_stop()
+            yield
+        finally:
+            self.disk_slots.release()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but wake and raise InterruptedRunError when asked to stop."""
+        self.stop.wait(seconds)
+        self.check_stop()
+
+    def patiently(self, vm: str, what: str, action: Callable[[], Result], *, even_when_stopped: bool = False) -> Result:
+        """Run `action`; what is retryable is tried again with growing waits, and said.
+
+        `even_when_stopped` is for clean-up: it neither gives up nor raises because of a stop.
+        """
+        for seconds in self.patience.waits:
+            try:
+                return action()
+            except VreplError as error:
+                if not error.retryable:
+                    raise
+                self.events.note(vm, f"{what}: {error.message}; trying again in {seconds:g} s")
+            if even_when_stopped:
+                threading.Event().wait(seconds)
+            else:
+                self.wait(seconds)
+        return action()
+
+    def timestamped_id(self) -> str:
+        """`YYYYMMDDTHHMMSSZ-xxxxxx`: sorts by time, and two in one second still differ."""
+        return timestamped_id(self.clock(), self.new_id())
+
+
+def timestamped_id(moment: dt.datetime, unique: str) -> str:
+    return f"{moment.astimezone(dt.UTC):%Y%m%dT%H%M%SZ}-{unique[:6]}"

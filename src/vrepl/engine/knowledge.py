@@ -1,0 +1,176 @@
+"""Gathers what the planner decides by: the repository's and the target's view of one VM's replica. Only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vrepl.engine.changes import changed_extents
+from vrepl.errors import CbtError, NotFoundError
+from vrepl.extents import intersect
+from vrepl.model import Disk, PowerState, RestorePoint, VirtualMachine
+from vrepl.planner.disks import UnfinishedDisk, change_id_uuid
+from vrepl.planner.vm import ReplicaKnowledge
+from vrepl.ports import Site
+from vrepl.repository.commit_record import parse_commit_record, read_mark
+from vrepl.repository.intent import Intent
+from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.transferlog import read_log
+
+
+@dataclass(frozen=True, slots=True)
+class TargetNames:
+    """VMs of the target by name, from one listing at the start of a run."""
+
+    by_name: Mapping[str, VirtualMachine]
+
+    @classmethod
+    def of(cls, vms: list[VirtualMachine]) -> TargetNames:
+        return cls({vm.name: vm for vm in vms})
+
+
+def gather(
+    folder: ReplicaFolder | None,
+    vm: VirtualMachine,
+    replica_name: str,
+    repository_id: str,
+    target: Site,
+    names: TargetNames,
+) -> ReplicaKnowledge:
+    """What is known of the replica of `vm`, read afresh from the target."""
+    record = folder.record if folder and folder.record.target_instance_uuid else None
+    replica = target.find_vm_by_instance_uuid(record.target_instance_uuid) if record else None
+    if folder is None or replica is None:
+        taken_by = names.by_name.get(replica_name)
+        leftover = taken_by if taken_by and _is_leftover(taken_by, vm, repository_id) else None
+        return ReplicaKnowledge(
+            record=record,
+            name_taken_by=None if leftover or not taken_by else ("a template" if taken_by.template else "a VM"),
+            leftover=leftover,
+        )
+    snapshots = restore_point_snapshots(replica)
+    sealed = folder.restore_points()
+    present = tuple(point for point in sealed if point.id in snapshots)
+    lost = tuple(point for point in sealed if point.id not in snapshots)
+    last = present[-1] if present else None
+    intent = folder.intent()
+    unfinished = unfinished_disks(folder, intent)
+    return ReplicaKnowledge(
+        record=record,
+        replica=replica,
+        restore_points=present,
+        lost_restore_points=lost,
+        unfinished=tuple(unfinished.items()),
+        digests_known=frozenset(_known_digests(folder, last)) if last else frozenset(),
+        touched=_touched(target, replica, last, snapshots, intent, unfinished),
+    )
+
+
+def restore_point_snapshots(replica: VirtualMachine) -> dict[str, str]:
+    """Restore point ID -> snapshot ref, for the snapshots of a replica that carry a commit record."""
+    found = {}
+    for snapshot in replica.snapshots:
+        record = parse_commit_record(snapshot.description)
+        if record is not None:
+            found[record.restore_point.id] = snapshot.ref
+    return found
+
+
+def unfinished_disks(folder: ReplicaFolder, intent: Intent | None) -> dict[int, UnfinishedDisk]:
+    """What the unsealed attempts left, by source disk key."""
+    found = {}
+    for disk in intent.disks if intent else ():
+        state = read_log(folder.transfer_log(disk.source_key)).attempt(disk.attempt)
+        found[disk.source_key] = UnfinishedDisk(
+            planned=disk.planned,
+            done=intersect(disk.planned, state.done),
+            allowed=state.allowed,
+            change_id=disk.change_id,
+            dirty=disk.dirty,
+            capacity=disk.capacity,
+        )
+    return found
+
+
+def leaf_identity(disk: Disk) -> str:
+    """Tells one leaf of a replica's disk from another: its file, and its change tracking (a revert changes that)."""
+    return f"{disk.path} {change_id_uuid(disk.change_id) if disk.change_id else ''}".strip()
+
+
+def _is_leftover(vm: VirtualMachine, source: VirtualMachine, repository_id: str) -> bool:
+    """A replica of `source` that this repository's dead run registered, and on which nothing was ever sealed."""
+    mark = read_mark(vm.extra_config)
+    return (
+        mark is not None
+        and mark.repository_id == repository_id
+        and mark.source_instance_uuid == source.instance_uuid
+        and vm.power is PowerState.OFF
+        and not vm.snapshots
+    )
+
+
+def _known_digests(folder: ReplicaFolder, last: RestorePoint) -> list[int]:
+    known = []
+    for disk in last.disks:
+        files = folder.digest_files(disk.source_key, last.id)
+        if files.base is not None or files.deltas:
+            known.append(disk.source_key)
+    return known
+
+
+def _touched(
+    target: Site,
+    replica: VirtualMachine,
+    last: RestorePoint | None,
+    snapshots: Mapping[str, str],
+    intent: Intent | None,
+    unfinished: Mapping[int, UnfinishedDisk],
+) -> str | None:
+    """How the leaf was changed by anyone but vrepl since the last seal, in words; None if it was not."""
+    if last is None:
+        return _leaf_replaced(replica, intent) if intent and intent.disks else None
+    if replica.current_snapshot_ref != snapshots[last.id]:
+        return "the replica's current snapshot is not its last restore point"
+    if intent and intent.disks:
+        if any(disk.parent_restore_point_id not in {last.id, None} for disk in intent.disks):
+            return "an unfinished run does not belong to the last restore point"
+        replaced = _leaf_replaced(replica, intent)
+        if replaced:
+            return replaced
+    if any(disk.maybe_written for disk in unfinished.values()):
+        return None  # vrepl's own writes cannot be told from others'; the resumed run writes all of them again
+    return _written_by_hand(target, replica, last, snapshots[last.id])
+
+
+def _leaf_replaced(replica: VirtualMachine, intent: Intent | None) -> str | None:
+    leaves = {disk.key: leaf_identity(disk) for disk in replica.disks}
+    for name, identity in (intent.journal.notes if intent else {}).items():
+        kind, _, key = name.partition(":")
+        if kind == "leaf" and leaves.get(int(key), identity) != identity:
+            return "the replica was reverted or changed by hand since the unfinished run"
+    return None
+
+
+def _written_by_hand(target: Site, replica: VirtualMachine, last: RestorePoint, snapshot_ref: str) -> str | None:
+    """Ask the replica's own CBT whether its leaf was written since the seal; where CBT is off nothing is known."""
+    if not replica.cbt_enabled or replica.power is not PowerState.OFF:
+        return None
+    try:
+        sealed = target.read_snapshot(snapshot_ref)
+        for point in last.disks:
+            disk = replica.disk(point.target_key)
+            at_seal = sealed.disk(point.target_key)
+            if disk is None or at_seal is None or at_seal.change_id is None:
+                continue
+            change_id = at_seal.change_id
+            changed = changed_extents(
+                lambda start, key=disk.key, since=change_id: target.changed_areas(  # type: ignore[misc]
+                    replica.ref, None, key, start, since
+                ),
+                disk.capacity,
+            )
+            if changed:
+                return f"{disk.title} of the replica was written by something else since the last restore point"
+    except (CbtError, NotFoundError):
+        return None
+    return None

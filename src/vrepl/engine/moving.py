@@ -1,0 +1,256 @@
+"""Moves the disks of one VM: attempt by attempt, each one's intent on disk before its first write."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from vrepl.engine.context import RunContext
+from vrepl.errors import InterruptedRunError, TransportModeError, VreplError
+from vrepl.extents import Extent, intersect, subtract, union
+from vrepl.model import Disk, SnapshotState, TransportMode, TransportPlan, VirtualMachine
+from vrepl.planner.disks import DiskDecision
+from vrepl.ports import DigestFiles, DiskAddress, TransferOrder, TransferProgress, TransferResult
+from vrepl.report.model import DiskReport, SideTransport
+from vrepl.repository.intent import DiskIntent, Intent
+from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.transferlog import read_log
+
+
+class IntentKeeper:
+    """The intent of the running run; disks in transfer side by side change it through here, each change durable."""
+
+    def __init__(self, folder: ReplicaFolder, intent: Intent) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self.intent = intent
+
+    def change(self, edit: Callable[[Intent], Intent]) -> None:
+        with self._lock:
+            changed = edit(self.intent)
+            self._folder.save_intent(changed)
+            self.intent = changed
+
+    def set_disk(self, disk: DiskIntent) -> None:
+        self.change(
+            lambda intent: replace(
+                intent,
+                disks=(*(one for one in intent.disks if one.source_key != disk.source_key), disk),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DiskMove:
+    """One disk that a run must bring to the source snapshot's state."""
+
+    vm: VirtualMachine
+    source_snapshot: SnapshotState
+    source_disk: Disk
+    replica: VirtualMachine
+    replica_disk: Disk
+    decision: DiskDecision
+    regions: Sequence[Extent]
+    parent_restore_point_id: str | None
+    parent_digests: DigestFiles
+    first_attempt: int
+
+
+def first_intent(move: DiskMove) -> DiskIntent:
+    """What is recorded of a disk before its first attempt of this run."""
+    return DiskIntent(
+        source_key=move.source_disk.key,
+        kind=move.decision.kind,
+        capacity=move.source_disk.capacity,
+        attempt=move.first_attempt,
+        planned=tuple(move.regions),
+        change_id=move.source_disk.change_id,
+        parent_restore_point_id=move.parent_restore_point_id,
+        fresh=move.decision.fresh,
+        dirty=move.decision.dirty,
+        allocated_only=move.decision.whole_disk,
+    )
+
+
+class DiskMover:
+    """Moves one disk, trying again from its transfer log what may pass."""
+
+    def __init__(self, context: RunContext, folder: ReplicaFolder, keeper: IntentKeeper, move: DiskMove) -> None:
+        self._context = context
+        self._folder = folder
+        self._keeper = keeper
+        self._move = move
+        self.report = DiskReport(
+            index=move.source_disk.index,
+            label=move.source_disk.label,
+            kind=move.decision.kind,
+            reason=move.decision.reason,
+            capacity=move.source_disk.capacity,
+            resumed=bool(move.decision.carry or move.decision.dirty),
+            bytes_read=0,
+            bytes_moved=0,
+            bytes_skipped=0,
+            seconds=0.0,
+        )
+
+    def run(self) -> None:
+        """Raises the error of the last attempt, with VM, disk and step in it."""
+        move = self._move
+        intent = first_intent(move)
+        waits = list(self._context.patience.waits)
+        with self._context.disk_slot():
+            self._context.events.disk_started(
+                move.vm.name, move.source_disk.index, move.source_disk.title, intent.kind.value, move.decision.reason
+            )
+            while True:
+                self.report.attempts += 1
+                try:
+                    self._attempt(intent)
+                    return
+                except VreplError as error:
+                    following, progressed = self._after_failure(intent, error)
+                    if progressed:
+                        waits = list(self._context.patience.waits)
+                    if not waits:
+                        raise
+                    self._pause(error, 0.0 if progressed or isinstance(error, TransportModeError) else waits.pop(0))
+                    intent = following
+                    self._keeper.set_disk(intent)
+
+    def _attempt(self, intent: DiskIntent) -> None:
+        move = self._move
+        source, source_plan = self._source_address()
+        target, target_plan = self._target_address()
+        self._describe(self.report.source, source_plan)
+        self._describe(self.report.target, target_plan)
+        order = TransferOrder(
+            kind=intent.kind,
+            source=source,
+            target=target,
+            regions=intent.planned,
+            allocated_only=intent.allocated_only,
+            dirty=intent.dirty,
+            parent=move.parent_digests,
+            read_target=move.decision.compare_with_target,
+            log=self._folder.transfer_log(intent.source_key),
+            attempt=intent.attempt,
+        )
+        seen = TransferProgress()
+
+        def progressed(progress: TransferProgress) -> None:
+            nonlocal seen
+            seen = progress
+            self._context.events.disk_progress(move.vm.name, move.source_disk.index, progress)
+
+        try:
+            result = self._context.movers.transfer(order, progressed)
+        except VreplError:
+            self._add_bytes(seen.bytes_read, seen.bytes_moved, 0)
+            raise
+        self._count(result)
+
+    def _after_failure(self, intent: DiskIntent, error: VreplError) -> tuple[DiskIntent, bool]:
+        """The intent of the next attempt, and whether this one settled anything; raises what trying cannot mend."""
+        error.at(vm=self._move.vm.name, disk=self._move.source_disk.title, step="transfer")
+        if isinstance(error, InterruptedRunError):
+            raise error
+        if isinstance(error, TransportModeError):
+            self._mode_failed(error)
+        elif not error.retryable:
+            raise error
+        state = read_log(self._folder.transfer_log(intent.source_key)).attempt(intent.attempt)
+        done = intersect(intent.planned, state.done)
+        issued = intersect(intent.planned, [Extent(0, state.allowed)])
+        following = replace(
+            intent,
+            attempt=intent.attempt + 1,
+            planned=tuple(subtract(intent.planned, done)),
+            dirty=tuple(union(intent.dirty, issued)),
+        )
+        return following, bool(done)
+
+    def _pause(self, error: VreplError, seconds: float) -> None:
+        again = f"trying again in {seconds:g} s" if seconds else "going on from the checkpoint"
+        self._context.events.note(self._move.vm.name, f"{self._move.source_disk.title}: {error.message}; {again}")
+        self._context.wait(seconds)
+
+    def _mode_failed(self, error: TransportModeError) -> None:
+        """Rule the mode out for its datastore in this run; raises if the job wants no other."""
+        if not self._context.job.fallback:
+            raise error
+        move = self._move
+        mode = TransportMode(error.mode)
+        text = f"{mode} failed: {error.message}"
+        for side, site, datastore, report in (
+            ("source", self._context.source.name, move.source_disk.datastore, self.report.source),
+            ("target", self._context.target.name, move.replica_disk.datastore, self.report.target),
+        ):
+            if report.mode == error.mode and error.step in {None, side, "transfer"}:
+                self._context.transports.failed(site, datastore, mode, text)
+                report.fallbacks.append(text)
+
+    def _source_address(self) -> tuple[DiskAddress, TransportPlan]:
+        move, context = self._move, self._context
+        plan = context.transports.plan(
+            "source",
+            context.source.name,
+            move.vm,
+            move.source_disk,
+            first_run=move.parent_restore_point_id is None,
+            allowed=context.job.source_modes,
+        )
+        address = DiskAddress(
+            site=context.source.name,
+            vm_ref=move.vm.ref,
+            snapshot_ref=move.source_snapshot.ref,
+            path=move.source_disk.path,
+            capacity=move.source_disk.capacity,
+            modes=plan.modes if context.job.fallback else plan.modes[:1],
+            vm_name=move.vm.name,
+            disk_title=move.source_disk.title,
+        )
+        return address, plan
+
+    def _target_address(self) -> tuple[DiskAddress, TransportPlan]:
+        move, context = self._move, self._context
+        plan = context.transports.plan(
+            "target",
+            context.target.name,
+            move.replica,
+            move.replica_disk,
+            first_run=move.parent_restore_point_id is None,
+            allowed=context.job.target_modes,
+        )
+        address = DiskAddress(
+            site=context.target.name,
+            vm_ref=move.replica.ref,
+            snapshot_ref=None,
+            path=move.replica_disk.path,
+            capacity=move.replica_disk.capacity,
+            modes=plan.modes if context.job.fallback else plan.modes[:1],
+            vm_name=move.replica.name,
+            disk_title=move.replica_disk.title,
+        )
+        return address, plan
+
+    @staticmethod
+    def _describe(side: SideTransport, plan: TransportPlan) -> None:
+        first = plan.usable[0]
+        side.chosen, side.reason, side.mode = first.mode.value, first.reason, first.mode.value
+        side.ruled_out = [(choice.mode.value, choice.reason) for choice in plan.ruled_out]
+
+    def _count(self, result: TransferResult) -> None:
+        report = self.report
+        self._add_bytes(result.bytes_read, result.bytes_moved, result.bytes_skipped)
+        report.seconds = (report.seconds or 0.0) + result.seconds
+        for stage, seconds in result.waits.items():
+            report.waits[stage] = report.waits.get(stage, 0.0) + seconds
+        report.source.mode, report.target.mode = result.source_mode, result.target_mode
+        report.source.fallbacks.extend(result.resent_modes)
+
+    def _add_bytes(self, read: int, moved: int, skipped: int) -> None:
+        report = self.report
+        report.bytes_read = (report.bytes_read or 0) + read
+        report.bytes_moved = (report.bytes_moved or 0) + moved
+        report.bytes_skipped = (report.bytes_skipped or 0) + skipped

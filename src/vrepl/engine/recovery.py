@@ -1,0 +1,105 @@
+"""The start of every run: finish or undo what dead runs left of this VM, and touch nothing else.
+
+Called with the replica's lock held: whichever run made these things is dead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vrepl.engine.context import RunContext
+from vrepl.engine.knowledge import restore_point_snapshots
+from vrepl.engine.marks import source_mark_of
+from vrepl.model import VirtualMachine
+from vrepl.repository.commit_record import parse_commit_record
+from vrepl.repository.replica import ReplicaFolder
+
+
+def recover(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine) -> list[str]:
+    """Returns what was found and done, in words."""
+    found = _end_access(context, folder, vm)
+    context.source.settle_tasks(vm.ref)
+    found += remove_source_snapshots(context, context.source.read_vm(vm.ref))
+    found += _roll_forward(context, folder)
+    return found
+
+
+def remove_source_snapshots(context: RunContext, vm: VirtualMachine, *, even_when_stopped: bool = False) -> list[str]:
+    """Remove the source snapshots that runs of this repository left, youngest first."""
+    removed = []
+    for snapshot in reversed(vm.snapshots):
+        mark = source_mark_of(snapshot)
+        if mark is None or mark.repository_id != context.repository.id:
+            continue
+        context.patiently(
+            vm.name,
+            f"remove the snapshot {snapshot.name}",
+            lambda ref=snapshot.ref: context.source.remove_snapshot(vm.ref, ref),  # type: ignore[misc]
+            even_when_stopped=even_when_stopped,
+        )
+        removed.append(f"removed the source snapshot that run {mark.run_id} left")
+    return removed
+
+
+def _end_access(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine) -> list[str]:
+    """Undo the PrepareForAccess and HotAdd that the journal of a dead run holds; only those, others may hold theirs."""
+    intent = folder.intent()
+    if intent is None:
+        return []
+    done = []
+    journal = intent.journal
+    sites = {"source": context.source.name, "target": context.target.name}
+    for entry in journal.hotadd_cleanup:
+        side, _, vm_ref = entry.partition(":")
+        context.movers.cleanup(sites.get(side, context.source.name), vm_ref)
+        done.append("detached what a dead run left on the proxy by HotAdd")
+    for access in journal.prepared_for_access:
+        context.patiently(
+            vm.name,
+            "end access",
+            lambda access=access: context.movers.end_access(  # type: ignore[misc]
+                access.site, access.vm_ref, access.identity
+            ),
+        )
+        done.append(f"gave back the access that run {intent.run_id} held")
+    if done:
+        folder.save_intent(replace(intent, journal=replace(journal, prepared_for_access=(), hotadd_cleanup=())))
+    return done
+
+
+def _roll_forward(context: RunContext, folder: ReplicaFolder) -> list[str]:
+    """A replica snapshot with a commit record is a sealed restore point, whatever the repository got to write."""
+    record = folder.record
+    if not record.target_instance_uuid:
+        return []
+    replica = context.target.find_vm_by_instance_uuid(record.target_instance_uuid)
+    if replica is None:
+        return []
+    context.target.settle_tasks(replica.ref)
+    replica = context.target.read_vm(replica.ref)
+    known = {point.id for point in folder.restore_points()}
+    intent = folder.intent()
+    done = []
+    for snapshot in replica.snapshots:
+        commit = parse_commit_record(snapshot.description)
+        if (
+            commit is None
+            or commit.repository_id != context.repository.id
+            or commit.source_instance_uuid != record.source_instance_uuid
+            or commit.restore_point.id in known
+        ):
+            continue
+        if intent is not None and intent.restore_point_id == commit.restore_point.id:
+            folder.seal(commit.restore_point)
+        else:
+            folder.add_restore_point(commit.restore_point)
+        done.append(f"recorded restore point {commit.restore_point.id}, which a dead run had sealed")
+    return done
+
+
+def forget_lost_restore_points(folder: ReplicaFolder, replica: VirtualMachine) -> None:
+    """Drop restore points whose snapshots the replica no longer has."""
+    present = restore_point_snapshots(replica)
+    for point in folder.restore_points():
+        if point.id not in present:
+            folder.remove_restore_point(point.id)

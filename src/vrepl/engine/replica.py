@@ -1,0 +1,144 @@
+"""Makes the replica VM what the plan wants, before a source snapshot exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from vrepl.engine.context import RunContext
+from vrepl.engine.knowledge import restore_point_snapshots
+from vrepl.engine.recovery import forget_lost_restore_points
+from vrepl.model import Disk, ReplicaRecord, ReplicaSpec, VirtualMachine
+from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
+from vrepl.repository.commit_record import ReplicaMark
+from vrepl.repository.replica import ReplicaFolder
+
+ANNOTATION = (
+    "Replica of {name}, kept by vrepl. Do not power it on, write to its disks or touch its snapshots by hand: "
+    "the next run reverts what was changed. Use `vrepl failover`."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedReplica:
+    record: ReplicaRecord
+    vm: VirtualMachine
+    newly_made: frozenset[int] = frozenset()
+    """Source keys of disks whose replica disk was created empty by this run."""
+
+    def disk_for(self, source_key: int) -> Disk | None:
+        key = self.record.disk_keys.get(source_key)
+        return self.vm.disk(key) if key is not None else None
+
+
+def prepare_replica(
+    context: RunContext, folder: ReplicaFolder, plan: VmPlan, known: ReplicaKnowledge
+) -> tuple[PreparedReplica, list[str]]:
+    """Create the replica, or bring the one that exists up to the source; returns what was done, in words."""
+    if plan.action is ReplicaAction.UPDATE and plan.replica is not None:
+        return _update(context, folder, plan, known, plan.replica)
+    if plan.action is ReplicaAction.RECREATE:
+        folder.discard_logs()
+        folder.clear_intent()
+        for point in folder.restore_points():
+            folder.remove_restore_point(point.id)
+    if known.leftover is not None:
+        context.target.destroy_vm(known.leftover.ref)
+    return _create(context, folder, plan), []
+
+
+def _spec(context: RunContext, plan: VmPlan) -> ReplicaSpec:
+    mark = ReplicaMark(
+        repository_id=context.repository.id,
+        source_site=context.source.name,
+        source_instance_uuid=plan.vm.instance_uuid,
+        run_id=context.run_id,
+    )
+    return ReplicaSpec(
+        name=plan.replica_name,
+        placement=context.job.placement,
+        hardware=plan.vm.hardware,
+        bios_uuid=plan.vm.bios_uuid,
+        disks=tuple(disk.disk for disk in plan.disks),
+        keep_macs=context.job.keep_macs,
+        thin=context.job.thin,
+        extra_config=mark.to_extra_config(),
+        annotation=ANNOTATION.format(name=plan.vm.name),
+    )
+
+
+def _create(context: RunContext, folder: ReplicaFolder, plan: VmPlan) -> PreparedReplica:
+    replica = context.target.create_replica(_spec(context, plan))
+    record = replace(
+        folder.record,
+        target_site=context.target.name,
+        target_instance_uuid=replica.instance_uuid,
+        target_name=replica.name,
+        source_name=plan.vm.name,
+        job=context.job.name,
+        disk_keys=_match_disks([disk.disk for disk in plan.disks], replica),
+    )
+    folder.save_record(record)
+    return PreparedReplica(record, replica, frozenset(record.disk_keys))
+
+
+def _match_disks(sources: list[Disk], replica: VirtualMachine) -> dict[int, int]:
+    """Source key -> replica key, by order: a new replica has exactly these disks in these places."""
+    if len(sources) != len(replica.disks):
+        raise AssertionError(f"replica {replica.name} was made with {len(replica.disks)} of {len(sources)} disks")
+    return {source.key: made.key for source, made in zip(sources, replica.disks, strict=True)}
+
+
+def _update(
+    context: RunContext, folder: ReplicaFolder, plan: VmPlan, known: ReplicaKnowledge, replica: VirtualMachine
+) -> tuple[PreparedReplica, list[str]]:
+    done: list[str] = []
+    target = context.target
+    if plan.revert_replica and known.last is not None:
+        target.revert_to_snapshot(replica.ref, restore_point_snapshots(replica)[known.last.id])
+        folder.discard_logs()
+        folder.clear_intent()
+    forget_lost_restore_points(folder, replica)
+    done.extend(
+        target.reconcile_replica(
+            replica.ref, plan.vm.hardware, context.job.placement, keep_macs=context.job.keep_macs
+        )
+    )
+    keys, newly_made = _reconcile_disks(context, plan, folder.record.disk_keys, replica, done)
+    fresh = target.read_vm(replica.ref)
+    record = replace(
+        folder.record, source_name=plan.vm.name, target_name=fresh.name, job=context.job.name, disk_keys=keys
+    )
+    if record != folder.record:
+        folder.save_record(record)
+    return PreparedReplica(record, fresh, frozenset(newly_made)), done
+
+
+def _reconcile_disks(
+    context: RunContext, plan: VmPlan, known_keys: Mapping[int, int], replica: VirtualMachine, done: list[str]
+) -> tuple[dict[int, int], list[int]]:
+    """Add what the source has and the replica lacks, and take away what the source no longer has."""
+    keys = dict(known_keys)
+    newly_made: list[int] = []
+    wanted = {disk.disk.key for disk in plan.disks}
+    replaced = {disk.disk.key for disk in plan.disks if disk.replace_disk}
+    for source_key, target_key in known_keys.items():
+        if (source_key not in wanted or source_key in replaced) and replica.disk(target_key) is not None:
+            context.target.remove_replica_disk(replica.ref, target_key)
+            done.append("took a disk off the replica; older restore points keep it")
+        if source_key not in wanted or source_key in replaced:
+            del keys[source_key]
+    spec = _spec(context, plan)
+    for position, disk_plan in enumerate(plan.disks):
+        source_key = disk_plan.disk.key
+        if source_key in keys and replica.disk(keys[source_key]) is not None:
+            continue
+        before = {disk.key for disk in context.target.read_vm(replica.ref).disks}
+        after = context.target.add_replica_disk(replica.ref, spec, position)
+        made = [disk.key for disk in after.disks if disk.key not in before]
+        if len(made) != 1:
+            raise AssertionError(f"adding one disk to {replica.name} made {len(made)}")
+        keys[source_key] = made[0]
+        newly_made.append(source_key)
+        done.append(f"added {disk_plan.disk.title} to the replica")
+    return keys, newly_made

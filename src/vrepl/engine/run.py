@@ -1,0 +1,143 @@
+"""`Engine`: plans and runs jobs over their VMs. The only place that orders side effects is this package."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from vrepl.engine.context import Patience, RunContext
+from vrepl.engine.events import EngineEvents, SilentEvents
+from vrepl.engine.knowledge import TargetNames, gather
+from vrepl.engine.reporting import planned_vm_report
+from vrepl.engine.vm_run import VmRun
+from vrepl.errors import NotFoundError, UsageError, VreplError
+from vrepl.model import JobSettings, VirtualMachine
+from vrepl.planner.vm import plan_vm
+from vrepl.ports import Clock, DataMovers, NewId, Site, TransportAdvisor
+from vrepl.report.model import ErrorReport, Result, RunReport, VmReport
+from vrepl.repository.store import Repository
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Engine:
+    """Takes everything it needs of the world as arguments, so that a test can give it a small one."""
+
+    repository: Repository
+    sites: Callable[[str], Site]
+    """Site by configured name; logs in on first use."""
+    movers: DataMovers
+    transports: TransportAdvisor
+    clock: Clock
+    new_id: NewId
+    events: EngineEvents = field(default_factory=SilentEvents)
+    patience: Patience = field(default_factory=Patience)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def stop(self) -> None:
+        """Ask everything that runs to end soon, leaving the sites clean; from any thread or a signal handler."""
+        self._stop.set()
+        self.movers.stop()
+
+    # -- plan ---------------------------------------------------------------------------------------------------------
+
+    def plan(self, job: JobSettings, vm_names: Sequence[str] = ()) -> RunReport:
+        """What `replicate` would do, without doing anything."""
+        source, target = self.sites(job.source), self.sites(job.target)
+        report = RunReport(job=job.name)
+        names = TargetNames.of(target.list_vms())
+        found, missing = self._find(source, job, vm_names)
+        context = self._context(job, source, target, run_id="")
+        for vm in found:
+            folder = self.repository.replica(source.name, vm.instance_uuid)
+            known = gather(folder, vm, job.replica_name_of(vm.name), self.repository.id, target, names)
+            report.vms.append(planned_vm_report(context, plan_vm(vm, job, known)))
+        report.vms.extend(missing)
+        report.soap_calls = {source.name: source.soap_calls, target.name: target.soap_calls}
+        return report
+
+    # -- replicate ----------------------------------------------------------------------------------------------------
+
+    def replicate(self, job: JobSettings, vm_names: Sequence[str] = (), *, lock_wait: float = 0.0) -> RunReport:
+        """Run the job. Raises LockedError if another run of it goes on after `lock_wait` seconds."""
+        with self.repository.job_lock(job.name, wait_seconds=lock_wait):
+            source, target = self.sites(job.source), self.sites(job.target)
+            calls_before = {site.name: site.soap_calls for site in (source, target)}
+            context = self._context(job, source, target, run_id="")
+            context = self._context(job, source, target, run_id=context.timestamped_id())
+            report = RunReport(job=job.name, id=context.run_id, started=self.clock())
+            found, missing = self._find(source, job, vm_names)
+            names = TargetNames.of(target.list_vms())
+            self.events.run_started(context.run_id, job.name, [vm.name for vm in found])
+            report.vms.extend(missing)
+            for vm in missing:
+                self.events.vm_finished(vm)
+            report.vms.extend(self._run_all(context, found, names))
+            report.finished = self.clock()
+            report.interrupted = self._stop.is_set()
+            report.soap_calls = {site.name: site.soap_calls - calls_before[site.name] for site in (source, target)}
+            self._save(context.run_id, report)
+            return report
+
+    def _run_all(self, context: RunContext, vms: Sequence[VirtualMachine], names: TargetNames) -> list[VmReport]:
+        def run_one(vm: VirtualMachine) -> VmReport:
+            report = VmRun(context, vm, names).run()
+            self.events.vm_finished(report)
+            return report
+
+        with ThreadPoolExecutor(max_workers=max(1, context.job.parallel_vms), thread_name_prefix="vm") as pool:
+            return list(pool.map(run_one, vms))
+
+    def _save(self, run_id: str, report: RunReport) -> None:
+        try:
+            self.repository.save_run(run_id, report.to_json())
+        except VreplError as error:
+            logger.warning("the report of run %s could not be kept: %s", run_id, error)
+
+    def _find(
+        self, source: Site, job: JobSettings, vm_names: Sequence[str]
+    ) -> tuple[list[VirtualMachine], list[VmReport]]:
+        """The job's VMs (or the named ones of them), and a failed report for each that does not exist."""
+        foreign = [name for name in vm_names if name not in job.vms]
+        if foreign:
+            raise NotFoundError(
+                f"job {job.name} has no VM named {', '.join(foreign)}",
+                hint=f"its VMs are: {', '.join(job.vms)}",
+            )
+        wanted = [name for name in job.vms if not vm_names or name in vm_names]
+        if not wanted:
+            raise UsageError(f"job {job.name} names no VM", hint="list them in its `vms`")
+        try:
+            return source.find_vms(wanted), []
+        except NotFoundError:
+            if len(wanted) == 1:
+                raise
+        found: list[VirtualMachine] = []
+        missing: list[VmReport] = []
+        for name in wanted:
+            try:
+                found.extend(source.find_vms([name]))
+            except NotFoundError as error:
+                missing.append(VmReport(name=name, result=Result.FAILED, error=ErrorReport.of(error)))
+        return found, missing
+
+    def _context(self, job: JobSettings, source: Site, target: Site, run_id: str) -> RunContext:
+        return RunContext(
+            repository=self.repository,
+            source=source,
+            target=target,
+            movers=self.movers,
+            transports=self.transports,
+            job=job,
+            run_id=run_id,
+            clock=self.clock,
+            new_id=self.new_id,
+            events=self.events,
+            stop=self._stop,
+            disk_slots=threading.BoundedSemaphore(max(1, job.parallel_disks)),
+            patience=self.patience,
+        )

@@ -1,0 +1,177 @@
+"""Which transport modes can reach a disk from a proxy, in the job's order, each with its reason. Pure.
+
+Sources: VDDK Programming Guide, "Virtual Disk Transport Methods" and its "Limitations" sections (SAN needs VMFS or RDM
+and thick disks for writing; HotAdd needs the proxy in the same datacenter, the datastore visible to its host, no
+IDE, at most 62 TB since vSphere 5.5); VMware KB 2048138 (sizes); release notes of VDDK 6.5 and newer (encryption).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from vrepl.model import Datastore, Disk, ModeChoice, TransportMode, TransportPlan, VirtualMachine
+
+HOTADD_CAPACITY_LIMIT = 62 * 1024**4
+"""Bytes."""
+
+
+class Side(StrEnum):
+    SOURCE = "source"
+    TARGET = "target"
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyVm:
+    """The proxy as a VM of the site whose disks it is to reach."""
+
+    ref: str
+    name: str
+    host: str
+    datacenter: str
+    free_scsi_slots: int
+    disk_paths: frozenset[str] = frozenset()
+    encrypted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyFacts:
+    """What a proxy can reach of one site. Gathered once per run; pure data to the rules."""
+
+    name: str
+    vm: ProxyVm | None = None
+    no_vm_reason: str = "the proxy is no VM of this site"
+    visible_luns: frozenset[str] = frozenset()
+    """`naa.` names, from /dev/disk/by-id."""
+    datastores_of_host: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """ESXi host name -> names of the datastores it mounts."""
+    closed_nfc_hosts: Mapping[str, str] = field(default_factory=dict)
+    """ESXi host name -> why its NFC port cannot be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskQuestion:
+    """One side of one disk: what the rules look at."""
+
+    side: Side
+    vm: VirtualMachine
+    disk: Disk
+    datastore: Datastore
+    first_run: bool
+    """Nothing was ever sealed: the target's disk is a base without snapshots."""
+
+
+def choose_modes(
+    question: DiskQuestion,
+    proxy: ProxyFacts,
+    allowed: Sequence[TransportMode],
+    failed: Mapping[TransportMode, str] | None = None,
+) -> TransportPlan:
+    """Every mode of VDDK either usable (in the job's order) or ruled out, with the reason.
+
+    `failed`: modes that failed for this proxy and datastore earlier in this run.
+    """
+    usable: list[ModeChoice] = []
+    ruled_out: list[ModeChoice] = []
+    for mode in allowed:
+        failure = (failed or {}).get(mode)
+        obstacle = f"failed earlier in this run ({failure})" if failure else _OBSTACLES[mode](question, proxy)
+        if obstacle is None:
+            usable.append(ModeChoice(mode, _MERITS[mode](question, proxy)))
+        else:
+            ruled_out.append(ModeChoice(mode, obstacle))
+    for mode in TransportMode:
+        if mode not in allowed:
+            why = "data would cross unencrypted and the job does not list it" if mode is TransportMode.NBD else (
+                "the job does not list it"
+            )
+            ruled_out.append(ModeChoice(mode, why))
+    return TransportPlan(tuple(usable), tuple(ruled_out))
+
+
+def _san_obstacle(question: DiskQuestion, proxy: ProxyFacts) -> str | None:
+    store, disk = question.datastore, question.disk
+    if store.kind != "VMFS":
+        return f"datastore {store.name} is {store.kind}, and SAN needs VMFS on LUNs"
+    if store.local and not store.luns:
+        return f"datastore {store.name} is local to its host"
+    unseen = sorted(set(store.luns) - proxy.visible_luns)
+    if unseen or not store.luns:
+        return f"proxy {proxy.name} does not see the LUN behind {store.name} ({', '.join(unseen) or 'no LUN is known'})"
+    if disk.encrypted:
+        return "the disk is encrypted"
+    if question.side is Side.TARGET:
+        if not question.first_run:
+            return "writing over SAN is only possible before the first restore point: later writes go to a delta disk"
+        if disk.thin:
+            return "writing over SAN needs a thick disk, and this one is thin"
+    return None
+
+
+def _hotadd_obstacle(question: DiskQuestion, proxy: ProxyFacts) -> str | None:
+    disk, store, vm = question.disk, question.datastore, proxy.vm
+    if vm is None:
+        return proxy.no_vm_reason
+    if vm.datacenter != question.vm.datacenter:
+        return f"the proxy VM {vm.name} is in datacenter {vm.datacenter}, the disk in {question.vm.datacenter}"
+    if store.name not in proxy.datastores_of_host.get(vm.host, frozenset()):
+        return f"host {vm.host} of the proxy VM {vm.name} does not mount datastore {store.name}"
+    if store.kind == "NFS" and vm.host != question.vm.host:
+        return f"datastore {store.name} is NFS 3, which wants the proxy VM on the VM's host {question.vm.host}"
+    if disk.path in vm.disk_paths or question.vm.ref == vm.ref:
+        return "it is a disk of the proxy VM itself"
+    if _controller_kind(question) == "ide":
+        return "it is on an IDE controller"
+    if disk.capacity > HOTADD_CAPACITY_LIMIT:
+        return "it is larger than 62 TB"
+    if disk.encrypted and not vm.encrypted:
+        return f"the disk is encrypted and the proxy VM {vm.name} is not"
+    if vm.free_scsi_slots < 1:
+        return f"the proxy VM {vm.name} has no free SCSI slot"
+    return None
+
+
+def _network_obstacle(question: DiskQuestion, proxy: ProxyFacts) -> str | None:
+    closed = proxy.closed_nfc_hosts.get(question.vm.host)
+    return f"the NFC port of ESXi host {question.vm.host} cannot be reached: {closed}" if closed else None
+
+
+def _controller_kind(question: DiskQuestion) -> str:
+    for controller in question.vm.hardware.controllers:
+        if controller.key == question.disk.controller_key:
+            return controller.kind
+    return "unknown"
+
+
+def _san_merit(question: DiskQuestion, proxy: ProxyFacts) -> str:
+    return f"proxy {proxy.name} sees the LUN behind {question.datastore.name}"
+
+
+def _hotadd_merit(question: DiskQuestion, proxy: ProxyFacts) -> str:
+    name = proxy.vm.name if proxy.vm else proxy.name
+    return f"the proxy is VM {name}, whose host mounts {question.datastore.name}"
+
+
+def _nbdssl_merit(question: DiskQuestion, proxy: ProxyFacts) -> str:
+    return f"over the network from ESXi host {question.vm.host}, encrypted"
+
+
+def _nbd_merit(question: DiskQuestion, proxy: ProxyFacts) -> str:
+    return f"over the network from ESXi host {question.vm.host}, unencrypted, as the job allows"
+
+
+Rule = Callable[[DiskQuestion, ProxyFacts], str | None]
+Merit = Callable[[DiskQuestion, ProxyFacts], str]
+_OBSTACLES: Mapping[TransportMode, Rule] = {
+    TransportMode.SAN: _san_obstacle,
+    TransportMode.HOTADD: _hotadd_obstacle,
+    TransportMode.NBDSSL: _network_obstacle,
+    TransportMode.NBD: _network_obstacle,
+}
+_MERITS: Mapping[TransportMode, Merit] = {
+    TransportMode.SAN: _san_merit,
+    TransportMode.HOTADD: _hotadd_merit,
+    TransportMode.NBDSSL: _nbdssl_merit,
+    TransportMode.NBD: _nbd_merit,
+}

@@ -1,0 +1,502 @@
+"""A site in memory that implements `ports.Site`: snapshots, CBT and locks behave as vSphere's do, bytes are real.
+
+It is the fast half of the proof (the lab is the slow one): a snapshot keeps a whole copy of each disk and of its
+change tracking, so that it is right by being simple.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from vrepl.errors import CbtError, DiskLockedError, NotFoundError, TransientVsphereError, VsphereError
+from vrepl.extents import GRAIN, Extent, grain_count
+from vrepl.model import (
+    ChangedAreas,
+    Controller,
+    Datastore,
+    Disk,
+    Hardware,
+    PowerState,
+    ReplicaPlacement,
+    ReplicaSpec,
+    Snapshot,
+    SnapshotState,
+    VirtualMachine,
+)
+from vrepl.ports import DiskAddress, SiteConnection
+from vrepl.transport.memory import MemoryDisk, MemoryHandle
+
+HARDWARE = Hardware(
+    version=19,
+    guest_id="debian12_64Guest",
+    firmware="bios",
+    secure_boot=False,
+    cpus=1,
+    cores_per_socket=1,
+    memory_mib=256,
+    controllers=(Controller(1000, "pvscsi", 0),),
+)
+
+
+@dataclass
+class Tracking:
+    """CBT of one disk: the epoch of each grain's last write."""
+
+    id: str
+    epoch: int = 1
+    last_change: dict[int, int] = field(default_factory=dict)
+
+    def copy(self) -> Tracking:
+        return Tracking(self.id, self.epoch, dict(self.last_change))
+
+
+@dataclass
+class MemoryVirtualDisk:
+    key: int
+    label: str
+    disk: MemoryDisk
+    uuid: str
+    base_path: str
+    datastore: str
+    mode: str = "persistent"
+    thin: bool = True
+    tracking: Tracking | None = None
+    generation: int = 0
+    """Of the leaf: snapshots and reverts begin a new one."""
+
+    @property
+    def path(self) -> str:
+        return self.base_path if self.generation == 0 else self.base_path.replace(".vmdk", f"-{self.generation:06}.vmdk")
+
+    def copy(self) -> MemoryVirtualDisk:
+        return replace(self, disk=self.disk.clone(), tracking=self.tracking.copy() if self.tracking else None)
+
+
+@dataclass
+class MemorySnapshot:
+    ref: str
+    name: str
+    description: str
+    created: dt.datetime
+    parent_ref: str | None
+    quiesced: bool
+    disks: list[MemoryVirtualDisk]
+    change_ids: dict[int, str | None]
+    hardware: Hardware
+
+
+@dataclass
+class MemoryVm:
+    ref: str
+    name: str
+    instance_uuid: str
+    disks: list[MemoryVirtualDisk]
+    power: PowerState = PowerState.ON
+    cbt_enabled: bool = False
+    cbt_supported: bool = True
+    tools_running: bool = True
+    hardware: Hardware = HARDWARE
+    snapshots: list[MemorySnapshot] = field(default_factory=list)
+    current: str | None = None
+    extra_config: dict[str, str] = field(default_factory=dict)
+    writers: int = 0
+    readers: int = 0
+    generations: int = 0
+    template: bool = False
+
+    def snapshot(self, ref: str) -> MemorySnapshot:
+        for snapshot in self.snapshots:
+            if snapshot.ref == ref:
+                return snapshot
+        raise NotFoundError(f"snapshot {ref} of VM {self.name} is gone")
+
+
+class MemorySite:
+    """`cbt_unit`: bytes of a CBT block. `page_areas`: areas per page of QueryChangedDiskAreas."""
+
+    is_vcenter = True
+
+    def __init__(self, name: str, clock: Callable[[], dt.datetime], *, cbt_unit: int = GRAIN, page_areas: int = 2) -> None:
+        self.name = name
+        self._clock = clock
+        self._numbers = itertools.count(1)
+        self.cbt_unit = cbt_unit
+        self.page_areas = page_areas
+        self.vms: dict[str, MemoryVm] = {}
+        self.calls: list[str] = []
+        self.before_call: Callable[[str], None] = lambda method: None
+        """A test's way to interfere: called with the method's name before it has any effect."""
+        self.after_call: Callable[[str], None] = lambda method: None
+        self.free = 10**15
+
+    # -- what a test does ---------------------------------------------------------------------------------------------
+
+    def add_vm(self, name: str, capacities: Sequence[int], *, power: PowerState = PowerState.ON) -> MemoryVm:
+        number = next(self._numbers)
+        disks = [self._new_disk(name, index, capacity) for index, capacity in enumerate(capacities)]
+        vm = MemoryVm(f"vm-{number}", name, str(uuid.UUID(int=number + hash_of(self.name))), disks, power)
+        self.vms[vm.ref] = vm
+        return vm
+
+    def _new_disk(self, vm_name: str, index: int, capacity: int) -> MemoryVirtualDisk:
+        return MemoryVirtualDisk(
+            key=2000 + index,
+            label=f"Hard disk {index + 1}",
+            disk=MemoryDisk(capacity),
+            uuid=str(uuid.UUID(int=next(self._numbers) + 1000)),
+            base_path=f"[{self.name}-ds] {vm_name}/{vm_name}_{index}.vmdk",
+            datastore=f"{self.name}-ds",
+        )
+
+    def guest_write(self, vm: MemoryVm, index: int, offset: int, data: bytes) -> None:
+        disk = vm.disks[index]
+        self._touch(disk, offset, len(data))
+        disk.disk.write(offset, data)
+
+    def guest_unmap(self, vm: MemoryVm, index: int, extent: Extent) -> None:
+        disk = vm.disks[index]
+        self._touch(disk, extent.offset, extent.length)
+        disk.disk.unmap(extent)
+
+    def reset_cbt(self, vm: MemoryVm, index: int) -> None:
+        if vm.disks[index].tracking:
+            vm.disks[index].tracking = Tracking(self._tracking_id())
+
+    def _touch(self, disk: MemoryVirtualDisk, offset: int, length: int) -> None:
+        if disk.tracking is None:
+            return
+        for grain in range(offset // GRAIN, -(-(offset + length) // GRAIN)):
+            disk.tracking.last_change[grain] = disk.tracking.epoch
+
+    def _tracking_id(self) -> str:
+        return f"52 {next(self._numbers):04x}"
+
+    # -- ports.Site ---------------------------------------------------------------------------------------------------
+
+    @property
+    def soap_calls(self) -> int:
+        return len(self.calls)
+
+    def _call(self, method: str) -> None:
+        self.calls.append(method)
+        self.before_call(method)
+
+    def connection(self) -> SiteConnection:
+        return SiteConnection("memory", 443, 902, "user", "password", "00")
+
+    def close(self) -> None:
+        pass
+
+    def list_vms(self) -> list[VirtualMachine]:
+        self._call("list_vms")
+        return [self._view(vm) for vm in self.vms.values()]
+
+    def find_vms(self, names: Sequence[str]) -> list[VirtualMachine]:
+        self._call("find_vms")
+        by_name = {vm.name: vm for vm in self.vms.values()}
+        missing = [name for name in names if name not in by_name]
+        if missing:
+            raise NotFoundError(f"site {self.name} has no VM named {', '.join(missing)}")
+        return [self._view(by_name[name]) for name in names]
+
+    def find_vm_by_instance_uuid(self, instance_uuid: str) -> VirtualMachine | None:
+        self._call("find_vm_by_instance_uuid")
+        return next((self._view(vm) for vm in self.vms.values() if vm.instance_uuid == instance_uuid), None)
+
+    def read_vm(self, vm_ref: str) -> VirtualMachine:
+        self._call("read_vm")
+        return self._view(self._vm(vm_ref))
+
+    def _vm(self, vm_ref: str) -> MemoryVm:
+        if vm_ref not in self.vms:
+            raise NotFoundError(f"VM {vm_ref} is gone")
+        return self.vms[vm_ref]
+
+    def settle_tasks(self, vm_ref: str) -> None:
+        pass
+
+    def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
+        self._call("read_snapshot")
+        for vm in self.vms.values():
+            for snapshot in vm.snapshots:
+                if snapshot.ref == snapshot_ref:
+                    return self._state(snapshot)
+        raise NotFoundError(f"snapshot {snapshot_ref} is gone")
+
+    def enable_cbt(self, vm_ref: str) -> None:
+        self._call("enable_cbt")
+        self._vm(vm_ref).cbt_enabled = True
+
+    def create_snapshot(self, vm_ref: str, name: str, description: str, *, quiesce: bool) -> SnapshotState:
+        self._call("create_snapshot")
+        vm = self._vm(vm_ref)
+        if vm.writers:
+            raise TransientVsphereError(f"a disk of {vm.name} is open for writing", fault="FileLocked")
+        change_ids: dict[int, str | None] = {}
+        for disk in vm.disks:
+            if vm.cbt_enabled and disk.tracking is None:
+                disk.tracking = Tracking(self._tracking_id())
+            change_ids[disk.key] = f"{disk.tracking.id}/{disk.tracking.epoch}" if disk.tracking else None
+        snapshot = MemorySnapshot(
+            ref=f"snapshot-{next(self._numbers)}",
+            name=name,
+            description=description,
+            created=self._clock(),
+            parent_ref=vm.current,
+            quiesced=quiesce,
+            disks=[disk.copy() for disk in vm.disks],
+            change_ids=change_ids,
+            hardware=vm.hardware,
+        )
+        vm.snapshots.append(snapshot)
+        vm.current = snapshot.ref
+        vm.generations += 1
+        for disk in vm.disks:
+            disk.generation = vm.generations
+            if disk.tracking:
+                disk.tracking.epoch += 1
+        self.after_call("create_snapshot")
+        return self._state(snapshot)
+
+    def remove_snapshot(self, vm_ref: str, snapshot_ref: str) -> bool:
+        self._call("remove_snapshot")
+        vm = self._vm(vm_ref)
+        if vm.writers:
+            raise TransientVsphereError(f"a disk of {vm.name} is open for writing", fault="FileLocked")
+        gone = next((one for one in vm.snapshots if one.ref == snapshot_ref), None)
+        if gone is None:
+            return False
+        for snapshot in vm.snapshots:
+            if snapshot.parent_ref == snapshot_ref:
+                snapshot.parent_ref = gone.parent_ref
+        if vm.current == snapshot_ref:
+            vm.current = gone.parent_ref
+        vm.snapshots.remove(gone)
+        self.after_call("remove_snapshot")
+        return False
+
+    def consolidate(self, vm_ref: str) -> None:
+        self._call("consolidate")
+
+    def revert_to_snapshot(self, vm_ref: str, snapshot_ref: str) -> None:
+        self._call("revert_to_snapshot")
+        vm = self._vm(vm_ref)
+        if vm.writers:
+            raise TransientVsphereError(f"a disk of {vm.name} is open for writing", fault="FileLocked")
+        snapshot = vm.snapshot(snapshot_ref)
+        vm.disks = [disk.copy() for disk in snapshot.disks]
+        vm.hardware = snapshot.hardware
+        vm.current = snapshot_ref
+        vm.generations += 1
+        for disk in vm.disks:
+            disk.generation = vm.generations
+            if disk.tracking:
+                disk.tracking = Tracking(self._tracking_id())
+        self.after_call("revert_to_snapshot")
+
+    def changed_areas(
+        self, vm_ref: str, snapshot_ref: str | None, disk_key: int, start: int, change_id: str
+    ) -> ChangedAreas:
+        self._call("changed_areas")
+        vm = self._vm(vm_ref)
+        disks = vm.snapshot(snapshot_ref).disks if snapshot_ref else vm.disks
+        disk = next(one for one in disks if one.key == disk_key)
+        capacity = disk.disk.capacity
+        if start >= capacity:
+            raise VsphereError("startOffset is beyond the disk", fault="InvalidArgument")
+        if disk.tracking is None or disk.tracking.id != change_id.split("/")[0]:
+            raise CbtError(f"change ID {change_id} cannot be resolved")
+        since = int(change_id.split("/")[1])
+        units = sorted(
+            {grain * GRAIN // self.cbt_unit for grain, epoch in disk.tracking.last_change.items() if epoch > since}
+        )
+        areas: list[Extent] = []
+        for unit in units:
+            offset = unit * self.cbt_unit
+            if offset + self.cbt_unit <= start or offset >= capacity:
+                continue
+            if len(areas) == self.page_areas:
+                last = areas[-1]
+                return ChangedAreas(start, last.end - start, tuple(areas))
+            end = min(offset + self.cbt_unit, capacity)
+            offset = max(offset, start)
+            areas.append(Extent(offset, end - offset))
+        return ChangedAreas(start, capacity - start, tuple(areas))
+
+    def datastores(self) -> list[Datastore]:
+        self._call("datastores")
+        return [Datastore("datastore-1", f"{self.name}-ds", "VMFS", 10**15, self.free)]
+
+    def create_replica(self, spec: ReplicaSpec) -> VirtualMachine:
+        self._call("create_replica")
+        vm = self.add_vm(spec.name, [disk.capacity for disk in spec.disks], power=PowerState.OFF)
+        vm.cbt_enabled = True
+        vm.extra_config = dict(spec.extra_config)
+        vm.hardware = spec.hardware
+        self.after_call("create_replica")
+        return self._view(vm)
+
+    def reconcile_replica(
+        self, vm_ref: str, hardware: Hardware, placement: ReplicaPlacement, *, keep_macs: bool
+    ) -> list[str]:
+        del placement, keep_macs
+        self._call("reconcile_replica")
+        vm = self._vm(vm_ref)
+        if vm.hardware == hardware:
+            return []
+        vm.hardware = hardware
+        return ["hardware"]
+
+    def add_replica_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int) -> VirtualMachine:
+        self._call("add_replica_disk")
+        vm = self._vm(vm_ref)
+        disk = self._new_disk(vm.name, len(vm.disks), spec.disks[disk_index].capacity)
+        disk.key = max((one.key for one in vm.disks), default=1999) + 1
+        disk.base_path = disk.base_path.replace(".vmdk", f"-{next(self._numbers)}.vmdk")
+        vm.disks.append(disk)
+        return self._view(vm)
+
+    def remove_replica_disk(self, vm_ref: str, disk_key: int) -> None:
+        self._call("remove_replica_disk")
+        vm = self._vm(vm_ref)
+        vm.disks = [disk for disk in vm.disks if disk.key != disk_key]
+
+    def rename_vm(self, vm_ref: str, name: str) -> None:
+        self._call("rename_vm")
+        self._vm(vm_ref).name = name
+
+    def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None:
+        self._call("set_extra_config")
+        self._vm(vm_ref).extra_config.update(values)
+
+    def destroy_vm(self, vm_ref: str) -> None:
+        self._call("destroy_vm")
+        self.vms.pop(vm_ref, None)
+
+    # -- views --------------------------------------------------------------------------------------------------------
+
+    def _view(self, vm: MemoryVm) -> VirtualMachine:
+        return VirtualMachine(
+            ref=vm.ref,
+            name=vm.name,
+            instance_uuid=vm.instance_uuid,
+            bios_uuid=vm.instance_uuid,
+            power=vm.power,
+            host="esx-1",
+            datacenter="dc",
+            folder_ref="group-v1",
+            hardware=vm.hardware,
+            disks=tuple(self._disk(disk, index, None) for index, disk in enumerate(vm.disks)),
+            snapshots=tuple(
+                Snapshot(one.ref, one.name, one.description, one.created, one.parent_ref, one.quiesced)
+                for one in vm.snapshots
+            ),
+            current_snapshot_ref=vm.current,
+            template=vm.template,
+            cbt_enabled=vm.cbt_enabled,
+            cbt_supported=vm.cbt_supported,
+            tools_running=vm.tools_running,
+            extra_config=dict(vm.extra_config),
+        )
+
+    def _state(self, snapshot: MemorySnapshot) -> SnapshotState:
+        disks = tuple(
+            self._disk(disk, index, snapshot.change_ids[disk.key])
+            for index, disk in enumerate(snapshot.disks)
+            if not disk.mode.startswith("independent")
+        )
+        return SnapshotState(snapshot.ref, snapshot.name, snapshot.description, snapshot.quiesced, disks)
+
+    def _disk(self, disk: MemoryVirtualDisk, index: int, change_id: str | None) -> Disk:
+        if change_id is None and disk.tracking:
+            change_id = f"{disk.tracking.id}/{disk.tracking.epoch}"
+        return Disk(
+            key=disk.key,
+            index=index,
+            label=disk.label,
+            path=disk.path,
+            base_path=disk.base_path,
+            capacity=disk.disk.capacity,
+            uuid=disk.uuid,
+            datastore=disk.datastore,
+            mode=disk.mode,
+            thin=disk.thin,
+            change_id=change_id,
+        )
+
+
+def hash_of(name: str) -> int:
+    """The same in every process, unlike `hash`."""
+    return int.from_bytes(name.encode()[:8], "big") << 32
+
+
+def disk_content(disks: Sequence[MemoryVirtualDisk], capacity_only: bool = False) -> list[bytes]:
+    del capacity_only
+    return [disk.disk.content() for disk in disks]
+
+
+class TrackedHandle(MemoryHandle):
+    """Writes count as changes of the disk, as those of a data mover do, and hold the VM's lock until closed."""
+
+    def __init__(self, site: MemorySite, vm: MemoryVm, disk: MemoryVirtualDisk, *, writable: bool) -> None:
+        super().__init__(disk.disk, writable=writable)
+        self._site, self._vm, self._virtual = site, vm, disk
+        self._counted = True
+        if writable:
+            vm.writers += 1
+        else:
+            vm.readers += 1
+
+    def submit_write(self, offset, buffer, start, length, done):  # type: ignore[no-untyped-def]
+        self._site._touch(self._virtual, offset, length)
+        super().submit_write(offset, buffer, start, length, done)
+
+    def _release(self) -> None:
+        if self._counted:
+            self._counted = False
+            if self._writable:
+                self._vm.writers -= 1
+            else:
+                self._vm.readers -= 1
+
+    def close(self) -> None:
+        super().close()
+        self._release()
+
+    def abandon(self, survives=lambda number: False):  # type: ignore[no-untyped-def]
+        super().abandon(survives)
+        self._release()
+
+
+class MemoryOpener:
+    """Opens disks of memory sites as VDDK would: by VM, snapshot and path, and only where all three fit."""
+
+    def __init__(self, sites: Sequence[MemorySite]) -> None:
+        self._sites = {site.name: site for site in sites}
+
+    def open_reader(self, address: DiskAddress) -> MemoryHandle:
+        return self._open(address, writable=False)
+
+    def open_writer(self, address: DiskAddress) -> MemoryHandle:
+        return self._open(address, writable=True)
+
+    def _open(self, address: DiskAddress, *, writable: bool) -> MemoryHandle:
+        site = self._sites[address.site]
+        vm = site._vm(address.vm_ref)
+        disks = vm.snapshot(address.snapshot_ref).disks if address.snapshot_ref else vm.disks
+        for disk in disks:
+            if disk.path == address.path:
+                if disk.disk.capacity != address.capacity:
+                    raise AssertionError("the capacity of the address is not the disk's")
+                if writable and vm.writers > len(vm.disks):
+                    raise DiskLockedError("locked", code=15)
+                return TrackedHandle(site, vm, disk, writable=writable)
+        raise AssertionError(f"{address.path} is no disk of {vm.name} at {address.snapshot_ref}")
+
+
+def size_in_grains(capacity: int) -> int:
+    return grain_count(capacity)
