@@ -1,12 +1,20 @@
-"""Which restore points to keep. Pure."""
+"""Which restore points to keep: a pure function of the restore points, the policy and the time.
+
+A restore point stays if any rule wants it: it is among the `last` ones, or the newest of one of the `daily` days or
+`weekly` weeks that have any. Days without restore points do not count, so an outage costs no history. The newest one
+always stays. Days and ISO weeks are those of the time zone that `now` is given in.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vrepl.model import RestorePoint, RetentionPolicy
+
+MAX_RESTORE_POINTS = 28
+"""vSphere allows 32 snapshots in a chain; failover, verification and a run's own want the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,5 +29,53 @@ class RetentionDecision:
 def apply_retention(
     restore_points: Iterable[RestorePoint], policy: RetentionPolicy, now: dt.datetime
 ) -> list[RetentionDecision]:
-    """One decision for each, oldest first: the order to remove in. Days and weeks are those of `now`'s time zone."""
-    raise NotImplementedError
+    """One decision for each, oldest first: the order to remove in."""
+    newest_first = sorted(restore_points, key=lambda point: (point.time, point.id), reverse=True)
+    reasons: dict[str, str] = {}
+    for number, point in enumerate(newest_first[: max(policy.last, 1)], start=1):
+        reasons[point.id] = "the newest" if number == 1 else f"one of the last {policy.last}"
+
+    def day(point: RestorePoint) -> str:
+        return point.time.astimezone(now.tzinfo).date().isoformat()
+
+    def week(point: RestorePoint) -> str:
+        year, number, _ = point.time.astimezone(now.tzinfo).isocalendar()
+        return f"{year}-W{number:02}"
+
+    for point, name in _newest_of_each(newest_first, policy.daily, day):
+        reasons.setdefault(point.id, f"the newest of day {name}")
+    for point, name in _newest_of_each(newest_first, policy.weekly, week):
+        reasons.setdefault(point.id, f"the newest of week {name}")
+
+    kept = 0
+    decisions = []
+    for point in newest_first:
+        reason = reasons.get(point.id)
+        if reason is None:
+            decisions.append(RetentionDecision(point, False, f"{_age(now - point.time)} old, and no rule keeps it"))
+        elif kept == MAX_RESTORE_POINTS:
+            full = f"{reason}, but there are {MAX_RESTORE_POINTS} newer ones and a chain of snapshots takes no more"
+            decisions.append(RetentionDecision(point, False, full))
+        else:
+            kept += 1
+            decisions.append(RetentionDecision(point, True, reason))
+    return decisions[::-1]
+
+
+def _newest_of_each(
+    newest_first: list[RestorePoint], periods: int, period_of: Callable[[RestorePoint], str]
+) -> list[tuple[RestorePoint, str]]:
+    """The newest restore point of each of the newest `periods` periods that have any."""
+    found: dict[str, RestorePoint] = {}
+    for point in newest_first:
+        found.setdefault(period_of(point), point)
+    return [(point, name) for name, point in list(found.items())[:periods]]
+
+
+def _age(age: dt.timedelta) -> str:
+    seconds = max(int(age.total_seconds()), 0)
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = seconds // size
+            return f"{count} {unit}{'s' if count != 1 else ''}"
+    return "under a minute"

@@ -50,10 +50,12 @@ def read_mark(extra_config: Mapping[str, str]) -> ReplicaMark | None:
     version = read_mark_format(extra_config)
     if version is None or version > COMMIT_RECORD_FORMAT:
         return None
-    values = [extra_config.get(key, "") for key in (KEY_REPOSITORY, KEY_SOURCE_SITE, KEY_SOURCE_INSTANCE_UUID)]
-    if not all(values):
+    repository_id = extra_config.get(KEY_REPOSITORY, "")
+    site = extra_config.get(KEY_SOURCE_SITE, "")
+    instance_uuid = extra_config.get(KEY_SOURCE_INSTANCE_UUID, "")
+    if not (repository_id and site and instance_uuid):
         return None
-    return ReplicaMark(*values, run_id=extra_config.get(KEY_RUN, ""), format=version)
+    return ReplicaMark(repository_id, site, instance_uuid, run_id=extra_config.get(KEY_RUN, ""), format=version)
 
 
 def read_mark_format(extra_config: Mapping[str, str]) -> int | None:

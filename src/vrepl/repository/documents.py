@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +16,14 @@ __all__ = ["from_value", "read_document", "remove_file", "to_value", "write_docu
 Document = TypeVar("Document")
 
 
-@cache
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+"""Building one takes milliseconds, so each is built once."""
+
+
 def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def to_value(kind: type[Document], value: Document) -> Any:

@@ -109,9 +109,23 @@ def replace_bytes(path: Path, data: bytes) -> None:
         write_all(descriptor, data, 0)
 
 
+def create_bytes(path: Path, data: bytes) -> bool:
+    """Like `replace_bytes`, but never over an existing file: False, and nothing is changed, if there is one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    replace_bytes(temporary, data)
+    with naming(path, "write"):
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(temporary)
+    sync_directory(path.parent)
+    return True
+
+
 def remove_file(path: Path) -> None:
     """Remove durably; a file that is gone already is fine."""
-    with naming(path, "remove"):
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-            sync_directory(path.parent)
+    with naming(path, "remove"), suppress(FileNotFoundError):
+        os.unlink(path)
+        sync_directory(path.parent)

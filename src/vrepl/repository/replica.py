@@ -1,16 +1,26 @@
-"""The folder of one replica."""
+"""The folder of one replica: its record, restore points, unfinished run and digests."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vrepl.errors import NotFoundError, RepositoryError
 from vrepl.model import ReplicaRecord, RestorePoint
 from vrepl.ports import DigestFiles
-from vrepl.repository.intent import Intent
+from vrepl.repository.digest_folder import DiskFolder
+from vrepl.repository.documents import read_document, write_document
+from vrepl.repository.files import TEMPORARY_SUFFIX, make_directory, naming, remove_file
+from vrepl.repository.intent import Intent, clear_intent, load_intent, save_intent
+from vrepl.repository.locks import holding, is_held
+
+REPLICA_FORMAT = 1
+RESTORE_POINT_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,76 +32,208 @@ class Verification:
     detail: str = ""
 
 
-class ReplicaFolder:
-    """What the repository holds of one replica. Everything that writes wants `lock` held; raises RepositoryError."""
+@dataclass(frozen=True, slots=True)
+class StoredRestorePoint:
+    """`restore-points/<id>.json`."""
 
-    path: Path
+    restore_point: RestorePoint
+    verified: Verification | None = None
+
+
+class ReplicaFolder:
+    """What the repository holds of one replica. Everything that writes wants `lock` held.
+
+    Raises RepositoryError (naming the path) for what cannot be read or written, is damaged or newer.
+    """
+
+    def __init__(self, path: Path, record: ReplicaRecord) -> None:
+        self.path = path
+        self._record = record
+
+    @classmethod
+    def load(cls, path: Path) -> ReplicaFolder | None:
+        """None if there is no replica in `path`."""
+        record = read_document(path / "replica.json", ReplicaRecord, REPLICA_FORMAT)
+        return cls(path, record) if record is not None else None
+
+    @classmethod
+    def create(cls, path: Path, record: ReplicaRecord) -> ReplicaFolder:
+        make_directory(path / "restore-points")
+        make_directory(path / "disks")
+        folder = cls(path, record)
+        folder.save_record(record)
+        return folder
 
     @property
     def record(self) -> ReplicaRecord:
-        raise NotImplementedError
+        return self._record
 
     def save_record(self, record: ReplicaRecord) -> None:
-        raise NotImplementedError
+        write_document(self.path / "replica.json", ReplicaRecord, record, REPLICA_FORMAT)
+        self._record = record
 
-    def lock(self, wait_seconds: float = 0) -> AbstractContextManager[None]:
-        """Raises LockedError naming the owner. Once held, half-done changes of dead owners are completed."""
-        raise NotImplementedError
+    @contextmanager
+    def lock(self, wait_seconds: float = 0) -> Iterator[None]:
+        """Raises LockedError naming the owner, NotFoundError if the replica was removed meanwhile.
+
+        Once it is held, half-done changes of dead owners are completed. The record is read anew, for another process may have changed it meanwhile.
+        """
+        what = f"the replica of {self._record.source_name} ({self._record.target_name})"
+        with holding(self.path / "lock", what, wait_seconds):
+            record = read_document(self.path / "replica.json", ReplicaRecord, REPLICA_FORMAT)
+            if record is None:
+                raise NotFoundError(f"{what} was removed meanwhile", hint="run again: it will be made anew")
+            self._record = record
+            self.recover()
+            yield
 
     def is_locked(self) -> bool:
-        raise NotImplementedError
+        return is_held(self.path / "lock")
+
+    def recover(self) -> None:
+        """Complete or undo changes that a crash cut off. Wants the lock, and `lock` does it."""
+        for directory in (self.path, self.path / "restore-points"):
+            with naming(directory, "list"):
+                unfinished = list(directory.glob(f"*{TEMPORARY_SUFFIX}"))
+            for path in unfinished:
+                remove_file(path)
+        for disk in self._disks():
+            disk.recover()
+
+    # Restore points
 
     def restore_points(self) -> list[RestorePoint]:
         """Oldest first."""
-        raise NotImplementedError
+        stored = (self._stored(name) for name in self._restore_point_ids())
+        return sorted(
+            (one.restore_point for one in stored if one is not None), key=lambda point: (point.time, point.id)
+        )
 
     def restore_point(self, restore_point_id: str) -> RestorePoint | None:
-        raise NotImplementedError
+        stored = self._stored(restore_point_id)
+        return stored.restore_point if stored is not None else None
 
     def add_restore_point(self, restore_point: RestorePoint) -> None:
-        """Without digests (those come by `seal`); one that is there already is overwritten."""
-        raise NotImplementedError
+        """Without digests (those come by `seal`); one that is there already is replaced, with its verification."""
+        self._save_stored(StoredRestorePoint(restore_point))
 
     def remove_restore_point(self, restore_point_id: str) -> None:
-        """With its digests, which the next one's are made independent of; one that is gone already is fine."""
-        raise NotImplementedError
+        """With its digests, which the next one's are made independent of; one that is gone already is fine.
+
+        Cut off anywhere, it may be called again and completes.
+        """
+        path = self._restore_point_path(restore_point_id)
+        for disk in self._disks():
+            disk.remove(restore_point_id)
+        remove_file(path)
 
     def mark_verified(self, restore_point_id: str, verification: Verification) -> None:
-        raise NotImplementedError
+        """Raises RepositoryError if there is no such restore point."""
+        stored = self._stored(restore_point_id)
+        if stored is None:
+            raise RepositoryError(f"{self.path} has no restore point {restore_point_id}")
+        self._save_stored(StoredRestorePoint(stored.restore_point, verification))
 
     def verification(self, restore_point_id: str) -> Verification | None:
-        raise NotImplementedError
+        stored = self._stored(restore_point_id)
+        return stored.verified if stored is not None else None
+
+    # The unfinished run
 
     def intent(self) -> Intent | None:
-        raise NotImplementedError
+        return load_intent(self.path / "intent.json")
 
     def save_intent(self, intent: Intent) -> None:
-        raise NotImplementedError
+        """Durable before it returns."""
+        save_intent(self.path / "intent.json", intent)
 
     def clear_intent(self) -> None:
-        raise NotImplementedError
+        clear_intent(self.path / "intent.json")
 
     def transfer_log(self, disk_key: int) -> Path:
         """Where the disk's log is or will be; its folder exists."""
-        raise NotImplementedError
+        disk = self._disk(disk_key)
+        disk.make()
+        return disk.log
 
     def discard_logs(self) -> None:
-        """Giving up: remove all transfer logs, and what an unfinished seal made of them."""
-        raise NotImplementedError
+        """Giving up: remove all transfer logs, and what an unfinished seal made of them.
+
+        Only once the replica's leaf is back at a sealed state, for what the logs say of it is lost.
+        """
+        known = self._restore_point_ids()
+        for disk in self._disks():
+            disk.discard(known)
+            disk.remove_if_empty()
 
     def seal(self, restore_point: RestorePoint) -> None:
         """Turn the transfer logs into digests of `restore_point`, add it, clear the intent.
 
-        To be called once the replica's snapshot exists, and again after a crash at any step: it completes.
+        To be called once the replica's snapshot exists, and again after a crash at any step: it completes. Without an
+        intent for this restore point it only adds it, its digests unknown.
         """
-        raise NotImplementedError
+        known = self._restore_point_ids()
+        intent = self.intent()
+        ours = intent is not None and intent.restore_point_id == restore_point.id
+        if restore_point.id not in known:
+            if intent is not None and ours:
+                for disk in intent.disks:
+                    self._disk(disk.source_key).seal(disk, restore_point.id, known)
+            self.add_restore_point(restore_point)
+        if ours:
+            for folder in self._disks():
+                remove_file(folder.log)
+                folder.remove_if_empty()
+            self.clear_intent()
+
+    # Digests
 
     def digest_files(self, disk_key: int, restore_point_id: str) -> DigestFiles:
-        """The set that describes that restore point; base None, no deltas and fresh False where none does."""
-        raise NotImplementedError
+        """The set that describes that restore point; not `known` where none does."""
+        return self._disk(disk_key).files_for(self._valid(restore_point_id))
 
     def write_digests(
         self, disk_key: int, restore_point_id: str, capacity: int, entries: Iterable[tuple[int, bytes]]
     ) -> None:
-        """Record digests that were made by reading the restore point's disk; grains not among them are unknown."""
-        raise NotImplementedError
+        """Record digests that were made by reading the restore point's disk; grains not among them are unknown.
+
+        `capacity`: bytes; `entries`: (grain, 16-byte digest), in any order.
+        """
+        known = self._restore_point_ids()
+        self._disk(disk_key).write_set(self._valid(restore_point_id), capacity, entries, known)
+
+    def disk_folders(self) -> list[DiskFolder]:
+        """One for each disk of which there are digests or a log."""
+        return list(self._disks())
+
+    # Paths
+
+    def _disk(self, disk_key: int) -> DiskFolder:
+        return DiskFolder(self.path / "disks" / str(disk_key))
+
+    def _disks(self) -> Iterator[DiskFolder]:
+        directory = self.path / "disks"
+        with naming(directory, "list"):
+            paths = sorted(directory.iterdir()) if directory.is_dir() else []
+        return (DiskFolder(path) for path in paths if path.is_dir())
+
+    def _restore_point_ids(self) -> list[str]:
+        directory = self.path / "restore-points"
+        with naming(directory, "list"):
+            return sorted(path.stem for path in directory.glob("*.json"))
+
+    def _valid(self, restore_point_id: str) -> str:
+        if not _NAME.fullmatch(restore_point_id):
+            raise RepositoryError(f"{restore_point_id!r} is no id of a restore point")
+        return restore_point_id
+
+    def _restore_point_path(self, restore_point_id: str) -> Path:
+        return self.path / "restore-points" / f"{self._valid(restore_point_id)}.json"
+
+    def _stored(self, restore_point_id: str) -> StoredRestorePoint | None:
+        return read_document(self._restore_point_path(restore_point_id), StoredRestorePoint, RESTORE_POINT_FORMAT)
+
+    def _save_stored(self, stored: StoredRestorePoint) -> None:
+        path = self._restore_point_path(stored.restore_point.id)
+        make_directory(path.parent)
+        write_document(path, StoredRestorePoint, stored, RESTORE_POINT_FORMAT)

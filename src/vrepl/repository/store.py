@@ -1,14 +1,39 @@
-"""The repository as a whole."""
+"""The repository as a whole: opening it, its replicas, job locks and run reports. Its layout: `vrepl.repository`."""
 
 from __future__ import annotations
 
+import datetime as dt
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
+from vrepl.errors import RepositoryError
 from vrepl.model import ReplicaRecord
+from vrepl.repository.documents import check_format, read_document, read_json, to_value
+from vrepl.repository.files import create_bytes, make_directory, naming, remove_file, replace_bytes, sync_directory
+from vrepl.repository.locks import clear_dead, holding, is_held, read_owner
 from vrepl.repository.replica import ReplicaFolder
+
+REPOSITORY_FORMAT = 1
+RUN_FORMAT = 1
+KEEP_RUNS = 1000
+"""Run reports beyond these, the oldest, are removed when one is saved."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryRecord:
+    """`repository.json`."""
+
+    id: str
+    created: dt.datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,55 +46,198 @@ class LockHolder:
     owner: str
 
 
+def _utc_now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def _new_id() -> str:
+    return os.urandom(6).hex()
+
+
 class Repository:
-    path: Path
+    """An open repository. Methods raise RepositoryError naming the path."""
+
+    def __init__(self, path: Path, record: RepositoryRecord) -> None:
+        self.path = path
+        self._record = record
 
     @classmethod
-    def open(cls, path: Path, create: bool = True) -> Repository:
-        """Raises RepositoryError naming the path: newer format, not a repository, read-only, no space."""
-        raise NotImplementedError
+    def open(
+        cls,
+        path: Path,
+        create: bool = True,
+        *,
+        clock: Callable[[], dt.datetime] = _utc_now,
+        new_id: Callable[[], str] = _new_id,
+    ) -> Repository:
+        """Raises RepositoryError naming the path: newer format, not a repository, read-only, no space.
+
+        `create`: make it if there is nothing (or an empty directory) yet.
+        """
+        file = path / "repository.json"
+        record = read_document(file, RepositoryRecord, REPOSITORY_FORMAT)
+        if record is None:
+            cls._refuse_foreign(path, create)
+            make_directory(path)
+            fresh = RepositoryRecord(new_id(), clock())
+            content = {"format": REPOSITORY_FORMAT, **to_value(RepositoryRecord, fresh)}
+            # Two first runs at once: the one that comes second takes what the other made.
+            create_bytes(file, (json.dumps(content, indent=1) + "\n").encode())
+            record = read_document(file, RepositoryRecord, REPOSITORY_FORMAT)
+            if record is None:
+                raise RepositoryError(f"{file} went away while it was opened")
+        return cls(path, record)
+
+    @staticmethod
+    def _refuse_foreign(path: Path, create: bool) -> None:
+        with naming(path, "open"):
+            if path.exists() and not path.is_dir():
+                raise RepositoryError(f"{path} is not a directory")
+            if (path / "replicas").exists():
+                raise RepositoryError(
+                    f"{path} has replicas but no repository.json",
+                    hint="bring that file back, or move the folder away and run `vrepl repository rebuild`",
+                )
+            if path.is_dir() and any(not entry.name.endswith(".new") for entry in path.iterdir()):
+                raise RepositoryError(
+                    f"{path} holds other things and is no repository",
+                    hint="name a directory of its own in [repository] of the configuration",
+                )
+            if not create:
+                raise RepositoryError(
+                    f"there is no repository in {path}",
+                    hint="the first `vrepl replicate` makes it; if it was lost: `vrepl repository rebuild`",
+                )
 
     @property
     def id(self) -> str:
         """Short hex; snapshots and replicas bear it."""
-        raise NotImplementedError
+        return self._record.id
+
+    @property
+    def created(self) -> dt.datetime:
+        return self._record.created
+
+    def take_over(self, repository_id: str) -> None:
+        """Go on under the id of a repository that was lost, so that what bears it is one's own again."""
+        record = RepositoryRecord(repository_id, self._record.created)
+        content = {"format": REPOSITORY_FORMAT, **to_value(RepositoryRecord, record)}
+        replace_bytes(self.path / "repository.json", (json.dumps(content, indent=1) + "\n").encode())
+        self._record = record
+
+    def check_writable(self) -> None:
+        """Raises RepositoryError (with a hint) unless a small file can be written now; for before anything is begun."""
+        path = self.path / f"writable.{os.getpid()}"
+        replace_bytes(path, bytes(4096))
+        remove_file(path)
+
+    # Replicas
 
     def replica(self, source_site: str, source_instance_uuid: str) -> ReplicaFolder | None:
-        raise NotImplementedError
+        return ReplicaFolder.load(self._replica_path(replica_id(source_site, source_instance_uuid)))
 
     def create_replica(self, record: ReplicaRecord) -> ReplicaFolder:
         """Its `id` must be `replica_id(site, instanceUuid)`; one that exists gets this record."""
-        raise NotImplementedError
+        expected = replica_id(record.source_site, record.source_instance_uuid)
+        if record.id != expected:
+            raise RepositoryError(f"the record of replica {expected} must not call itself {record.id}")
+        return ReplicaFolder.create(self._replica_path(record.id), record)
 
     def remove_replica(self, source_site: str, source_instance_uuid: str) -> None:
-        """Forget a replica (its VM is none of the repository's business); one that is gone is fine."""
-        raise NotImplementedError
+        """Forget a replica (its VM is none of the repository's business); one that is gone is fine.
+
+        Wants its lock held.
+        """
+        path = self._replica_path(replica_id(source_site, source_instance_uuid))
+        # Without its record the folder is no replica any more, so a crash in the middle leaves nothing half.
+        if path.is_dir():
+            remove_file(path / "replica.json")
+            with naming(path, "remove"):
+                shutil.rmtree(path)
+            sync_directory(path.parent)
 
     def replicas(self) -> list[ReplicaFolder]:
         """By folder name."""
-        raise NotImplementedError
+        directory = self.path / "replicas"
+        with naming(directory, "list"):
+            paths = sorted(directory.iterdir()) if directory.is_dir() else []
+        folders = (ReplicaFolder.load(path) for path in paths if path.is_dir())
+        return [folder for folder in folders if folder is not None]
+
+    def _replica_path(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise RepositoryError(f"{name!r} cannot name a folder", hint="give the site a plain name")
+        return self.path / "replicas" / name
+
+    # Locks
 
     def job_lock(self, job: str) -> AbstractContextManager[None]:
         """Raises LockedError naming the owner's pid, host and command."""
-        raise NotImplementedError
+        return holding(self._job_path(job), f"job {job}")
 
-    def save_run(self, run_id: str, report: dict[str, Any]) -> None:
-        raise NotImplementedError
+    def is_job_locked(self, job: str) -> bool:
+        return is_held(self._job_path(job))
 
-    def runs(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """Newest first."""
-        raise NotImplementedError
-
-    def run(self, run_id: str) -> dict[str, Any] | None:
-        raise NotImplementedError
+    def _job_path(self, job: str) -> Path:
+        return self.path / "jobs" / f"{quote(job, safe=' ')}.lock"
 
     def locks(self) -> list[LockHolder]:
         """Every lock that has, or had, an owner."""
-        raise NotImplementedError
+        jobs, replicas = self.path / "jobs", self.path / "replicas"
+        with naming(self.path, "list"):
+            named = [(f"job {unquote(path.stem)}", path) for path in sorted(jobs.glob("*.lock"))]
+            named += [(f"replica {path.parent.name}", path) for path in sorted(replicas.glob("*/lock"))]
+        found = []
+        for name, path in named:
+            owner = read_owner(path)
+            held = is_held(path)
+            if owner is not None or held:
+                found.append(LockHolder(name, path, held, str(owner or "an unknown process")))
+        return found
 
     def unlock(self) -> list[LockHolder]:
         """Clean up after dead owners; live ones are only reported, for a lock is released by its process's end."""
-        raise NotImplementedError
+        return [
+            LockHolder(lock.name, lock.path, not clear_dead(lock.path), lock.owner) for lock in self.locks()
+        ]
+
+    # Run reports
+
+    def save_run(self, run_id: str, report: dict[str, Any]) -> None:
+        """`report`: what `replicate --json` prints; opaque here. Durable before it returns."""
+        make_directory(self.path / "runs")
+        content = {"format": RUN_FORMAT, "report": report}
+        replace_bytes(self._run_path(run_id), (json.dumps(content, indent=1) + "\n").encode())
+        for path in self._run_paths()[KEEP_RUNS:]:
+            remove_file(path)
+
+    def runs(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Newest first (by when they were saved)."""
+        reports = (self._read_run(path) for path in self._run_paths()[:limit])
+        return [report for report in reports if report is not None]
+
+    def run(self, run_id: str) -> dict[str, Any] | None:
+        return self._read_run(self._run_path(run_id))
+
+    def _read_run(self, path: Path) -> dict[str, Any] | None:
+        content = read_json(path)
+        if content is None:
+            return None
+        check_format(path, content, RUN_FORMAT)
+        report: dict[str, Any] = content.get("report", {})
+        return report
+
+    def _run_path(self, run_id: str) -> Path:
+        if not _NAME.fullmatch(run_id):
+            raise RepositoryError(f"{run_id!r} is no id of a run")
+        return self.path / "runs" / f"{run_id}.json"
+
+    def _run_paths(self) -> list[Path]:
+        directory = self.path / "runs"
+        with naming(directory, "list"):
+            return sorted(
+                directory.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True
+            )
 
 
 def replica_id(source_site: str, source_instance_uuid: str) -> str:
