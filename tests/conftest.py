@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vrepl.lab.lab import Lab
     from vrepl.lab.spec import LabSpec
 
-LAB_FIXTURES = {"lab", "start_lab"}
+LAB_FIXTURES = {"lab", "start_lab", "start_shared_lab"}
 MIB = 1024 * 1024
 
 
@@ -66,10 +66,23 @@ def lab_folders() -> Iterator[Callable[[], Path]]:
 
 
 @pytest.fixture(scope="session")
-def lab(lab_folders: Callable[[], Path]) -> Iterator[Lab]:
+def start_shared_lab(lab_folders: Callable[[], Path]) -> Iterator[Callable[[LabSpec], Lab]]:
+    """Starts labs that live as long as the session, for fixtures of a module or session."""
+    started: list[Lab] = []
+
+    def start(spec: LabSpec) -> Lab:
+        started.append(start_or_skip(lab_folders(), spec))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def lab(start_shared_lab: Callable[[LabSpec], Lab]) -> Lab:
     """One small lab for all tests of a worker: leave it as you found it, or take `start_lab`."""
-    with start_or_skip(lab_folders(), small_spec()) as running:
-        yield running
+    return start_shared_lab(small_spec())
 
 
 @pytest.fixture

