@@ -16,7 +16,7 @@ import pytest
 from vrepl.errors import DiskError
 from vrepl.extents import GRAIN, Extent, intersect, normalise, subtract
 from vrepl.transport.buffers import MIB, Buffer
-from vrepl.transport.decorators import CountingDisk, FailingDisk, ThrottledDisk
+from vrepl.transport.decorators import CountingDisk, FailingDisk, LateDisk, ThrottledDisk
 from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.memory import MemoryDisk, MemoryHandle
 from vrepl.transport.throttle import Throttle
@@ -58,6 +58,7 @@ DISKS: dict[str, Callable[[], AbstractContextManager[Subject]]] = {
     "memory": memory,
     "counting": lambda: decorated(CountingDisk),
     "failing": lambda: decorated(lambda disk: FailingDisk(disk, {})),
+    "late": lambda: decorated(LateDisk),
     "throttled": lambda: decorated(lambda disk: ThrottledDisk(disk, Throttle(1 << 34))),
 }
 

@@ -1,8 +1,11 @@
-"""Disks around disks: one counts, one fails on purpose, one is held to a rate. What they do not change passes on."""
+"""Disks around disks: one counts, one fails on purpose, one answers late, one is held to a rate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from queue import SimpleQueue
 
 from vrepl.errors import DiskError
 from vrepl.extents import GRAIN, Extent, split, subtract
@@ -138,6 +141,43 @@ class FailingDisk(PassingDisk):
         super().close()
         if (error := self._failure("close")) is not None:
             raise error
+
+
+class LateDisk(PassingDisk):
+    """Completes from a thread of its own, some time after submission, as disks over a network do."""
+
+    def __init__(self, inner: DiskReader | DiskWriter, seconds: float = 0.0) -> None:
+        """`seconds`: what every call takes at least."""
+        super().__init__(inner)
+        self._seconds = seconds
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="late-disk", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while (call := self._queue.get()) is not None:
+            time.sleep(self._seconds)
+            call()
+
+    def submit_read(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
+        self._queue.put(lambda: self._inner.submit_read(offset, buffer, start, length, done))
+
+    def submit_write(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
+        self._queue.put(lambda: self._writer.submit_write(offset, buffer, start, length, done))
+
+    def submit_zeros(self, offset: int, length: int, done: Completion) -> None:
+        self._queue.put(lambda: self._writer.submit_zeros(offset, length, done))
+
+    def wait(self) -> None:
+        reached = threading.Event()
+        self._queue.put(reached.set)
+        reached.wait()
+        super().wait()
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        super().close()
 
 
 class ThrottledDisk(PassingDisk):

@@ -83,8 +83,10 @@ def choose_modes(
             ruled_out.append(ModeChoice(mode, obstacle))
     for mode in TransportMode:
         if mode not in allowed:
-            why = "data would cross unencrypted and the job does not list it" if mode is TransportMode.NBD else (
-                "the job does not list it"
+            why = (
+                "data would cross unencrypted and the job does not list it"
+                if mode is TransportMode.NBD
+                else ("the job does not list it")
             )
             ruled_out.append(ModeChoice(mode, why))
     return TransportPlan(tuple(usable), tuple(ruled_out))
