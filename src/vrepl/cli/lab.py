@@ -137,14 +137,14 @@ class SetCommand(click.Command):
         super().format_epilog(ctx, formatter)
         formatter.write(f"\nSettings:\n{setting_lines()}\n")
         formatter.write(
-            "\nFaults of VixDiskLib:  fault=OP:ACTION[:ARGUMENT][@N[xCOUNT]][,vm=NAME][,mode=MODE]\n"
+            f"\nFaults of VixDiskLib:\n  {faultrules.DISK_GRAMMAR}\n"
             f"  OP      {', '.join(faultrules.OPERATIONS)}\n"
-            "  ACTION  error:CODE (a number, or one of "
-            f"{', '.join(faultrules.ERROR_NAMES)}),\n"
-            "          freeze:MILLISECONDS, crash, lost (connection)\n"
-            "Faults of the API:  api_fault=METHOD:ACTION[:ARGUMENT][@N[xCOUNT]][,vm=NAME][,p=0.2][,seed=N]
-                    [,ms=N][,message=TEXT]\n"
-            "  ACTION  fault:TYPE, task_fault:TYPE, task_hang, http_503, drop, drop_reply, expire_session, delay:MILLISECONDS\n"
+            "  ACTION  error:CODE, freeze:MILLISECONDS, crash, lost (connection)\n"
+            "  CODE    a VixError, or one of\n"
+            f"          {', '.join(faultrules.ERROR_NAMES)}\n"
+            f"Faults of the API:\n  {faultrules.API_GRAMMAR}\n"
+            "  ACTION  fault:TYPE, task_fault:TYPE, task_hang, http_503, drop, drop_reply, expire_session,\n"
+            "          delay:MILLISECONDS\n"
             "N is the matching call that fires first (1: the next), COUNT how many fire (x*: all from then on).\n"
             "Rules add up; faults=none clears all.\n\n"
             "Fault examples:\n" + "".join(f"  {example}\n" for example in faultrules.EXAMPLES)

@@ -1,9 +1,7 @@
 """The small language in which `vrepl lab set` describes faults.
 
-VixDiskLib calls:   fault=OP:ACTION[:ARGUMENT][@N[xCOUNT]][,vm=NAME][,mode=MODE]
-API calls:          api_fault=METHOD:ACTION[:ARGUMENT][@N[xCOUNT]][,vm=NAME][,p=PROBABILITY][,seed=N][,ms=N][,message=TEXT]
-
-N is the matching call that fires first (1: the next one), COUNT how many calls fire (default 1, `*`: all from then on).
+One rule for VixDiskLib's calls (DISK_GRAMMAR), one for the API's (API_GRAMMAR). N is the matching call that fires first
+(1: the next one), COUNT how many calls fire (default 1, `*`: all from then on).
 """
 
 from __future__ import annotations
@@ -14,6 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vrepl.lab.errors import LabError
+
+DISK_GRAMMAR = "fault=OP:ACTION[:ARGUMENT][@N[xCOUNT]][,vm=NAME][,mode=MODE]"
+API_GRAMMAR = "api_fault=METHOD:ACTION[:ARGUMENT][@N[xCOUNT]][,vm=NAME][,p=0.2][,seed=N][,ms=N][,message=TEXT]"
 
 OPERATIONS = {
     "open": 1,
