@@ -42,6 +42,11 @@ def line(out: Console, text: str, style: str = "") -> None:
     out.print(Text(text, style=style))
 
 
+def plain(out: Console, text: str) -> None:
+    """One line for programs: never wrapped."""
+    out.print(Text(text), soft_wrap=True)
+
+
 def show_run(out: Console, report: RunReport) -> None:
     """What a run did."""
     took = ""

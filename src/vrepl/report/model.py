@@ -287,6 +287,22 @@ class RunReport:
             return {}
         return {stage: total[stage] / whole for stage in sorted(total, key=lambda name: -total[name])}
 
+    def followed_by(self, later: RunReport) -> RunReport:
+        """One report of this run and a later one of some of its VMs: each VM as it was left, both runs' time."""
+        again = {vm.name: vm for vm in later.vms}
+        return RunReport(
+            job=self.job,
+            id=later.id,
+            started=self.started,
+            finished=later.finished,
+            vms=[again.get(vm.name, vm) for vm in self.vms],
+            interrupted=later.interrupted,
+            soap_calls={
+                site: self.soap_calls.get(site, 0) + later.soap_calls.get(site, 0)
+                for site in (self.soap_calls | later.soap_calls)
+            },
+        )
+
     def to_json(self) -> Json:
         return {
             "version": FORMAT_VERSION,

@@ -1,0 +1,141 @@
+"""Checks of one job: its VMs, their change tracking, leftovers on them, room on the target, and one real read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vrepl.checks.result import CheckResult, Status
+from vrepl.checks.world import CheckedSite, World
+from vrepl.config.references import near
+from vrepl.errors import VreplError
+from vrepl.model import JobSettings, PowerState, VirtualMachine
+from vrepl.planner.preflight import not_replicable_reason
+from vrepl.report import format as words
+
+SOURCE_SNAPSHOT_PREFIX = "vrepl-source-"
+"""As the engine names the snapshots that it takes of source VMs."""
+
+LOW_SPACE = 0.05
+"""Share of a target datastore below which deltas of restore points soon have no room."""
+
+
+def check_job(world: World, job: JobSettings, source: CheckedSite, target: CheckedSite) -> Iterator[CheckResult]:
+    try:
+        by_name = {vm.name: vm for vm in source.list_vms()}
+        replicas = {vm.name: vm for vm in target.list_vms()}
+    except VreplError as error:
+        yield CheckResult.failed(f"job {job.name}", error)
+        return
+    vms = [by_name[name] for name in job.vms if name in by_name]
+    for name in job.vms:
+        if name in by_name:
+            yield check_vm(job, by_name[name])
+        else:
+            yield CheckResult(
+                f"VM {name} (job {job.name})",
+                Status.FAILED,
+                f"site {job.source} has no such VM{near(name, by_name)}",
+                f"vrepl vms {job.source}",
+            )
+    for vm in vms:
+        yield check_cbt(vm)
+        yield check_leftovers(vm)
+    new = [vm for vm in vms if job.replica_name_of(vm.name) not in replicas]
+    yield check_space(job, target, new)
+    yield check_read(world, job.source, vms)
+    yield check_read(world, job.target, [vm for vm in replicas.values() if vm.extra_config])
+
+
+def check_vm(job: JobSettings, vm: VirtualMachine) -> CheckResult:
+    title = f"VM {vm.name} (job {job.name})"
+    reason = not_replicable_reason(vm)
+    if reason is None:
+        return CheckResult.ok(title, f"{len(vm.disks)} disk{'s' if len(vm.disks) != 1 else ''}")
+    return CheckResult(
+        title,
+        Status.FAILED,
+        f"cannot be replicated: {reason}",
+        'take it out of the job, or set on_not_replicable = "skip-disk" if only a disk is in the way',
+    )
+
+
+def check_cbt(vm: VirtualMachine) -> CheckResult:
+    """Without CBT a run still works: it reads everything and compares."""
+    title = f"CBT of {vm.name}"
+    if vm.cbt_enabled:
+        return CheckResult.ok(title, "on")
+    if not vm.cbt_supported:
+        return CheckResult(
+            title, Status.WARNING, "not available on this VM", "every run reads all that is allocated and compares"
+        )
+    if vm.snapshots:
+        return CheckResult(
+            title,
+            Status.WARNING,
+            f"off, and cannot be enabled while there are snapshots ({len(vm.snapshots)})",
+            "remove the VM's snapshots; until then every run reads all that is allocated and compares",
+        )
+    return CheckResult.ok(title, "off; the next run enables it")
+
+
+def check_leftovers(vm: VirtualMachine) -> CheckResult:
+    title = f"snapshots of {vm.name}"
+    ours = [snapshot.name for snapshot in vm.snapshots if snapshot.name.startswith(SOURCE_SNAPSHOT_PREFIX)]
+    if ours:
+        return CheckResult(
+            title,
+            Status.WARNING,
+            f"a run left {', '.join(ours)}, or is going on",
+            "the next run of the job removes what a dead run left",
+        )
+    if vm.consolidation_needed:
+        return CheckResult(
+            title, Status.WARNING, "its disks need consolidation", "vSphere Client: Snapshots > Consolidate"
+        )
+    return CheckResult.ok(title, "none of vrepl's left")
+
+
+def check_space(job: JobSettings, target: CheckedSite, new: Sequence[VirtualMachine]) -> CheckResult:
+    """Room for the replicas that are still to be made, at their disks' full size; else a look at what is left."""
+    title = f"space on {job.placement.datastore} ({job.target})"
+    try:
+        stores = {store.name: store for store in target.datastores()}
+    except VreplError as error:
+        return CheckResult.failed(title, error)
+    store = stores.get(job.placement.datastore)
+    if store is None:
+        return CheckResult(
+            title,
+            Status.FAILED,
+            f"site {job.target} has no datastore {job.placement.datastore}{near(job.placement.datastore, stores)}",
+            f"datastores: {', '.join(sorted(stores)) or 'none'}",
+        )
+    needed = sum(disk.capacity for vm in new for disk in vm.disks)
+    if needed > store.free:
+        return CheckResult(
+            title,
+            Status.FAILED,
+            f"{words.size(store.free)} free; new replicas may grow to {words.size(needed)}",
+            "free some, or name another target_datastore",
+        )
+    if store.capacity and store.free < store.capacity * LOW_SPACE:
+        return CheckResult(
+            title,
+            Status.WARNING,
+            f"{words.size(store.free)} free of {words.size(store.capacity)}",
+            "restore points grow with what changes: free some, or keep fewer",
+        )
+    return CheckResult.ok(title, f"{words.size(store.free)} free")
+
+
+def check_read(world: World, site: str, vms: Sequence[VirtualMachine]) -> CheckResult:
+    """One real sector through VDDK. A running VM's disk cannot be opened without a snapshot, which no check takes."""
+    title = f"VDDK reads from {site}"
+    readable = [vm for vm in vms if vm.power is PowerState.OFF and not_replicable_reason(vm) is None]
+    if not readable:
+        return CheckResult(title, Status.SKIPPED, "no VM of the job's is powered off there")
+    vm = readable[0]
+    try:
+        return CheckResult.ok(title, f"first sector of {vm.name} over {world.vddk.read_sector(site, vm)}")
+    except VreplError as error:
+        return CheckResult.failed(title, error)

@@ -1,0 +1,147 @@
+"""Checks of one site: secret, name, port, TLS, login, privileges, clock, and every ESXi host's name and NFC port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from vrepl.checks import privileges
+from vrepl.checks.result import CheckResult, Status
+from vrepl.checks.world import CheckedSite, EsxiHost, World
+from vrepl.errors import VreplError
+
+CLOCK_TOLERANCE = 60.0
+"""Seconds that a site's clock may be off: restore points bear this machine's time, certificates and logs the site's."""
+
+
+def check_site(world: World, name: str) -> Iterator[CheckResult]:
+    """In the order in which one needs the other; what can no longer be asked is left out."""
+    table = world.loaded.config.sites[name]
+    reference = table.password.reference()
+    try:
+        site = world.site(name)
+    except VreplError as error:
+        yield CheckResult.failed(f"secret of {name}", error)
+        return
+    yield CheckResult.ok(f"secret of {name}", f"from {reference.kind}")
+    yield (address := check_name(world, table.server, name))
+    if address.status is Status.FAILED:
+        return
+    yield (port := check_port(world, table.server, table.port, name))
+    if port.status is Status.FAILED:
+        return
+    try:
+        connection = site.connection()
+    except VreplError as error:
+        yield CheckResult.failed(f"TLS of {name}", error)
+        return
+    trusted = "pinned thumbprint" if table.thumbprint_sha256 else str(table.ca_file or "system CAs")
+    yield CheckResult.ok(f"TLS of {name}", f"verified by {trusted}")
+    try:
+        site.login()
+        product = site.product
+    except VreplError as error:
+        yield CheckResult.failed(f"login to {name}", error)
+        return
+    yield CheckResult.ok(f"login to {name}", f"{connection.user} on {product}")
+    yield check_privileges(world, site, name)
+    yield check_clock(world, site, name)
+    yield from check_hosts(world, site, name)
+
+
+def check_name(world: World, host: str, site: str) -> CheckResult:
+    title = f"DNS of {host} ({site})"
+    try:
+        return CheckResult.ok(title, world.network.resolve(host))
+    except OSError as error:
+        return CheckResult(
+            title,
+            Status.FAILED,
+            f"{host} has no address: {error.strerror or error}",
+            "VDDK connects to ESXi hosts by the names that vSphere knows: make this machine resolve them",
+        )
+
+
+def check_port(world: World, host: str, port: int, site: str) -> CheckResult:
+    title = f"port {port} of {host} ({site})"
+    try:
+        world.network.reach(host, port)
+    except OSError as error:
+        return CheckResult(
+            title,
+            Status.FAILED,
+            f"{host}:{port} cannot be reached: {error.strerror or error}",
+            f"open TCP {port} from this machine to {host} in every firewall between",
+        )
+    return CheckResult.ok(title, "open")
+
+
+def wanted_privileges(world: World, site: str) -> Mapping[str, str]:
+    """What the jobs need of this site; what any job would, where none names it."""
+    jobs = world.loaded.config.jobs.values()
+    is_source = any(job.source == site for job in jobs)
+    is_target = any(job.target == site for job in jobs)
+    wanted: dict[str, str] = {}
+    if is_source or not is_target:
+        wanted.update(privileges.SOURCE)
+    if is_target:
+        wanted.update(privileges.TARGET)
+    return wanted
+
+
+def check_privileges(world: World, site: CheckedSite, name: str) -> CheckResult:
+    title = f"privileges on {name}"
+    wanted = wanted_privileges(world, name)
+    try:
+        missing = site.missing_privileges(sorted(wanted))
+    except VreplError as error:
+        return CheckResult.failed(title, error)
+    if missing:
+        return CheckResult(
+            title,
+            Status.FAILED,
+            f"missing: {', '.join(missing)}",
+            "add to the user's role: " + "; ".join(f"{one} ({wanted[one]})" for one in missing),
+        )
+    return CheckResult.ok(title, f"all {len(wanted)}")
+
+
+def check_clock(world: World, site: CheckedSite, name: str) -> CheckResult:
+    title = f"clock of {name}"
+    before = world.clock()
+    try:
+        there = site.current_time()
+    except VreplError as error:
+        return CheckResult.failed(title, error)
+    middle = before + (world.clock() - before) / 2
+    off = (there - middle).total_seconds()
+    if abs(off) > CLOCK_TOLERANCE:
+        return CheckResult(
+            title,
+            Status.FAILED,
+            f"{abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} this machine's",
+            "let both follow the same NTP servers",
+        )
+    return CheckResult.ok(title, f"within {abs(off):.0f} s")
+
+
+def check_hosts(world: World, site: CheckedSite, name: str) -> Iterator[CheckResult]:
+    """DNS and the NFC port of every connected ESXi host, one line each."""
+    nfc_port = world.loaded.config.sites[name].nfc_port
+    try:
+        hosts = site.esxi_hosts()
+    except VreplError as error:
+        yield CheckResult.failed(f"ESXi hosts of {name}", error)
+        return
+    for host in hosts:
+        yield from _check_host(world, host, nfc_port, name)
+
+
+def _check_host(world: World, host: EsxiHost, nfc_port: int, site: str) -> Iterator[CheckResult]:
+    if not host.connected:
+        yield CheckResult(
+            f"ESXi host {host.name} ({site})", Status.WARNING, "not connected to its vCenter", "its VMs cannot be read"
+        )
+        return
+    yield (address := check_name(world, host.name, site))
+    if address.status is not Status.FAILED:
+        yield check_port(world, host.name, nfc_port, site)

@@ -1,0 +1,83 @@
+"""What the checks ask of the world, as small Protocols; `cli.wiring` brings the real ones."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vrepl.config import LoadedConfig
+from vrepl.model import Datastore, VirtualMachine
+from vrepl.ports import Clock, SiteConnection
+from vrepl.repository.store import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class EsxiHost:
+    """A host of a site; `name` is what vSphere knows it by, and what VDDK connects to."""
+
+    name: str
+    connected: bool = True
+
+
+class CheckedSite(Protocol):
+    """A site, as far as checks want it. Methods raise VreplErrors."""
+
+    @property
+    def product(self) -> str: ...
+
+    def connection(self) -> SiteConnection:
+        """Verifies the certificate; needs no login."""
+        ...
+
+    def login(self) -> None: ...
+
+    def current_time(self) -> dt.datetime: ...
+
+    def esxi_hosts(self) -> Sequence[EsxiHost]: ...
+
+    def missing_privileges(self, wanted: Sequence[str]) -> Sequence[str]:
+        """Those of these privilege ids that the user lacks on the site's root."""
+        ...
+
+    def list_vms(self) -> list[VirtualMachine]: ...
+
+    def datastores(self) -> list[Datastore]: ...
+
+
+class Network(Protocol):
+    """Names and ports, as this machine sees them. Both raise OSError."""
+
+    def resolve(self, name: str) -> str:
+        """An address of the name."""
+        ...
+
+    def reach(self, name: str, port: int) -> None:
+        """Connects and closes again."""
+        ...
+
+
+class VddkProbe(Protocol):
+    """VDDK, tried in a data mover. Both raise VreplErrors."""
+
+    def load(self) -> str:
+        """Loads the library; says which one it is."""
+        ...
+
+    def read_sector(self, site: str, vm: VirtualMachine) -> str:
+        """Reads the first sector of the VM's first disk; says over which transport mode."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything that a run of the checks uses."""
+
+    loaded: LoadedConfig
+    site: Callable[[str], CheckedSite]
+    """By name; raises UsageError where the password cannot be had."""
+    repository: Callable[[], Repository]
+    network: Network
+    vddk: VddkProbe
+    clock: Clock

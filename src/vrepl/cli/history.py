@@ -1,0 +1,125 @@
+"""`vrepl status`, `history` and `report`: what ran, and how it went."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING
+
+import click
+
+from vrepl.cli.state import State, examples, json_option, pass_state
+from vrepl.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command(epilog=examples("vrepl status", "vrepl status --json"))
+@json_option
+@pass_state
+def status(state: State) -> None:
+    """Show each job's last run and each replica's newest restore point. Connects to nothing."""
+    from vrepl.cli.wiring import open_repository
+    from vrepl.report.listing import job_row, replica_row
+
+    loaded = state.config()
+    repository = open_repository(loaded)
+    held = {lock.path.stem: lock.owner for lock in repository.locks() if lock.held}
+    runs = repository.runs()
+    jobs = [job_row(name, job.vms, runs, held.get(name)) for name, job in loaded.config.jobs.items()]
+    replicas = [replica_row(folder) for folder in repository.replicas()]
+
+    def show(out: Console) -> None:
+        from vrepl.report import console
+        from vrepl.report import format as words
+        from vrepl.report.model import time_from_json
+
+        now = dt.datetime.now(dt.UTC)
+        listing = console.table("Job", "VMs", "Now", "Last run", "Result", right=("VMs",))
+        for job in jobs:
+            last = job["last_run"] or {}
+            listing.add_row(
+                job["name"],
+                str(len(job["vms"])),
+                "running" if job["running"] else "–",
+                words.age(time_from_json(last.get("started")), now),
+                last.get("result") or "–",
+            )
+        out.print(listing)
+        out.print()
+        points = console.table("Replica", "State", "Points", "Newest", "Verified", right=("Points",))
+        for row in replicas:
+            newest = row["last_restore_point"] or {}
+            verified = newest.get("verified")
+            points.add_row(
+                row["name"],
+                row["state"] + (" (unfinished run)" if row["unfinished"] and not row["running"] else ""),
+                str(row["restore_points"]),
+                words.age(time_from_json(newest.get("time")), now),
+                "not yet" if verified is None else ("yes" if verified["good"] else "DIFFERS"),
+            )
+        out.print(points)
+
+    state.result({"version": 1, "jobs": jobs, "replicas": replicas}, show)
+
+
+@click.command(epilog=examples("vrepl history", "vrepl history --job web --limit 50"))
+@click.option("--job", help="Only the runs of this job.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, newest first.")
+@json_option
+@pass_state
+def history(state: State, job: str | None, limit: int) -> None:
+    """List runs, newest first."""
+    from vrepl.cli.wiring import open_repository
+    from vrepl.report.listing import run_row
+
+    runs = open_repository(state.config()).runs()
+    rows = [run_row(run) for run in runs if job is None or run["run"]["job"] == job][:limit]
+
+    def show(out: Console) -> None:
+        from vrepl.report import console
+        from vrepl.report import format as words
+        from vrepl.report.model import time_from_json
+
+        listing = console.table("Run", "Job", "Started", "Took", "Read", "Moved", "Result", right=("Read", "Moved"))
+        for row in rows:
+            started, finished = time_from_json(row["started"]), time_from_json(row["finished"])
+            took = (finished - started).total_seconds() if started and finished else None
+            listing.add_row(
+                row["id"],
+                row["job"],
+                words.moment(started),
+                words.duration(took),
+                words.size(row["bytes_read"]),
+                words.size(row["bytes_moved"]),
+                row["result"],
+            )
+        out.print(listing)
+
+    state.result({"version": 1, "runs": rows}, show)
+
+
+@click.command(epilog=examples("vrepl report                the last run", "vrepl report RUN --json"))
+@click.argument("run", required=False)
+@json_option
+@pass_state
+def report(state: State, run: str | None) -> None:
+    """Show the report of RUN (default: the last run), as `replicate` showed it."""
+    from vrepl.cli.wiring import open_repository
+    from vrepl.report.model import RunReport
+
+    repository = open_repository(state.config())
+    newest = repository.runs(limit=1)
+    found = repository.run(run) if run else (newest[0] if newest else None)
+    if found is None:
+        raise NotFoundError(
+            f"there is no run {run}" if run else "no run has been made yet", hint="`vrepl history` lists runs"
+        )
+    told = RunReport.from_json(found)
+
+    def show(out: Console) -> None:
+        from vrepl.report import console
+
+        console.show_run(out, told)
+
+    state.result(told.to_json(), show)

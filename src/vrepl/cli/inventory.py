@@ -1,0 +1,49 @@
+"""`vrepl vms`: the VMs of a site."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vrepl.cli.state import State, examples, json_option, pass_state
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command(epilog=examples("vrepl vms prod", "vrepl vms prod --json"))
+@click.argument("site")
+@json_option
+@pass_state
+def vms(state: State, site: str) -> None:
+    """List the VMs of SITE, and which of them cannot be replicated and why."""
+    from vrepl.cli.wiring import Sites
+    from vrepl.report.listing import vm_row
+
+    loaded = state.config()
+    with Sites(loaded) as sites:
+        there = sites(loaded.require_site(site))
+        rows = [vm_row(vm) for vm in sorted(there.list_vms(), key=lambda vm: vm.name)]
+        data = {"version": 1, "site": site, "vms": rows, "soap_calls": there.soap_calls}
+
+    def show(out: Console) -> None:
+        from vrepl.report import console
+        from vrepl.report import format as words
+
+        listing = console.table(
+            "VM", "Power", "Disks", "Size", "Snapshots", "CBT", "Replicable", right=("Disks", "Size", "Snapshots")
+        )
+        for row in rows:
+            listing.add_row(
+                row["name"],
+                row["power"].removeprefix("powered").lower(),
+                str(len(row["disks"])),
+                words.size(sum(disk["capacity"] for disk in row["disks"])),
+                str(len(row["snapshots"])),
+                "on" if row["cbt"] else "off",
+                "yes" if row["replicable"] else f"no: {row['reason']}",
+            )
+        out.print(listing)
+
+    state.result(data, show)

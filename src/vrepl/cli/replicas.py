@@ -1,0 +1,90 @@
+"""`vrepl replicas` and `vrepl restore-points`: what the repository knows."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vrepl.cli.state import State, examples, json_option, pass_state
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command(epilog=examples("vrepl replicas", "vrepl replicas --json"))
+@json_option
+@pass_state
+def replicas(state: State) -> None:
+    """List the replicas that the repository knows, with their newest restore points."""
+    from vrepl.cli.wiring import open_repository
+    from vrepl.report.listing import replica_row
+
+    rows = [replica_row(folder) for folder in open_repository(state.config()).replicas()]
+
+    def show(out: Console) -> None:
+        from vrepl.report import console
+        from vrepl.report import format as words
+
+        if not rows:
+            console.line(out, "no replicas yet; `vrepl replicate` makes them")
+            return
+        listing = console.table("Source", "Replica", "Site", "State", "Points", "Newest", right=("Points",))
+        now = dt.datetime.now(dt.UTC)
+        for row in rows:
+            newest = row["last_restore_point"]
+            listing.add_row(
+                row["source"]["name"],
+                row["name"],
+                row["target"]["site"],
+                row["state"] + (" (running)" if row["running"] else ""),
+                str(row["restore_points"]),
+                words.age(dt.datetime.fromisoformat(newest["time"]), now) if newest else "–",
+            )
+        out.print(listing)
+
+    state.result({"version": 1, "replicas": rows}, show)
+
+
+@click.command(epilog=examples("vrepl restore-points web-01", "vrepl restore-points web-01 --json"))
+@click.argument("vm")
+@json_option
+@pass_state
+def restore_points(state: State, vm: str) -> None:
+    """List the restore points of VM's replica, oldest first. VM is the name of the source or of the replica."""
+    from vrepl.cli.wiring import open_repository
+    from vrepl.report.listing import find_replica, restore_point_row
+
+    folder = find_replica(open_repository(state.config()).replicas(), vm)
+    rows = [restore_point_row(point, folder.verification(point.id)) for point in folder.restore_points()]
+    record = folder.record
+    data = {
+        "version": 1,
+        "vm": record.source_name,
+        "replica": record.target_name,
+        "restore_points": rows,
+    }
+
+    def show(out: Console) -> None:
+        from vrepl.report import console
+        from vrepl.report import format as words
+
+        listing = console.table("Restore point", "Time", "Consistency", "Moved", "Verified", right=("Moved",))
+        for row in rows:
+            listing.add_row(
+                row["id"],
+                words.moment(dt.datetime.fromisoformat(row["time"])),
+                row["consistency"],
+                words.size(row["bytes_moved"]),
+                _verdict(row["verified"]),
+            )
+        out.print(listing)
+
+    state.result(data, show)
+
+
+def _verdict(verified: dict[str, Any] | None) -> str:
+    if verified is None:
+        return "not yet"
+    return "yes" if verified["good"] else "DIFFERS"

@@ -1,0 +1,148 @@
+"""`vrepl plan` and `vrepl replicate`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vrepl.cli.parameters import DURATION
+from vrepl.cli.state import State, examples, json_option, pass_state
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vrepl.cli.running import Outcome, Selection
+    from vrepl.report.model import RunReport
+
+
+@click.command(epilog=examples("vrepl plan", "vrepl plan web --vm web-01 --json"))
+@click.argument("jobs", metavar="[JOB]...", nargs=-1)
+@click.option("--vm", "vms", metavar="NAME", multiple=True, help="Only this VM (may be given again).")
+@json_option
+@click.pass_context
+@pass_state
+def plan(state: State, context: click.Context, jobs: tuple[str, ...], vms: tuple[str, ...]) -> None:
+    """Show what `replicate` would do, and why; nothing is changed. Without JOB: every job.
+
+    Of a running VM, what changed cannot be asked before a snapshot exists: the plan then gives an upper bound
+    and the last run's figure.
+    """
+    context.exit(_plan(state, jobs, vms))
+
+
+@click.command(
+    epilog=examples(
+        "vrepl replicate web",
+        "vrepl replicate --dry-run",
+        "vrepl -q replicate web --lock-wait 10m --retry 2 --retry-wait 5m --json",
+    )
+)
+@click.argument("jobs", metavar="[JOB]...", nargs=-1)
+@click.option("--vm", "vms", metavar="NAME", multiple=True, help="Only this VM (may be given again).")
+@click.option("--dry-run", is_flag=True, help="Show the plan, as `vrepl plan` does.")
+@click.option(
+    "--lock-wait",
+    type=DURATION,
+    default=0.0,
+    metavar="TIME",
+    help="Wait so long (such as 10m) for another run of the job to end.",
+)
+@click.option(
+    "--retry", "retries", type=click.IntRange(min=0), default=0, metavar="N", help="Run failed VMs again, N times."
+)
+@click.option(
+    "--retry-wait", type=DURATION, default=60.0, metavar="TIME", help="Time before each retry [default: 60s]."
+)
+@json_option
+@click.pass_context
+@pass_state
+def replicate(
+    state: State,
+    context: click.Context,
+    jobs: tuple[str, ...],
+    vms: tuple[str, ...],
+    dry_run: bool,
+    lock_wait: float,
+    retries: int,
+    retry_wait: float,
+) -> None:
+    """Replicate the VMs of each JOB to its target; each VM ends in a new restore point. Without JOB: every job.
+
+    Ctrl-C (or SIGTERM) stops cleanly: source snapshots are removed, and the next run goes on where this one stopped.
+    """
+    if dry_run:
+        context.exit(_plan(state, jobs, vms))
+    from vrepl.cli import running
+    from vrepl.cli.wiring import Workshop, events_for
+
+    loaded = state.config()
+    selections = running.select(loaded, jobs, vms)
+    with events_for(state) as events, Workshop(loaded, events) as workshop:
+
+        def run(selection: Selection) -> RunReport:
+            workshop.log_in(selection.job.source, selection.job.target)
+            with running.stop_on_signals(workshop.engine.stop) as stop_asked:
+                report = running.with_retries(
+                    lambda names: workshop.engine.replicate(selection.job, names, lock_wait=lock_wait),
+                    selection.vms,
+                    retries=retries,
+                    wait=retry_wait,
+                    stopped=stop_asked,
+                    tell=lambda text: click.echo(text, err=True),
+                )
+                if stop_asked.is_set():
+                    workshop.stopped.set()
+                return report
+
+        outcomes = running.go_through(selections, run, workshop.stopped)
+
+    def show(out: Console) -> None:
+        from vrepl.report import console
+
+        for number, outcome in enumerate(outcomes):
+            if number:
+                out.print()
+            if outcome.report is not None:
+                console.show_run(out, outcome.report)
+            else:
+                _show_error(out, outcome)
+
+    state.result(running.to_json(outcomes), show)
+    context.exit(running.exit_code(outcomes))
+
+
+def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...]) -> int:
+    from vrepl.cli import running
+    from vrepl.cli.wiring import Workshop
+
+    loaded = state.config()
+    selections = running.select(loaded, jobs, vms)
+    with Workshop(loaded) as workshop:
+        outcomes = running.go_through(
+            selections,
+            lambda selection: workshop.engine.plan(selection.job, selection.vms),
+            workshop.stopped,
+        )
+
+    def show(out: Console) -> None:
+        from vrepl.report import console
+
+        for number, outcome in enumerate(outcomes):
+            if number:
+                out.print()
+            if outcome.report is not None:
+                console.show_plan(out, outcome.report)
+            else:
+                _show_error(out, outcome)
+
+    state.result(running.to_json(outcomes), show)
+    return running.exit_code(outcomes)
+
+
+def _show_error(out: Console, outcome: Outcome) -> None:
+    from vrepl.report import console
+    from vrepl.report.model import ErrorReport
+
+    if outcome.error is not None:
+        console.show_error(out, f"job {outcome.job}", ErrorReport.of(outcome.error))

@@ -1,0 +1,180 @@
+"""How `plan` and `replicate` go through jobs: which ones, what one's failure means for the others, stop signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vrepl.cli.root import error_to_json
+from vrepl.config.references import near
+from vrepl.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_PARTIAL,
+    InterruptedRunError,
+    NotFoundError,
+    VreplError,
+)
+from vrepl.model import JobSettings
+from vrepl.report.model import FORMAT_VERSION, Result, RunReport
+
+if TYPE_CHECKING:
+    from vrepl.config import LoadedConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A job, and those of its VMs that were asked for (none: all)."""
+
+    job: JobSettings
+    vms: tuple[str, ...]
+
+
+def select(loaded: LoadedConfig, job_names: Sequence[str], vm_names: Sequence[str]) -> list[Selection]:
+    """The jobs named, or all; narrowed to VMs, only those jobs that have one of them.
+
+    Raises NotFoundError for a job that is not configured, or a VM that none of the jobs has.
+    """
+    jobs = loaded.jobs(job_names)
+    if not vm_names:
+        return [Selection(job, ()) for job in jobs]
+    known = [vm for job in jobs for vm in job.vms]
+    for name in vm_names:
+        if name not in known:
+            raise NotFoundError(
+                f'no VM "{name}" in job {", ".join(job.name for job in jobs)}{near(name, known)}',
+                hint=f"VMs: {', '.join(dict.fromkeys(known))}",
+            )
+    wanted = [Selection(job, tuple(vm for vm in job.vms if vm in vm_names)) for job in jobs]
+    return [selection for selection in wanted if selection.vms]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one job: a report, or an error that stopped it as a whole."""
+
+    job: str
+    report: RunReport | None
+    error: VreplError | None = None
+
+    @property
+    def exit_code(self) -> int:
+        if self.error is not None:
+            return self.error.exit_code
+        assert self.report is not None
+        return self.report.exit_code
+
+    def to_json(self) -> dict[str, Any]:
+        if self.report is not None:
+            return self.report.to_json()
+        assert self.error is not None
+        head = {**RunReport(job=self.job).to_json(), "error": error_to_json(self.error)}
+        head["run"]["result"] = Result.FAILED.value
+        return head
+
+
+def go_through(
+    selections: Sequence[Selection], act: Callable[[Selection], RunReport], stopped: threading.Event
+) -> list[Outcome]:
+    """One outcome per job; a job that fails as a whole does not keep the next from running, a stop does."""
+    outcomes: list[Outcome] = []
+    for selection in selections:
+        try:
+            outcomes.append(Outcome(selection.job.name, act(selection)))
+        except VreplError as error:
+            if len(selections) == 1:
+                raise
+            outcomes.append(Outcome(selection.job.name, None, error))
+        if stopped.is_set():
+            break
+    return outcomes
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """0 if all went well, the common code if all failed alike, 130 if stopped, else 3."""
+    codes = {outcome.exit_code for outcome in outcomes}
+    if EXIT_INTERRUPTED in codes:
+        return EXIT_INTERRUPTED
+    if len(codes) == 1:
+        return codes.pop()
+    return EXIT_PARTIAL if codes & {EXIT_OK, EXIT_PARTIAL} else EXIT_FAILED
+
+
+def to_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """One job: its report itself; several: a list of them under `runs`."""
+    if len(outcomes) == 1:
+        return outcomes[0].to_json()
+    return {"version": FORMAT_VERSION, "runs": [outcome.to_json() for outcome in outcomes]}
+
+
+def with_retries(
+    run: Callable[[tuple[str, ...]], RunReport],
+    vms: tuple[str, ...],
+    *,
+    retries: int,
+    wait: float,
+    stopped: threading.Event,
+    tell: Callable[[str], None],
+) -> RunReport:
+    """Run, and run the failed VMs again up to `retries` times, `wait` seconds apart; one report of it all."""
+    report: RunReport | None = None
+    for left in range(retries, -1, -1):
+        try:
+            latest = run(vms)
+        except VreplError as error:
+            if not error.retryable or not left or stopped.is_set():
+                if report is None:
+                    raise
+                return report
+            tell(f"{error.message}; trying again in {wait:.0f} s")
+        else:
+            report = latest if report is None else report.followed_by(latest)
+            vms = tuple(vm.name for vm in report.vms if vm.result is Result.FAILED)
+            if not vms or not left or report.interrupted:
+                return report
+            tell(f"failed: {', '.join(vms)}; running again in {wait:.0f} s")
+        if stopped.wait(wait):
+            if report is None:
+                raise InterruptedRunError("stopped while waiting to try again")
+            report.interrupted = True
+            return report
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+@contextmanager
+def stop_on_signals(stop: Callable[[], None]) -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM ask for a clean stop (source snapshots are removed); the third one ends the process."""
+    stopped = threading.Event()
+    count = 0
+
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            stopped.set()
+            click.echo("stopping: removing what this run made on the source", err=True)
+            # In a thread: the main thread may hold a lock that stopping needs.
+            threading.Thread(target=stop, name="stop", daemon=True).start()
+        elif count == 2:
+            click.echo("still cleaning up; once more gives up (the next run then cleans up)", err=True)
+        else:
+            os._exit(EXIT_INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

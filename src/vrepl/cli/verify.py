@@ -1,0 +1,56 @@
+"""`vrepl verify`: read restore points back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vrepl.cli.state import State, examples, json_option, pass_state
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command(
+    epilog=examples(
+        "vrepl verify", "vrepl verify web-01 --json", "vrepl verify web-01 --restore-point 20250301T220000Z-1a2b3c"
+    )
+)
+@click.argument("vms", metavar="[VM]...", nargs=-1)
+@click.option("--restore-point", metavar="ID", help="This restore point of one VM; default: the newest.")
+@json_option
+@click.pass_context
+@pass_state
+def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_point: str | None) -> None:
+    """Read a restore point of each VM's replica back through VDDK and compare every grain with its digest.
+
+    VM is the name of the source or of the replica; without VM, every replica is read. Nothing is changed but the
+    note of what was verified. Exit code 3 if some restore points differ, 1 if all do.
+    """
+    from vrepl.cli import running
+    from vrepl.cli.wiring import Workshop, events_for
+    from vrepl.errors import UsageError
+    from vrepl.report.listing import find_replica
+
+    if restore_point is not None and len(vms) != 1:
+        raise UsageError(
+            "--restore-point takes exactly one VM", hint="vrepl verify VM --restore-point ID; `vrepl restore-points VM`"
+        )
+    with events_for(state) as events, Workshop(state.config(), events) as workshop:
+        known = workshop.repository.replicas()
+        folders = [find_replica(known, vm) for vm in dict.fromkeys(vms)] or known
+        workshop.log_in(*(folder.record.target_site for folder in folders))
+        with running.stop_on_signals(workshop.engine.stop):
+            report = workshop.engine.verify(folders, restore_point_id=restore_point)
+
+    def show(out: Console) -> None:
+        from vrepl.report import console
+
+        if not report.vms:
+            console.line(out, "no replicas yet; `vrepl replicate` makes them")
+        else:
+            console.show_verification(out, report)
+
+    state.result(report.to_json(), show)
+    context.exit(report.exit_code)

@@ -1,0 +1,156 @@
+"""What a site and the repository hold, as the documented JSON rows: VMs, replicas, restore points, jobs."""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vrepl.errors import NotFoundError
+from vrepl.model import RestorePoint, VirtualMachine
+from vrepl.planner.preflight import not_replicable_reason, unreplicable_disk_reason
+from vrepl.report.model import Json, time_to_json
+
+if TYPE_CHECKING:
+    from vrepl.repository.replica import ReplicaFolder, Verification
+
+
+def vm_row(vm: VirtualMachine) -> Json:
+    """One VM of `vms SITE`."""
+    reason = not_replicable_reason(vm)
+    return {
+        "name": vm.name,
+        "instance_uuid": vm.instance_uuid,
+        "power": vm.power.value,
+        "host": vm.host,
+        "template": vm.template,
+        "cbt": vm.cbt_enabled,
+        "tools_running": vm.tools_running,
+        "disks": [
+            {
+                "index": disk.index,
+                "label": disk.label,
+                "capacity": disk.capacity,
+                "path": disk.path,
+                "thin": disk.thin,
+                "replicable": unreplicable_disk_reason(disk) is None,
+            }
+            for disk in vm.disks
+        ],
+        "snapshots": [snapshot.name for snapshot in vm.snapshots],
+        "consolidation_needed": vm.consolidation_needed,
+        "replicable": reason is None,
+        "reason": reason,
+    }
+
+
+def restore_point_row(point: RestorePoint, verification: Verification | None) -> Json:
+    """One restore point; `verified` is null until it has been read back."""
+    return {
+        "id": point.id,
+        "time": time_to_json(point.time),
+        "snapshot": point.snapshot_name,
+        "consistency": point.consistency.value,
+        "run": point.run_id,
+        "job": point.job,
+        "bytes_moved": sum(disk.bytes_moved for disk in point.disks),
+        "verified": None
+        if verification is None
+        else {
+            "time": time_to_json(verification.time),
+            "good": verification.good,
+            "detail": verification.detail,
+        },
+        "disks": [
+            {
+                "index": disk.index,
+                "label": disk.label,
+                "capacity": disk.capacity,
+                "kind": disk.kind.value,
+                "bytes_moved": disk.bytes_moved,
+            }
+            for disk in point.disks
+        ],
+    }
+
+
+def replica_row(folder: ReplicaFolder) -> Json:
+    """One replica with its newest restore point."""
+    record = folder.record
+    points = folder.restore_points()
+    newest = points[-1] if points else None
+    return {
+        "id": record.id,
+        "name": record.target_name,
+        "state": record.state.value,
+        "job": record.job,
+        "source": {
+            "site": record.source_site,
+            "name": record.source_name,
+            "instance_uuid": record.source_instance_uuid,
+        },
+        "target": {
+            "site": record.target_site,
+            "name": record.target_name,
+            "instance_uuid": record.target_instance_uuid,
+        },
+        "running": folder.is_locked(),
+        "unfinished": folder.intent() is not None,
+        "restore_points": len(points),
+        "last_restore_point": None if newest is None else restore_point_row(newest, folder.verification(newest.id)),
+    }
+
+
+def find_replica(folders: Sequence[ReplicaFolder], name: str) -> ReplicaFolder:
+    """By the source's name, the replica's name, the replica's id, or the source's instanceUuid.
+
+    Raises NotFoundError (hint: near names), also where a name means several.
+    """
+    found = [folder for folder in folders if name in _names_of(folder)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise NotFoundError(
+            f"{name} names {len(found)} replicas",
+            hint="name one by its id: " + ", ".join(folder.record.id for folder in found),
+        )
+    known = sorted({folder.record.source_name for folder in folders})
+    near = difflib.get_close_matches(name, known, n=1)
+    raise NotFoundError(
+        f"the repository has no replica of {name}" + (f'; did you mean "{near[0]}"?' if near else ""),
+        hint="`vrepl replicas` lists them; `vrepl repository rebuild` finds those that a lost repository knew",
+    )
+
+
+def _names_of(folder: ReplicaFolder) -> set[str]:
+    record = folder.record
+    return {record.source_name, record.target_name, record.id, record.source_instance_uuid}
+
+
+def job_row(name: str, vms: Iterable[str], runs: Sequence[Mapping[str, Any]], running: str | None) -> Json:
+    """One job of `status`: its newest run (of `runs`, newest first) and whether one goes on now."""
+    last = next((run["run"] for run in runs if run["run"]["job"] == name), None)
+    return {
+        "name": name,
+        "vms": list(vms),
+        "running": running is not None,
+        "owner": running,
+        "last_run": None if last is None else run_row({"run": last}),
+    }
+
+
+def run_row(run: Mapping[str, Any]) -> Json:
+    """One run of `history`; `vms` counts results where the report has them."""
+    head = run["run"]
+    row = {key: head.get(key) for key in ("id", "job", "started", "finished", "result", "bytes_read", "bytes_moved")}
+    if "vms" in run:
+        results = [vm["result"] for vm in run["vms"]]
+        row["vms"] = {result: results.count(result) for result in sorted(set(results))}
+    return row
+
+
+def newest_time(rows: Iterable[Json]) -> dt.datetime | None:
+    """When the newest of these replicas' restore points was made."""
+    times = [row["last_restore_point"]["time"] for row in rows if row["last_restore_point"]]
+    return max((dt.datetime.fromisoformat(time) for time in times), default=None)

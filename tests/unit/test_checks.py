@@ -1,0 +1,245 @@
+"""Promises of `vrepl check`: every line says what is wrong and what to do, and what cannot be asked is not guessed."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from vrepl.checks import run_checks
+from vrepl.checks.privileges import SOURCE, TARGET
+from vrepl.checks.result import CheckResult, NagiosStatus, Status, nagios_line, nagios_status
+from vrepl.checks.world import EsxiHost, World
+from vrepl.config import LoadedConfig, parse
+from vrepl.errors import AuthenticationError, CertificateError, LibraryError, UsageError, VreplError
+from vrepl.model import Datastore, Disk, Hardware, PowerState, Snapshot, VirtualMachine
+from vrepl.ports import SiteConnection
+from vrepl.repository.store import Repository
+
+NOW = dt.datetime(2025, 3, 1, 22, 0, tzinfo=dt.UTC)
+GIB = 1 << 30
+
+CONFIG = """
+[sites.prod]
+server = "vc.prod"
+user = "u"
+password = { env = "P" }
+[sites.dr]
+server = "vc.dr"
+user = "u"
+password = { env = "P" }
+nfc_port = 1902
+[repository]
+path = "repository"
+[jobs.demo]
+source = "prod"
+target = "dr"
+vms = ["web-01"]
+target_datastore = "dr-01"
+"""
+
+
+def machine(name: str = "web-01", **changes: object) -> VirtualMachine:
+    values: dict[str, object] = {
+        "ref": "vm-1",
+        "name": name,
+        "instance_uuid": "i-1",
+        "bios_uuid": "b-1",
+        "power": PowerState.OFF,
+        "host": "esx-1",
+        "datacenter": "dc",
+        "folder_ref": "group-1",
+        "hardware": Hardware(19, "other", "efi", False, 1, 1, 512),
+        "disks": (Disk(2000, 0, "Hard disk 1", "[a] a/a.vmdk", "[a] a/a.vmdk", GIB, "u", "a"),),
+        "cbt_enabled": True,
+    }
+    return VirtualMachine(**(values | changes))  # type: ignore[arg-type]
+
+
+@dataclass
+class FakeSite:
+    product: str = "VMware vCenter Server 8.0.3"
+    tls_error: VreplError | None = None
+    login_error: VreplError | None = None
+    clock: dt.datetime = NOW
+    hosts: tuple[EsxiHost, ...] = (EsxiHost("esx-1"), EsxiHost("esx-2"))
+    missing: frozenset[str] = frozenset()
+    vms: list[VirtualMachine] = field(default_factory=list)
+    free: int = 10 * GIB
+
+    def connection(self) -> SiteConnection:
+        if self.tls_error:
+            raise self.tls_error
+        return SiteConnection("vc", 443, 902, "u", "secret", "AA")
+
+    def login(self) -> None:
+        if self.login_error:
+            raise self.login_error
+
+    def current_time(self) -> dt.datetime:
+        return self.clock
+
+    def esxi_hosts(self) -> Sequence[EsxiHost]:
+        return self.hosts
+
+    def missing_privileges(self, wanted: Sequence[str]) -> Sequence[str]:
+        return [one for one in wanted if one in self.missing]
+
+    def list_vms(self) -> list[VirtualMachine]:
+        return self.vms
+
+    def datastores(self) -> list[Datastore]:
+        return [Datastore("d-1", "dr-01", "VMFS", 100 * GIB, self.free)]
+
+
+@dataclass
+class FakeNetwork:
+    unknown: frozenset[str] = frozenset()
+    closed: frozenset[tuple[str, int]] = frozenset()
+    reached: list[tuple[str, int]] = field(default_factory=list)
+
+    def resolve(self, name: str) -> str:
+        if name in self.unknown:
+            raise OSError(2, "Name or service not known")
+        return "192.0.2.1"
+
+    def reach(self, name: str, port: int) -> None:
+        self.reached.append((name, port))
+        if (name, port) in self.closed:
+            raise OSError(111, "Connection refused")
+
+
+@dataclass
+class FakeVddk:
+    error: VreplError | None = None
+
+    def load(self) -> str:
+        if self.error:
+            raise self.error
+        return "libvixDiskLib.so.8"
+
+    def read_sector(self, site: str, vm: VirtualMachine) -> str:
+        del site, vm
+        return "nbdssl"
+
+
+@dataclass
+class Setup:
+    """A world in which all is well; tests break one thing in it."""
+
+    folder: Path
+    prod: FakeSite = field(default_factory=lambda: FakeSite(vms=[machine()]))
+    dr: FakeSite = field(default_factory=FakeSite)
+    network: FakeNetwork = field(default_factory=FakeNetwork)
+    vddk: FakeVddk = field(default_factory=FakeVddk)
+    secret_error: VreplError | None = None
+
+    def site(self, name: str) -> FakeSite:
+        if self.secret_error:
+            raise self.secret_error
+        return {"prod": self.prod, "dr": self.dr}[name]
+
+    def results(self) -> list[CheckResult]:
+        loaded = LoadedConfig(self.folder / "vrepl.toml", parse(CONFIG, "vrepl.toml", self.folder))
+        world = World(
+            loaded,
+            self.site,
+            lambda: Repository.open(loaded.config.repository.path, create=True),
+            self.network,
+            self.vddk,
+            lambda: NOW,
+        )
+        return list(run_checks(world))
+
+    def bad(self) -> dict[str, CheckResult]:
+        return {one.name: one for one in self.results() if one.status in {Status.FAILED, Status.WARNING}}
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    return Setup(tmp_path)
+
+
+def test_all_well(setup: Setup) -> None:
+    results = setup.results()
+    assert {result.status for result in results} == {Status.OK, Status.SKIPPED}
+    assert [r.name for r in results if r.status is Status.SKIPPED] == ["VDDK reads from dr"], "no replica yet"
+    assert ("esx-2", 902) in setup.network.reached
+    assert ("esx-2", 1902) in setup.network.reached, "a site may move the NFC port"
+
+
+def test_a_closed_port_names_its_host_and_no_other(setup: Setup) -> None:
+    setup.network.closed = frozenset({("esx-2", 902)})
+    (bad,) = setup.bad().values()
+    assert bad.name == "port 902 of esx-2 (prod)"
+    assert bad.hint is not None
+    assert "TCP 902" in bad.hint
+
+
+def test_a_host_without_a_name_is_told_and_not_dialled(setup: Setup) -> None:
+    setup.network.unknown = frozenset({"esx-1"})
+    assert set(setup.bad()) == {"DNS of esx-1 (prod)", "DNS of esx-1 (dr)"}
+    assert ("esx-1", 902) not in setup.network.reached
+
+
+def test_missing_privileges_are_named_with_what_they_are_for(setup: Setup) -> None:
+    setup.dr.missing = frozenset({"VirtualMachine.State.RevertToSnapshot", "Global.DisableMethods"})
+    (bad,) = setup.bad().values()
+    assert bad.detail == "missing: Global.DisableMethods, VirtualMachine.State.RevertToSnapshot"
+    assert bad.hint is not None
+    assert TARGET["VirtualMachine.State.RevertToSnapshot"] in bad.hint
+
+
+def test_a_site_is_asked_only_for_the_privileges_of_its_role(setup: Setup) -> None:
+    setup.prod.missing = frozenset(TARGET) - frozenset(SOURCE)
+    assert setup.bad() == {}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "name"),
+    [
+        (lambda s: setattr(s.dr, "login_error", AuthenticationError("refused", hint="h")), "login to dr"),
+        (lambda s: setattr(s.dr, "tls_error", CertificateError("self-signed", hint="h")), "TLS of dr"),
+        (lambda s: setattr(s.network, "closed", frozenset({("vc.dr", 443)})), "port 443 of vc.dr (dr)"),
+        (lambda s: setattr(s.network, "unknown", frozenset({"vc.dr"})), "DNS of vc.dr (dr)"),
+        (lambda s: setattr(s.vddk, "error", LibraryError("none", hint="h")), "VDDK library"),
+        (lambda s: setattr(s.dr, "clock", NOW + dt.timedelta(seconds=90)), "clock of dr"),
+        (lambda s: setattr(s.dr, "free", GIB // 2), "space on dr-01 (dr)"),
+        (lambda s: setattr(s.prod, "vms", [machine("web-02")]), "VM web-01 (job demo)"),
+        (lambda s: setattr(s.prod, "vms", [machine(template=True)]), "VM web-01 (job demo)"),
+        (lambda s: setattr(s.prod, "vms", [machine(cbt_enabled=False, cbt_supported=False)]), "CBT of web-01"),
+        (
+            lambda s: setattr(s.prod, "vms", [machine(snapshots=(Snapshot("s", "vrepl-source-x", "", NOW, None),))]),
+            "snapshots of web-01",
+        ),
+        (lambda s: setattr(s.prod, "hosts", (EsxiHost("esx-1", connected=False),)), "ESXi host esx-1 (prod)"),
+    ],
+)
+def test_one_thing_broken_is_one_line_with_a_hint(setup: Setup, break_it: Callable[[Setup], None], name: str) -> None:
+    break_it(setup)
+    (bad,) = setup.bad().values()
+    assert bad.name == name
+    assert bad.hint
+
+
+def test_a_secret_that_cannot_be_had_stops_only_what_needs_it(setup: Setup) -> None:
+    setup.secret_error = UsageError("mode 0644", hint="chmod 600")
+    results = setup.results()
+    assert [r.name for r in results if r.status is Status.FAILED] == ["secret of prod", "secret of dr"]
+    assert results[-1] == CheckResult("job demo", Status.SKIPPED, "its sites cannot be asked")
+
+
+def test_nagios(setup: Setup) -> None:
+    assert nagios_status(setup.results()) is NagiosStatus.OK
+    assert nagios_line(setup.results()).startswith("VREPL OK - ")
+    setup.network.closed = frozenset({("esx-2", 902)})
+    results = setup.results()
+    assert nagios_status(results) is NagiosStatus.CRITICAL
+    line = nagios_line(results)
+    assert line.startswith("VREPL CRITICAL - port 902 of esx-2 (prod): ")
+    assert line.count("|") == 1
+    assert "failed=1" in line
+    assert nagios_status([]) is NagiosStatus.UNKNOWN

@@ -1,0 +1,176 @@
+"""Promises of the command line that need no site: help, exit codes, words on stderr, JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from vrepl.cli import COMMANDS, main
+
+CONFIG = """
+[sites.prod]
+server = "127.0.0.1"
+port = 1
+user = "u"
+password = { file = "password" }
+[sites.dr]
+server = "127.0.0.1"
+port = 1
+user = "u"
+password = { file = "password" }
+[repository]
+path = "repository"
+[jobs.demo]
+source = "prod"
+target = "dr"
+vms = ["web-01"]
+target_datastore = "dr-01"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VREPL_CONFIG", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    (tmp_path / "vrepl.toml").write_text(CONFIG)
+    (tmp_path / "password").write_text("hunter2")
+    (tmp_path / "password").chmod(0o600)
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def every_command(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from every_command(inner, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(every_command(main)), ids=" ".join)
+def test_every_help_has_an_example(path: tuple[str, ...]) -> None:
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    assert "Example:\n" in result.stdout
+    assert f"  vrepl {' '.join(path[:1])}".rstrip() in result.stdout.split("Example:")[1]
+
+
+def test_importing_the_command_line_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, vrepl.cli\n"
+        "heavy = {'pyVmomi', 'distributed', 'dask', 'rich', 'pydantic', 'keyring', 'vrepl.engine', 'vrepl.vddk', 'vrepl.lab'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "print('VixDiskLib' in open('/proc/self/maps').read())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "False"]
+
+
+def test_every_command_of_the_table_exists() -> None:
+    context = click.Context(main)
+    assert all(main.get_command(context, name) is not None for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["replicate", "dmo"], 10, 'did you mean "demo"'),
+        (["plan", "demo", "--vm", "web-1"], 10, 'did you mean "web-01"'),
+        (["vms", "prd"], 10, 'did you mean "prod"'),
+        (["restore-points", "web-01"], 10, "no replica of web-01"),
+        (["report"], 10, "no run has been made yet"),
+        (["report", "nope"], 10, "there is no run nope"),
+        (["--config", "absent.toml", "status"], 2, "no configuration file absent.toml"),
+        (["replicate", "--lock-wait", "soon"], 2, "is no duration"),
+        (["replicate", "--frobnicate"], 2, "No such option"),
+        (["frobnicate"], 2, "No such command"),
+        (["vms"], 2, "Missing argument 'SITE'"),
+        (["vms", "prod"], 1, "127.0.0.1"),
+    ],
+)
+def test_exit_codes_and_words(folder: Path, arguments: list[str], code: int, words: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("error: ")
+    assert words in result.stderr
+    assert "hint: " in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_error_is_json_where_results_are(folder: Path) -> None:
+    result = run("replicate", "dmo", "--json")
+    told = json.loads(result.stdout)
+    assert told["version"] == 1
+    assert set(told["error"]) == {"message", "hint", "vm", "disk", "step", "exit_code"}
+    assert told["error"]["exit_code"] == result.exit_code == 10
+    assert result.stderr.startswith("error: ")
+
+
+def test_a_usage_error_is_json_too(folder: Path) -> None:
+    told = json.loads(run("replicate", "--json", "--frobnicate").stdout)
+    assert told["error"]["exit_code"] == 2
+
+
+def test_all_mistakes_of_a_configuration_are_told(folder: Path) -> None:
+    (folder / "vrepl.toml").write_text(CONFIG.replace("port = 1\n", "port = 0\n").replace('"prod"\n', '"prd"\n'))
+    result = run("config", "validate", "--json")
+    problems = json.loads(result.stdout)["error"]["problems"]
+    assert result.exit_code == 2
+    assert [problem.split(":")[0] for problem in problems] == ["sites.prod.port", "sites.dr.port", "jobs.demo.source"]
+    assert all(problem in result.stderr for problem in problems)
+
+
+def test_a_secret_file_that_others_can_read_is_refused(folder: Path) -> None:
+    (folder / "password").chmod(0o644)
+    result = run("vms", "prod")
+    assert result.exit_code == 2
+    assert f"chmod 600 {folder / 'password'}" in result.stderr
+
+
+def test_what_init_writes_is_valid_and_not_overwritten(folder: Path) -> None:
+    assert run("config", "init", "new.toml").exit_code == 0
+    assert run("--config", "new.toml", "config", "validate").exit_code == 0
+    again = run("config", "init", "new.toml")
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
+    assert run("config", "init", "new.toml", "--force").exit_code == 0
+
+
+def test_show_gives_effective_values_without_secrets(folder: Path) -> None:
+    shown = run("config", "show")
+    assert shown.exit_code == 0
+    assert "nfc_port = 902" in shown.stdout
+    assert "hunter2" not in shown.stdout
+    (folder / "effective.toml").write_text(shown.stdout)
+    assert run("--config", "effective.toml", "config", "validate").exit_code == 0, "what is shown can be used"
+    values = json.loads(run("config", "show", "--json").stdout)["config"]
+    assert values["sites"]["prod"]["password"] == {"file": str(folder / "password")}
+
+
+def test_the_words_of_a_password_command_are_masked(folder: Path) -> None:
+    (folder / "vrepl.toml").write_text(
+        CONFIG.replace('{ file = "password" }', '{ command = ["vault", "read", "token=hunter2"] }')
+    )
+    assert "hunter2" not in run("config", "show").stdout
+
+
+def test_lists_of_an_empty_repository(folder: Path) -> None:
+    assert json.loads(run("replicas", "--json").stdout) == {"version": 1, "replicas": []}
+    assert json.loads(run("history", "--json").stdout) == {"version": 1, "runs": []}
+    status = json.loads(run("status", "--json").stdout)
+    assert status["jobs"] == [{"name": "demo", "vms": ["web-01"], "running": False, "owner": None, "last_run": None}]
+    assert run("repository", "check").exit_code == 0

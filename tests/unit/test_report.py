@@ -1,0 +1,166 @@
+"""Promises of the report: the documented keys, a loss-free way through JSON, exit codes, and amounts for people."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from vrepl.errors import DiskError, LockedError
+from vrepl.model import Consistency, TransferKind
+from vrepl.ports import TransferProgress
+from vrepl.report import console
+from vrepl.report import format as words
+from vrepl.report.model import DiskReport, ErrorReport, Result, RunReport, SideTransport, VmReport
+from vrepl.report.progress import LogProgress
+
+START = dt.datetime(2025, 3, 1, 22, 0, tzinfo=dt.UTC)
+
+
+def disk(**changes: object) -> DiskReport:
+    made = DiskReport(
+        index=0,
+        label="Hard disk 1",
+        kind=TransferKind.FULL,
+        reason="no restore point yet",
+        capacity=1 << 30,
+        bytes_read=600 << 20,
+        bytes_moved=500 << 20,
+        seconds=4.0,
+        waits={"source": 1.0, "target": 3.0},
+        source=SideTransport("nbdssl", "reachable", "nbdssl", [("san", "no LUN seen")]),
+        target=SideTransport("nbd", "listed", "hotadd", [], ["hotadd failed at 6 MiB: error 13"]),
+    )
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def vm(name: str = "web-01", result: Result = Result.SUCCESS, error: ErrorReport | None = None) -> VmReport:
+    return VmReport(
+        name=name,
+        result=result,
+        error=error,
+        restore_point="20250301T220000Z-abcdef" if result is Result.SUCCESS else None,
+        consistency=Consistency.QUIESCED,
+        seconds=12.3,
+        disks=[disk()],
+    )
+
+
+def report(*vms: VmReport, interrupted: bool = False) -> RunReport:
+    return RunReport(
+        job="demo",
+        id="20250301T220000Z-123456",
+        started=START,
+        finished=START + dt.timedelta(seconds=13),
+        vms=list(vms),
+        interrupted=interrupted,
+    )
+
+
+def test_the_promised_keys() -> None:
+    told = report(vm()).to_json()
+    assert {"version", "run", "vms"} <= set(told)
+    assert {"id", "job", "started", "finished", "result"} <= set(told["run"])
+    assert {"name", "result", "error", "restore_point", "disks"} <= set(told["vms"][0])
+    one = told["vms"][0]["disks"][0]
+    assert {"index", "kind", "reason", "capacity", "bytes_read", "bytes_moved", "transport"} <= set(one)
+    assert all({"mode", "reason"} <= set(one["transport"][side]) for side in ("source", "target"))
+    assert told["run"]["started"] == "2025-03-01T22:00:00+00:00"
+
+
+def test_a_report_survives_its_json() -> None:
+    error = ErrorReport.of(DiskError("boom", hint="mend it").at(disk="disk 0", step="transfer"))
+    told = report(vm(), vm("db-01", Result.FAILED, error)).to_json()
+    assert RunReport.from_json(json.loads(json.dumps(told))).to_json() == told
+
+
+def test_a_report_of_another_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="format 2"):
+        RunReport.from_json({**report().to_json(), "version": 2})
+
+
+LOCKED = ErrorReport.of(LockedError("locked"))
+BROKEN = ErrorReport.of(DiskError("boom"))
+
+
+@pytest.mark.parametrize(
+    ("made", "result", "code"),
+    [
+        (report(vm(), vm("b")), Result.SUCCESS, 0),
+        (report(vm(), vm("b", Result.FAILED, BROKEN)), Result.PARTIAL, 3),
+        (report(vm(), vm("b", Result.SKIPPED, LOCKED)), Result.PARTIAL, 3),
+        (report(vm("a", Result.FAILED, BROKEN), vm("b", Result.FAILED, BROKEN)), Result.FAILED, 1),
+        (report(vm("a", Result.FAILED, BROKEN)), Result.FAILED, 1),
+        (report(vm("a", Result.SKIPPED, LOCKED)), Result.FAILED, 11),
+        (report(vm(), interrupted=True), Result.INTERRUPTED, 130),
+    ],
+)
+def test_results_and_exit_codes(made: RunReport, result: Result, code: int) -> None:
+    assert (made.result, made.exit_code) == (result, code)
+
+
+def test_a_retried_run_shows_each_vm_as_it_was_left() -> None:
+    first = report(vm(), vm("b", Result.FAILED, BROKEN))
+    second = RunReport(job="demo", id="later", started=START, finished=START, vms=[vm("b")])
+    whole = first.followed_by(second)
+    assert [(one.name, one.result) for one in whole.vms] == [("web-01", Result.SUCCESS), ("b", Result.SUCCESS)]
+    assert (whole.id, whole.started, whole.exit_code) == ("later", START, 0)
+
+
+def test_the_bottleneck_is_a_share_of_the_waits() -> None:
+    assert report(vm(), vm("b")).bottleneck() == {"target": 0.75, "source": 0.25}
+    assert report().bottleneck() == {}
+
+
+def render(made: RunReport, width: int = 80) -> str:
+    out = io.StringIO()
+    console.show_run(Console(file=out, width=width, highlight=False), made)
+    return out.getvalue()
+
+
+def test_the_console_view_fits_80_columns_and_cuts_nothing() -> None:
+    text = render(report(vm(), vm("db-01", Result.FAILED, ErrorReport("boom [x]", "mend [/it]"))))
+    assert max(len(row) for row in text.splitlines()) <= 80
+    for part in ("20250301T220000Z-abcdef", "nbdssl → nbd", "600 MiB", "quiesced", "hotadd failed at 6 MiB"):
+        assert part in text
+    assert "error: db-01: boom [x]" in text, "no markup is read out of messages"
+    assert "hint: mend [/it]" in text
+    assert "bottleneck: target 75 %, source 25 %" in text
+
+
+def test_progress_without_a_terminal_is_a_line_per_interval() -> None:
+    clock, out = iter([0.0, 10.0, 30.0, 31.0, 61.0]), io.StringIO()
+    view = LogProgress(30.0, out, lambda: next(clock))
+    view.disk_started("web-01", 0, "disk 0 (Hard disk 1)", "full", "first run")
+    for settled in (1, 2, 3, 4):
+        view.disk_progress("web-01", 0, TransferProgress(8 << 20, settled << 20, settled << 20, 0))
+    assert out.getvalue().splitlines() == [
+        "web-01 disk 0 full: 2 MiB of 8 MiB (25 %), read 68.3 KiB/s",
+        "web-01 disk 0 full: 4 MiB of 8 MiB (50 %), read 67.1 KiB/s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(None, "–"), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (512 << 20, "512 MiB"), (5 << 40, "5 TiB")],
+)
+def test_sizes(amount: int | None, text: str) -> None:
+    assert words.size(amount) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (0.44, "0.4 s"), (59.4, "59 s"), (185, "3 min 05 s"), (8040, "2 h 14 min"), (360000, "4 d 4 h")],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert words.duration(seconds) == text
+
+
+def test_times_are_utc_and_say_so() -> None:
+    berlin = dt.timezone(dt.timedelta(hours=1))
+    assert words.moment(dt.datetime(2025, 3, 1, 23, 0, tzinfo=berlin)) == "2025-03-01 22:00:00Z"
