@@ -253,6 +253,7 @@ VM_PATHS: tuple[str, ...] = (
     "runtime.consolidationNeeded",
     "guest.toolsRunningStatus",
     "snapshot",
+    "summary.storage.committed",
     "disabledMethod",
 )
 """What one VirtualMachine value is made of."""
@@ -307,6 +308,7 @@ def virtual_machine(ref: str, values: Mapping[str, Any], names: Names) -> Virtua
         tools_running=str(value("guest.toolsRunningStatus", "")) == "guestToolsRunning",
         consolidation_needed=bool(value("runtime.consolidationNeeded", False)),
         vm_path=str(value("config.files.vmPathName", "")),
+        committed=int(committed) if (committed := values.get("summary.storage.committed")) is not None else None,
         disabled_methods=tuple(str(method) for method in value("disabledMethod", ())),
         extra_config={key: text for key, text in settings.items() if key.startswith(OWN_KEYS)},
     )

@@ -11,7 +11,7 @@ from vrepl.model import Disk, PowerState, ReplicaSpec, VirtualMachine
 from vrepl.vsphere import collector, hardware
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.inventory import Inventory
-from vrepl.vsphere.mapping import encode_name
+from vrepl.vsphere.mapping import encode_name, links_of
 from vrepl.vsphere.placement import find_place
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
@@ -89,7 +89,11 @@ class Replicas:
         return self._inventory.read_vm(vm_ref)
 
     def remove_disk(self, vm_ref: str, disk_key: int) -> None:
-        """Remove the disk from the VM and destroy its files; one that is gone already is fine."""
+        """Remove the disk from the VM; one that is gone already is fine.
+
+        Its files are destroyed only if it has no parent link: a parent belongs to a snapshot that still needs it, and
+        the files of the chain go with that snapshot, or with the VM.
+        """
         device = next(
             (
                 one
@@ -99,7 +103,7 @@ class Replicas:
             None,
         )
         if device is not None:
-            change = hardware.removed(device, destroy_file=True)
+            change = hardware.removed(device, destroy_file=len(list(links_of(device.backing))) == 1)
             self._reconfigure(vm_ref, vim.vm.ConfigSpec(deviceChange=[change]), f"remove disk {disk_key} of {vm_ref}")
 
     def rename(self, vm_ref: str, name: str) -> None:

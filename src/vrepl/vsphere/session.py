@@ -109,6 +109,7 @@ class Session:
         self._generation = 0
         self._stub: Stub | None = None
         self._content: Any = None
+        self._user_session: Any = None
 
     # --- what callers use
 
@@ -150,6 +151,18 @@ class Session:
     def product(self) -> str:
         """Such as `VMware vCenter Server 8.0.3 build-24022515`."""
         return str(self.content.about.fullName)
+
+    @property
+    def key(self) -> str:
+        """The ID of the present login; not the cookie, which is a secret."""
+        _ = self.content
+        return str(self._user_session.key)
+
+    @property
+    def user_name(self) -> str:
+        """As vSphere knows the user, domain included."""
+        _ = self.content
+        return str(self._user_session.userName)
 
     def object(self, kind: Any, ref: str) -> Any:
         """A reference to a managed object; no call is made."""
@@ -281,7 +294,7 @@ class Session:
         return self._retrier.run(ask, what="ask for API versions", again=self._worth_another_try)
 
     def _authenticate(self, content: Any) -> None:
-        content.sessionManager.Login(self.settings.user, self.settings.password, None)
+        self._user_session = content.sessionManager.Login(self.settings.user, self.settings.password, None)
         log.info("%s: logged in to %s as %s", self.settings.name, self.settings.server, self.settings.user)
 
     def _revive(self, generation: int, doing: str) -> None:

@@ -18,9 +18,12 @@ from vrepl.model import (
     VirtualMachine,
 )
 from vrepl.ports import SiteConnection
-from vrepl.vsphere import cbt, datastores, tls
+from vrepl.vsphere import cbt, datastores, facts, tls
 from vrepl.vsphere.api import vim
+from vrepl.vsphere.facts import EsxiHost
 from vrepl.vsphere.inventory import Inventory
+from vrepl.vsphere.placement import find_place
+from vrepl.vsphere.privileges import Missing, Role, Scope, missing
 from vrepl.vsphere.reconcile import Reconciler
 from vrepl.vsphere.replica import Replicas
 from vrepl.vsphere.session import Session, SiteSettings
@@ -113,11 +116,41 @@ class VsphereSite:
     def read_vm(self, vm_ref: str) -> VirtualMachine:
         return self._inventory.read_vm(vm_ref)
 
+    def settle_tasks(self, vm_ref: str) -> None:
+        self._tasks.settle(self._session.object(vim.VirtualMachine, vm_ref))
+
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
         return self._inventory.read_snapshot(snapshot_ref)
 
     def datastores(self) -> list[Datastore]:
         return datastores.read_all(self._session, self._inventory.names())
+
+    # --- facts for transport selection and checks
+
+    def find_vms_by_bios_uuid(self, bios_uuid: str) -> list[VirtualMachine]:
+        """All of them: clones repeat a BIOS uuid, so that a proxy is known by it only if there is exactly one."""
+        return self._inventory.by_bios_uuid(bios_uuid)
+
+    def hosts(self) -> list[EsxiHost]:
+        """Every ESXi host, by name."""
+        return facts.read_hosts(self._session, self._inventory.names())
+
+    def missing_privileges(
+        self, role: Role, *, vm_refs: Sequence[str] = (), placement: ReplicaPlacement | None = None
+    ) -> list[Missing]:
+        """What the site's user lacks for a role: on these VMs and what they lie on, or where replicas shall go."""
+        entities: dict[Scope, list[Any]] = {
+            Scope.VM: [self._session.object(vim.VirtualMachine, ref) for ref in vm_refs]
+        }
+        if placement is not None:
+            place = find_place(self._session, placement)
+            entities[Scope.FOLDER] = [place.folder]
+            entities[Scope.POOL] = [place.pool]
+            entities[Scope.DATASTORE] = [place.datastore]
+            entities[Scope.NETWORK] = [place.network(name) for name in sorted(set(placement.networks.values()))]
+            # Before the first replica exists, what will count on it is what the folder hands down.
+            entities[Scope.VM] = entities[Scope.VM] or [place.folder]
+        return missing(self._session, role, entities)
 
     # --- change tracking and snapshots
 

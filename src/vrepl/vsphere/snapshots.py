@@ -7,7 +7,7 @@ from typing import Any
 
 from vrepl.errors import NotFoundError, VsphereError
 from vrepl.model import Snapshot, SnapshotState
-from vrepl.vsphere import collector, tasks
+from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.inventory import Inventory
 from vrepl.vsphere.mapping import encode_name, snapshots_of
@@ -37,11 +37,7 @@ class Snapshots:
             raise VsphereError(f"{what}: a snapshot of that name exists", fault="DuplicateName")
 
         def there() -> str | None:
-            for task in tasks.recent(self._session, vm, "VirtualMachine.createSnapshot"):
-                try:
-                    self._tasks.wait(task, what=what)
-                except VsphereError as error:
-                    log.debug("%s: %s", what, error)
+            self._tasks.settle(vm)
             return next((one.ref for one in self._all(vm_ref) if one.name == name), None)
 
         made = self._tasks.run(

@@ -101,6 +101,16 @@ class Tasks:
         """Until a task that runs already has ended; its result. Raises its error."""
         return _result(self._until_ended(task, what), what)
 
+    def settle(self, entity: Any) -> None:
+        """Wait for the tasks that still run on an entity, whoever started them and however they end."""
+        for task in still_running(self._session, entity):
+            try:
+                self.wait(task, what=f"wait for {ref_of(task)} of {ref_of(entity)}")
+            except InterruptedRunError:
+                raise
+            except VreplError as error:
+                log.info("a task that was still running failed: %s", error)
+
     def close(self) -> None:
         """Everybody who waits gets InterruptedRunError at once; the tasks themselves go on in vSphere."""
         with self._lock:
@@ -242,13 +252,9 @@ def _result(values: dict[str, Any], what: str) -> Any:
     raise error_of(fault, doing=what, message=getattr(failure, "localizedMessage", None))
 
 
-def recent(session: Session, entity: Any, description: str) -> list[Any]:
-    """Tasks of an entity that still run, by what they do (`VirtualMachine.createSnapshot`)."""
-    found = collector.along(session, entity, "recentTask", {vim.Task: ["info.state", "info.descriptionId"]})
+def still_running(session: Session, entity: Any) -> list[Any]:
+    """Tasks of an entity that have not ended; none if the entity is gone."""
+    found = collector.along(session, entity, "recentTask", {vim.Task: ["info.state"]})
     return [
-        one.object
-        for one in found
-        if isinstance(one.object, vim.Task)
-        and str(one.get("info.state")) not in _ENDED
-        and str(one.get("info.descriptionId", "")) == description
+        one.object for one in found if isinstance(one.object, vim.Task) and str(one.get("info.state")) not in _ENDED
     ]
