@@ -162,7 +162,7 @@ def test_a_snapshot_exports_as_the_disk_was_and_removal_keeps_the_newest(
     assert exported(tiny, "raw-01", 0, tmp_path / "removed.img") == now
 
 
-@pytest.mark.parametrize(("vm", "index", "complaint"), [("nobody", 0, "nobody"), ("raw-01", 9, "9")])
+@pytest.mark.parametrize(("vm", "index", "complaint"), [("nobody", 0, "nobody"), ("raw-01", 9, "3 disks")])
 def test_a_disk_that_is_not_there_is_named(tiny: Lab, tmp_path: Path, vm: str, index: int, complaint: str) -> None:
     with pytest.raises(LabError, match=complaint):
         tiny.export("prod", vm, index, tmp_path / "out.img")

@@ -40,6 +40,7 @@ def settings(tmp_path: Path) -> SettingsFile:
         ("quiesce=fail", {}, {"quiesce": "fail"}),
         ("clock_offset_s=-300", {}, {"clock_offset_s": -300}),
         ("datastore_free_mib=dr-vmfs-01:10", {}, {"free_bytes": {"dr-vmfs-01": 10 << 20}}),
+        ("datastore_free_mib=none", {}, {"free_bytes": {}}),
         ("missing_privileges=A.B,C.D", {}, {"missing_privileges": ["A.B", "C.D"]}),
     ],
 )
@@ -53,6 +54,11 @@ def test_a_prefix_narrows_to_one_site() -> None:
     assert changes["dr"].library == {"latency_us": 5}
     assert not changes["prod"].library
     assert [len(changes[site].disk_faults) for site in SITES] == [1, 0]
+
+
+def test_one_host_may_differ_from_all() -> None:
+    change = parse_assignments(["nfc_limit_mib=8", "nfc_limit_mib=127.1.2.11:16"], SITES)["prod"]
+    assert change.simulator == {"nfc_limit_mib": {"*": 8, "127.1.2.11": 16}}
 
 
 def test_what_stands_after_faults_none_stays() -> None:

@@ -110,8 +110,8 @@ def by_name(unit: int, *, all_at_once: bool) -> Callable[[str], dict[str, int]]:
     """NAME:N,NAME:N, or (if there is such a thing) N alone for all, under the key `*`."""
 
     def parse(text: str) -> dict[str, int]:
-        values = {}
-        for item in text.split(","):
+        values: dict[str, int] = {}
+        for item in names(text):
             name, _, value = item.rpartition(":")
             if not name and not all_at_once:
                 raise ValueError("expected NAME:N")
@@ -152,7 +152,7 @@ SETTINGS: dict[str, Setting] = {
         "seconds that the vCenter's clock is ahead (or behind: negative)", "clock_offset_s", whole
     ),
     "datastore_free_mib": Setting(
-        "free space that a datastore reports: NAME:N,NAME:N", "free_bytes", by_name(MIB, all_at_once=False)
+        "free space that a datastore reports: NAME:N,NAME:N, or none", "free_bytes", by_name(MIB, all_at_once=False)
     ),
     "missing_privileges": Setting("PRIVILEGE,PRIVILEGE | none: what the user lacks", "missing_privileges", names),
 }
@@ -194,7 +194,10 @@ def apply_assignment(change: Change, key: str, value: str, assignment: str) -> N
         parsed = setting.parse(value)
     except ValueError as error:
         raise LabError(f"{assignment!r}: {error}") from error
-    (change.library if setting.in_library else change.simulator)[setting.target] = parsed
+    into: dict[str, Any] = change.library if setting.in_library else change.simulator
+    if isinstance(parsed, dict) and parsed:
+        parsed = into.get(setting.target, {}) | parsed
+    into[setting.target] = parsed
 
 
 class SettingsFile:
