@@ -125,6 +125,12 @@ def test_replicas_that_would_overwrite_each_other_are_refused() -> None:
     assert '"web-01-replica" on site "dr"' in problem
 
 
+def test_a_jobs_proxy_must_serve_both_its_sites() -> None:
+    proxy = 'proxy = "p"\n[proxies.p]\nsites = ["prod"]\n'
+    assert problems_of(MINIMAL + proxy) == ('jobs.demo.proxy: "p" does not serve site "dr"',)
+    parse(MINIMAL + proxy.replace('["prod"]', '["prod", "dr"]'), "x", Path("/"))
+
+
 def test_a_replica_on_its_own_site_needs_another_name() -> None:
     text = MINIMAL.replace('target = "dr"', 'target = "prod"\nreplica_name = "{name}"')
     assert all("like a source VM" in problem for problem in problems_of(text))

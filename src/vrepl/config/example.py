@@ -39,7 +39,7 @@ libdir = "/opt/vmware-vix-disklib-distrib"
 # nfc_buffer_kib = 1024        # one buffer, a multiple of 64
 # nfc_buffer_count = 4         # buffers in flight per disk
 
-# ---- Other machines that run data movers; without any, this machine does it with [vddk] ---------------------------
+# ---- What a job may name as its proxy: another VDDK folder, other facts; without one, this machine with [vddk] ----
 
 # [proxies.proxy-1]
 # libdir = "/opt/vmware-vix-disklib-distrib"
@@ -68,7 +68,7 @@ target_datastore = "dr-vmfs-01"
 # parallel_disks = 4
 # nfc_budget_mib = 32          # NFC buffers per ESXi host
 # vcenter_connections = 40
-# proxy = "proxy-1"            # default: any that serves both sites
+# proxy = "proxy-1"            # default: this machine, with [vddk]
 # bandwidth = "50 MiB/s"       # or:
 # bandwidth = { limit = "50 MiB/s", windows = { "22:00-06:00" = "unlimited" } }
 

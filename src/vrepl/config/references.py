@@ -34,6 +34,11 @@ def reference_problems(raw: Mapping[str, Any]) -> list[str]:
         proxy_name = job.get("proxy")
         if isinstance(proxy_name, str) and proxy_name not in proxies:
             problems.append(f'jobs.{name}.proxy: there is no proxy "{proxy_name}"{near(proxy_name, proxies)}')
+        elif isinstance(proxy_name, str):
+            serves = _names(proxies[proxy_name].get("sites"))
+            for side in ("source", "target"):
+                if serves and job.get(side) in sites and job[side] not in serves:
+                    problems.append(f'jobs.{name}.proxy: "{proxy_name}" does not serve site "{job[side]}"')
     problems += _replica_problems(jobs)
     return problems
 

@@ -1,0 +1,150 @@
+"""What a proxy can reach of a site: gathered once per run, judged by `transport.modes`.
+
+The proxy tells what it sees of itself under its `sysroot` (`/`, or a copy of what matters): its product uuid, which
+is its BIOS uuid if it is a VM, and the LUNs under the names that udev gives them.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from vrepl.model import VirtualMachine
+from vrepl.transport.modes import ProxyFacts, ProxyVm
+
+SLOTS_PER_SCSI_CONTROLLER = 15
+"""Units 0..15 but 7, which is the controller's own (vSphere Virtual Machine Administration, "SCSI Controllers")."""
+SCSI_KINDS = frozenset({"pvscsi", "lsilogic", "lsilogic-sas", "buslogic"})
+
+PORT_TIMEOUT = 3.0
+"""Seconds to wait for a host's NFC port."""
+
+
+class Host(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def datastores(self) -> tuple[str, ...]: ...
+
+
+class SiteView(Protocol):
+    """A site, as far as these facts want it."""
+
+    def list_vms(self) -> list[VirtualMachine]: ...
+
+    def hosts(self) -> Sequence[Host]: ...
+
+
+Reach = Callable[[str, int], None]
+"""Connects to a host's port and closes again; raises OSError."""
+
+
+def reach(host: str, port: int) -> None:
+    """Connect from this machine. Raises OSError."""
+    with socket.create_connection((host, port), timeout=PORT_TIMEOUT):
+        pass
+
+
+def gather_facts(proxy: str, sysroot: Path, site: SiteView, nfc_port: int, reach: Reach = reach) -> ProxyFacts:
+    """Everything that the transport rules ask about one proxy and one site."""
+    hosts = site.hosts()
+    vm, no_vm_reason = find_proxy_vm(proxy, product_uuid(sysroot), site.list_vms())
+    return ProxyFacts(
+        name=proxy,
+        vm=vm,
+        no_vm_reason=no_vm_reason,
+        visible_luns=visible_luns(sysroot),
+        datastores_of_host={host.name: frozenset(host.datastores) for host in hosts},
+        closed_nfc_hosts=closed_ports([host.name for host in hosts if host.connected], nfc_port, reach),
+    )
+
+
+def product_uuid(sysroot: Path) -> uuid.UUID | None:
+    """The machine's SMBIOS uuid; None where it cannot be read (only root may, on most systems)."""
+    try:
+        return uuid.UUID((sysroot / "sys/class/dmi/id/product_uuid").read_text(encoding="ascii").strip())
+    except (OSError, ValueError):
+        return None
+
+
+def visible_luns(sysroot: Path) -> frozenset[str]:
+    """`naa.` names of the LUNs that this machine sees.
+
+    udev names them `wwn-0x<naa>` and `scsi-3<naa>` (systemd, 60-persistent-storage.rules); partitions are left out.
+    """
+    try:
+        names = [entry.name for entry in (sysroot / "dev/disk/by-id").iterdir()]
+    except OSError:
+        return frozenset()
+    found = (re.fullmatch(r"(?:wwn-0x|scsi-3)([0-9a-f]{16}|[0-9a-f]{32})", name) for name in names)
+    return frozenset(f"naa.{match[1]}" for match in found if match)
+
+
+def find_proxy_vm(proxy: str, machine: uuid.UUID | None, vms: Iterable[VirtualMachine]) -> tuple[ProxyVm | None, str]:
+    """The one VM that the proxy is, or why none is.
+
+    SMBIOS stores the first three fields little-endian from 2.6 on, so a guest may read its BIOS uuid with those
+    bytes swapped (DMTF DSP0134, 7.2.1; VMware KB 1009458). Clones repeat BIOS uuids: two candidates are none.
+    """
+    if machine is None:
+        return None, f"the product uuid of proxy {proxy} cannot be read, so whether it is a VM is not known"
+    spellings = {machine, uuid.UUID(bytes_le=machine.bytes)}
+    found = [vm for vm in vms if _uuid_of(vm) in spellings]
+    if not found:
+        return None, f"proxy {proxy} is no VM of this site"
+    if len(found) > 1:
+        names = ", ".join(sorted(vm.name for vm in found))
+        return None, f"{len(found)} VMs have the BIOS uuid of proxy {proxy} ({names}), so which it is is not sure"
+    vm = found[0]
+    return (
+        ProxyVm(
+            ref=vm.ref,
+            name=vm.name,
+            host=vm.host,
+            datacenter=vm.datacenter,
+            free_scsi_slots=free_scsi_slots(vm),
+            disk_paths=frozenset(disk.path for disk in vm.disks),
+            encrypted=any(disk.encrypted for disk in vm.disks),
+        ),
+        "",
+    )
+
+
+def free_scsi_slots(vm: VirtualMachine) -> int:
+    """How many more disks its SCSI controllers take."""
+    controllers = {controller.key for controller in vm.hardware.controllers if controller.kind in SCSI_KINDS}
+    used = sum(disk.controller_key in controllers for disk in vm.disks)
+    return SLOTS_PER_SCSI_CONTROLLER * len(controllers) - used
+
+
+def closed_ports(hosts: Sequence[str], port: int, reach: Reach) -> dict[str, str]:
+    """Host name -> why its port cannot be reached; asked all at once, for a closed firewall answers nothing."""
+
+    def obstacle(host: str) -> str | None:
+        try:
+            reach(host, port)
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    if not hosts:
+        return {}
+    with ThreadPoolExecutor(max_workers=min(32, len(hosts)), thread_name_prefix="ports") as pool:
+        obstacles = dict(zip(hosts, pool.map(obstacle, hosts), strict=True))
+    return {host: text for host, text in obstacles.items() if text is not None}
+
+
+def _uuid_of(vm: VirtualMachine) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(vm.bios_uuid)
+    except ValueError:
+        return None
