@@ -1,0 +1,33 @@
+package main
+
+import (
+	"bytes"
+
+	"github.com/vmware/govmomi/vim25/types"
+	"github.com/vmware/govmomi/vim25/xml"
+)
+
+// deepCopy copies by way of XML, as everything in the API's type tree allows.
+func deepCopy(src, dst any) {
+	b, err := xml.Marshal(src)
+	if err != nil {
+		panic(err)
+	}
+	dec := xml.NewDecoder(bytes.NewReader(b))
+	dec.TypeFunc = types.TypeFunc()
+	if err := dec.Decode(dst); err != nil {
+		panic(err)
+	}
+}
+
+func copyDevices(devices []types.BaseVirtualDevice) []types.BaseVirtualDevice {
+	var dst types.ArrayOfVirtualDevice
+	deepCopy(types.ArrayOfVirtualDevice{VirtualDevice: devices}, &dst)
+	return dst.VirtualDevice
+}
+
+func copyConfig(src *types.VirtualMachineConfigInfo) types.VirtualMachineConfigInfo {
+	var dst types.VirtualMachineConfigInfo
+	deepCopy(*src, &dst)
+	return dst
+}

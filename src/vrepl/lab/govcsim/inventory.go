@@ -1,0 +1,510 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// inventory is DIR/<site>/inventory.json (docs/lab.md section 3).
+type inventory struct {
+	Datacenter string          `json:"datacenter"`
+	Cluster    string          `json:"cluster"`
+	Hosts      []inventoryHost `json:"hosts"`
+	Datastores []*datastore    `json:"datastores"`
+	Networks   []string        `json:"networks"`
+	PortHint   int             `json:"nfc_port_hint"`
+	Seed       string          `json:"instance_uuid_seed"`
+	VMs        []inventoryVM   `json:"vms"`
+}
+
+type inventoryHost struct {
+	Name        string   `json:"name"`
+	NFCLimitMiB float64  `json:"nfc_limit_mib"`
+	LUNs        []string `json:"luns"`
+}
+
+type inventoryVM struct {
+	Name         string            `json:"name"`
+	UUID         string            `json:"uuid"`
+	InstanceUUID string            `json:"instance_uuid"`
+	Host         string            `json:"host"`
+	Datastore    string            `json:"datastore"`
+	CPUs         int32             `json:"cpus"`
+	MemoryMiB    int64             `json:"memory_mib"`
+	GuestID      string            `json:"guest_id"`
+	Firmware     string            `json:"firmware"`
+	SecureBoot   bool              `json:"secure_boot"`
+	Version      string            `json:"version"`
+	Power        string            `json:"power"`
+	Tools        string            `json:"tools"`
+	CBT          bool              `json:"cbt"`
+	Template     bool              `json:"template"`
+	Folder       *string           `json:"folder"`
+	GuestHost    string            `json:"guest_host"`
+	GuestIP      string            `json:"guest_ip"`
+	Annotation   string            `json:"annotation"`
+	NICs         []inventoryNIC    `json:"nics"`
+	CDROM        bool              `json:"cdrom"`
+	ExtraConfig  map[string]string `json:"extra_config"`
+	Disks        []inventoryDisk   `json:"disks"`
+}
+
+type inventoryNIC struct {
+	Network string `json:"network"`
+	Type    string `json:"type"`
+	MAC     string `json:"mac"`
+}
+
+type inventoryDisk struct {
+	Capacity   int64   `json:"capacity"`
+	Image      *string `json:"image"`
+	Mode       string  `json:"mode"`
+	Thin       bool    `json:"thin"`
+	Controller string  `json:"controller"`
+	Bus        int32   `json:"bus"`
+	Unit       int32   `json:"unit"`
+	Sharing    string  `json:"sharing"`
+	SharedBus  string  `json:"shared_bus"`
+	RDM        *string `json:"rdm"`
+}
+
+func readInventory(name string) (*inventory, error) {
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	inv := &inventory{}
+	dec := json.NewDecoder(strings.NewReader(string(raw)))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(inv); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return inv, nil
+}
+
+// build makes the inventory with govcsim's own methods.
+func (l *Lab) build(inv *inventory) error {
+	ctx := l.context()
+	client, err := vim25.NewClient(ctx, l.svc)
+	if err != nil {
+		return err
+	}
+	dc, err := object.NewRootFolder(client).CreateDatacenter(ctx, inv.Datacenter)
+	if err != nil {
+		return err
+	}
+	l.datacenter = dc.Reference()
+	folders, err := dc.Folders(ctx)
+	if err != nil {
+		return err
+	}
+	cluster, err := folders.HostFolder.CreateCluster(ctx, inv.Cluster, types.ClusterConfigSpecEx{})
+	if err != nil {
+		return err
+	}
+	hosts := map[string]*simulator.HostSystem{}
+	for _, h := range inv.Hosts {
+		task, err := cluster.AddHost(ctx, types.HostConnectSpec{HostName: h.Name}, true, nil, nil)
+		if err != nil {
+			return err
+		}
+		info, err := task.WaitForResult(ctx, nil)
+		if err != nil {
+			return err
+		}
+		ref := info.Result.(types.ManagedObjectReference)
+		hosts[h.Name] = ctx.Map.Get(ref).(*simulator.HostSystem)
+		l.nfc[h.Name] = &nfcHost{name: h.Name, moref: ref.Value, limitKiB: int64(h.NFCLimitMiB * 1024)}
+	}
+	for _, ds := range inv.Datastores {
+		if err := l.addDatastore(ctx, ds, hosts); err != nil {
+			return err
+		}
+	}
+	for _, h := range inv.Hosts {
+		addLUNs(hosts[h.Name], h.LUNs, inv.Datastores, h.Name)
+	}
+	if err := l.addNetworks(ctx, inv, hosts, folders.NetworkFolder.Reference()); err != nil {
+		return err
+	}
+	pool, err := cluster.ResourcePool(ctx)
+	if err != nil {
+		return err
+	}
+	subfolders := map[string]types.ManagedObjectReference{}
+	for i := range inv.VMs {
+		v := &inv.VMs[i]
+		folder := folders.VmFolder.Reference()
+		if v.Folder != nil && *v.Folder != "" {
+			ref, ok := subfolders[*v.Folder]
+			if !ok {
+				f, err := folders.VmFolder.CreateFolder(ctx, *v.Folder)
+				if err != nil {
+					return err
+				}
+				ref = f.Reference()
+				subfolders[*v.Folder] = ref
+			}
+			folder = ref
+		}
+		host := hosts[v.Host]
+		if host == nil {
+			return fmt.Errorf("%s: no host %q", v.Name, v.Host)
+		}
+		if err := l.addVM(v, folder, pool.Reference(), host.Self); err != nil {
+			return fmt.Errorf("%s: %w", v.Name, err)
+		}
+	}
+	l.refreshSpace(true)
+	return nil
+}
+
+func faultError(res soap.HasFault) error {
+	if f := res.Fault(); f != nil {
+		return fmt.Errorf("%s %T", f.String, f.Detail.Fault)
+	}
+	return nil
+}
+
+// addDatastore mounts a folder as a datastore and gives it the details of its type.
+func (l *Lab) addDatastore(ctx *simulator.Context, ds *datastore, hosts map[string]*simulator.HostSystem) error {
+	folder := filepath.Join(l.dir, "datastores", ds.Name)
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return err
+	}
+	for _, name := range ds.Hosts {
+		host := hosts[name]
+		if host == nil {
+			return fmt.Errorf("datastore %s: no host %q", ds.Name, name)
+		}
+		dss := ctx.Map.Get(*host.ConfigManager.DatastoreSystem).(*simulator.HostDatastoreSystem)
+		res := dss.CreateLocalDatastore(ctx, &types.CreateLocalDatastore{This: dss.Self, Name: ds.Name, Path: folder})
+		if err := faultError(res); err != nil {
+			return err
+		}
+		ds.ref = res.(*methods.CreateLocalDatastoreBody).Res.Returnval
+	}
+	if len(ds.Hosts) == 0 {
+		return fmt.Errorf("datastore %s is mounted by no host", ds.Name)
+	}
+	ds.ref = ctx.Map.FindByName(ds.Name, hosts[ds.Hosts[0]].Datastore).Reference()
+	obj := ctx.Map.Get(ds.ref).(*simulator.Datastore)
+	common := *obj.Info.GetDatastoreInfo()
+	volume := types.HostFileSystemVolume{Type: ds.Type, Name: ds.Name, Capacity: ds.Capacity}
+	id := l.newUUID("volume")
+	switch ds.Type {
+	case "VMFS":
+		local := ds.Local
+		obj.Info = &types.VmfsDatastoreInfo{DatastoreInfo: common, Vmfs: &types.HostVmfsVolume{
+			HostFileSystemVolume: volume, BlockSizeMb: 1, BlockSize: 1024, MaxBlocks: 63963136, MajorVersion: 6,
+			Version: "6.82", Uuid: id, VmfsUpgradable: false, Local: &local, Ssd: types.NewBool(false),
+			Extent: []types.HostScsiDiskPartition{{DiskName: ds.NAA, Partition: 1}},
+		}}
+	case "NFS", "NFS41":
+		obj.Info = &types.NasDatastoreInfo{DatastoreInfo: common, Nas: &types.HostNasVolume{
+			HostFileSystemVolume: volume, RemoteHost: "nas.lab", RemotePath: "/export/" + ds.Name, UserName: "",
+			RemoteHostNames: []string{"nas.lab"},
+		}}
+	case "vsan":
+		obj.Info = &types.VsanDatastoreInfo{DatastoreInfo: common, MembershipUuid: id}
+	case "VVOL":
+		obj.Info = &types.VvolDatastoreInfo{DatastoreInfo: common, VvolDS: &types.HostVvolVolume{
+			HostFileSystemVolume: volume, ScId: id,
+		}}
+	default:
+		return fmt.Errorf("datastore %s: unknown type %q", ds.Name, ds.Type)
+	}
+	shared := len(ds.Hosts) > 1
+	obj.Summary.Type, obj.Summary.MultipleHostAccess = ds.Type, &shared
+	obj.Summary.Capacity, obj.Summary.FreeSpace = ds.Capacity, ds.Capacity
+	for i := range obj.Host {
+		obj.Host[i].MountInfo.Path = "/vmfs/volumes/" + id
+	}
+	l.stores[ds.Name] = ds
+	return nil
+}
+
+// addLUNs gives a host the SCSI disks of its own list and of the VMFS datastores that it mounts.
+func addLUNs(host *simulator.HostSystem, luns []string, stores []*datastore, name string) {
+	all := slices.Clone(luns)
+	for _, ds := range stores {
+		if ds.NAA != "" && slices.Contains(ds.Hosts, name) && !slices.Contains(all, ds.NAA) {
+			all = append(all, ds.NAA)
+		}
+	}
+	if host.Config == nil || host.Config.StorageDevice == nil {
+		return
+	}
+	info := *host.Config.StorageDevice
+	info.ScsiLun = slices.Clone(info.ScsiLun)
+	for i, naa := range all {
+		hex := strings.TrimPrefix(naa, "naa.")
+		lun := &types.HostScsiDisk{DevicePath: "/vmfs/devices/disks/" + naa}
+		lun.Key = "key-vim.host.ScsiDisk-" + hex
+		lun.Uuid = "0200000000" + hex
+		lun.DeviceName, lun.DeviceType = lun.DevicePath, "disk"
+		lun.CanonicalName, lun.DisplayName = naa, "Lab Fibre Channel Disk ("+naa+")"
+		lun.LunType, lun.Vendor, lun.Model, lun.Revision = "disk", "LAB     ", "LUN             ", "1   "
+		lun.OperationalState = []string{"ok"}
+		lun.Capacity = types.HostDiskDimensionsLba{BlockSize: 512, Block: int64(2147483648 + i)}
+		info.ScsiLun = append(info.ScsiLun, lun)
+	}
+	host.Config.StorageDevice = &info
+}
+
+func (l *Lab) addNetworks(
+	ctx *simulator.Context, inv *inventory, hosts map[string]*simulator.HostSystem, folder types.ManagedObjectReference,
+) error {
+	if len(inv.Hosts) == 0 {
+		return fmt.Errorf("the inventory has no host")
+	}
+	for _, name := range inv.Networks {
+		f := ctx.Map.Get(folder).(*simulator.Folder)
+		if ctx.Map.FindByName(name, f.ChildEntity) == nil {
+			first := hosts[inv.Hosts[0].Name]
+			system := ctx.Map.Get(*first.ConfigManager.NetworkSystem).(*simulator.HostNetworkSystem)
+			spec := types.HostPortGroupSpec{Name: name, VswitchName: "vSwitch0"}
+			if err := faultError(system.AddPortGroup(ctx, &types.AddPortGroup{This: system.Self, Portgrp: spec})); err != nil {
+				return fmt.Errorf("network %s: %w", name, err)
+			}
+		}
+		net := ctx.Map.FindByName(name, ctx.Map.Get(folder).(*simulator.Folder).ChildEntity).Reference()
+		for _, host := range hosts {
+			if !contains(host.Network, net) {
+				host.Network = append(slices.Clone(host.Network), net)
+			}
+		}
+		if cluster, ok := ctx.Map.Any("ClusterComputeResource").(*simulator.ClusterComputeResource); ok &&
+			!contains(cluster.Network, net) {
+			cluster.Network = append(slices.Clone(cluster.Network), net)
+		}
+	}
+	return nil
+}
+
+func (l *Lab) addVM(v *inventoryVM, folder, pool, host types.ManagedObjectReference) error {
+	ctx := l.context()
+	spec := types.VirtualMachineConfigSpec{
+		Name: v.Name, Uuid: v.UUID, InstanceUuid: v.InstanceUUID, NumCPUs: max(v.CPUs, 1), MemoryMB: max(v.MemoryMiB, 32),
+		NumCoresPerSocket: types.NewInt32(1), GuestId: v.GuestID, Firmware: v.Firmware, Version: v.Version,
+		Annotation: v.Annotation, Files: &types.VirtualMachineFileInfo{VmPathName: "[" + v.Datastore + "]"},
+	}
+	if spec.GuestId == "" {
+		spec.GuestId = "otherGuest64"
+	}
+	if v.SecureBoot {
+		spec.BootOptions = &types.VirtualMachineBootOptions{EfiSecureBootEnabled: types.NewBool(true)}
+	}
+	keys := make([]string, 0, len(v.ExtraConfig))
+	for key := range v.ExtraConfig {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		spec.ExtraConfig = append(spec.ExtraConfig, &types.OptionValue{Key: key, Value: v.ExtraConfig[key]})
+	}
+	changes, err := v.devices()
+	if err != nil {
+		return err
+	}
+	spec.DeviceChange = changes
+	vm, fault := l.createVM(ctx, &types.CreateVM_Task{This: folder, Config: spec, Pool: pool, Host: &host})
+	if fault != nil {
+		return fmt.Errorf("%T: %s", fault, faultText(fault))
+	}
+	st := l.state(vm.Self)
+	for i, disk := range disks(vm.Config.Hardware.Device) {
+		if image := v.Disks[i].Image; image != nil {
+			if err := l.link(diskPath(disk)).importImage(*image); err != nil {
+				return err
+			}
+		}
+	}
+	st.guestHost, st.guestIP, st.tools = v.GuestHost, v.GuestIP, v.Tools == "running"
+	if st.guestHost == "" {
+		st.guestHost = v.Name
+	}
+	for _, device := range vm.Config.Hardware.Device {
+		nic, ok := device.(types.BaseVirtualEthernetCard)
+		if !ok {
+			continue
+		}
+		card := nic.GetVirtualEthernetCard()
+		if mac := v.NICs[card.Key-4000].MAC; mac != "" {
+			card.MacAddress = mac
+		}
+	}
+	ctx.WithLock(vm, func() {
+		enabled := v.CBT
+		vm.Config.ChangeTrackingEnabled = &enabled
+		if v.Power == "poweredOn" {
+			setPower(ctx, vm, types.VirtualMachinePowerStatePoweredOn)
+			if err = l.startTracking(vm, st); err != nil {
+				return
+			}
+			for _, device := range vm.Config.Hardware.Device {
+				if c := device.GetVirtualDevice().Connectable; c != nil {
+					c.Connected = c.StartConnected
+				}
+			}
+		}
+		vm.Config.Template, vm.Summary.Config.Template = v.Template, v.Template
+		l.setTools(ctx, vm, st.tools && v.Power == "poweredOn")
+		l.refreshLinks(ctx, vm, st, nil)
+		l.summarize(ctx, vm)
+	})
+	return err
+}
+
+// devices are the additions that make up a VM's hardware.
+func (v *inventoryVM) devices() ([]types.BaseVirtualDeviceConfigSpec, error) {
+	var changes []types.BaseVirtualDeviceConfigSpec
+	add := func(device types.BaseVirtualDevice, file types.VirtualDeviceConfigSpecFileOperation) {
+		changes = append(changes, &types.VirtualDeviceConfigSpec{
+			Operation: types.VirtualDeviceConfigSpecOperationAdd, FileOperation: file, Device: device,
+		})
+	}
+	controllers := map[string]int32{}
+	for _, d := range v.Disks {
+		kind := d.Controller
+		if kind == "" {
+			kind = "pvscsi"
+		}
+		id := fmt.Sprintf("%s/%d", kind, d.Bus)
+		if _, ok := controllers[id]; ok {
+			continue
+		}
+		device, key, err := controller(kind, d)
+		if err != nil {
+			return nil, err
+		}
+		controllers[id] = key
+		if device != nil {
+			add(device, "")
+		}
+	}
+	for i, n := range v.NICs {
+		device, err := object.EthernetCardTypes().CreateEthernetCard(n.Type, &types.VirtualEthernetCardNetworkBackingInfo{
+			VirtualDeviceDeviceBackingInfo: types.VirtualDeviceDeviceBackingInfo{DeviceName: n.Network},
+		})
+		if err != nil {
+			return nil, err
+		}
+		card := device.(types.BaseVirtualEthernetCard).GetVirtualEthernetCard()
+		card.Key, card.ControllerKey, card.UnitNumber = int32(4000+i), 100, types.NewInt32(int32(7+i))
+		card.AddressType = string(types.VirtualEthernetCardMacTypeAssigned)
+		card.Connectable = &types.VirtualDeviceConnectInfo{StartConnected: true, AllowGuestControl: true, Connected: true}
+		card.WakeOnLanEnabled = types.NewBool(true)
+		add(device, "")
+	}
+	if v.CDROM {
+		cd := &types.VirtualCdrom{}
+		cd.Key, cd.ControllerKey, cd.UnitNumber = 3002, 201, types.NewInt32(0)
+		cd.Backing = &types.VirtualCdromIsoBackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{
+			FileName: fmt.Sprintf("[%s] iso/install.iso", v.Datastore),
+		}}
+		cd.Connectable = &types.VirtualDeviceConnectInfo{StartConnected: true, AllowGuestControl: true, Connected: true}
+		add(cd, "")
+	}
+	for i, d := range v.Disks {
+		kind := d.Controller
+		if kind == "" {
+			kind = "pvscsi"
+		}
+		disk := &types.VirtualDisk{CapacityInBytes: d.Capacity, CapacityInKB: d.Capacity / 1024}
+		disk.Key, disk.ControllerKey = int32(2000+i), controllers[fmt.Sprintf("%s/%d", kind, d.Bus)]
+		disk.UnitNumber = types.NewInt32(d.Unit)
+		mode, sharing := d.Mode, d.Sharing
+		if mode == "" {
+			mode = string(types.VirtualDiskModePersistent)
+		}
+		if sharing == "" {
+			sharing = string(types.VirtualDiskSharingSharingNone)
+		}
+		if d.RDM != nil {
+			disk.Backing = &types.VirtualDiskRawDiskMappingVer1BackingInfo{
+				CompatibilityMode: *d.RDM, DiskMode: mode, Sharing: sharing,
+				LunUuid: "0200000000600508b1001c0000000000000000", DeviceName: "vml.0200000000600508b1001c",
+			}
+		} else {
+			disk.Backing = &types.VirtualDiskFlatVer2BackingInfo{
+				DiskMode: mode, Sharing: sharing, ThinProvisioned: types.NewBool(d.Thin), EagerlyScrub: types.NewBool(false),
+			}
+		}
+		add(disk, types.VirtualDeviceConfigSpecFileOperationCreate)
+	}
+	return changes, nil
+}
+
+// controller makes a storage controller with the key that vSphere gives it. IDE controllers are always there already.
+func controller(kind string, d inventoryDisk) (types.BaseVirtualDevice, int32, error) {
+	base := types.VirtualController{BusNumber: d.Bus}
+	shared := types.VirtualSCSISharing(d.SharedBus)
+	if shared == "" {
+		shared = types.VirtualSCSISharingNoSharing
+	}
+	base.ControllerKey = 100
+	scsi := types.VirtualSCSIController{VirtualController: base, SharedBus: shared, ScsiCtlrUnitNumber: 7}
+	scsi.Key = 1000 + d.Bus
+	scsi.UnitNumber = types.NewInt32(3 + d.Bus)
+	switch kind {
+	case "pvscsi":
+		return &types.ParaVirtualSCSIController{VirtualSCSIController: scsi}, scsi.Key, nil
+	case "lsilogic":
+		return &types.VirtualLsiLogicController{VirtualSCSIController: scsi}, scsi.Key, nil
+	case "lsilogic-sas":
+		return &types.VirtualLsiLogicSASController{VirtualSCSIController: scsi}, scsi.Key, nil
+	case "buslogic":
+		return &types.VirtualBusLogicController{VirtualSCSIController: scsi}, scsi.Key, nil
+	case "sata":
+		sata := &types.VirtualAHCIController{VirtualSATAController: types.VirtualSATAController{VirtualController: base}}
+		sata.Key, sata.UnitNumber = 15000+d.Bus, types.NewInt32(24+d.Bus)
+		return sata, sata.Key, nil
+	case "nvme":
+		nvme := &types.VirtualNVMEController{VirtualController: base}
+		nvme.Key, nvme.UnitNumber = 31000+d.Bus, types.NewInt32(30+d.Bus)
+		return nvme, nvme.Key, nil
+	case "ide":
+		return nil, 200 + d.Bus, nil
+	}
+	return nil, 0, fmt.Errorf("unknown controller %q", kind)
+}
+
+// ready is DIR/<site>/ready.json.
+type ready struct {
+	PID      int         `json:"pid"`
+	URLPort  int         `json:"url_port"`
+	VDDKPort int         `json:"vddk_port"`
+	NFCPort  int         `json:"nfc_port"`
+	Hosts    []readyHost `json:"hosts"`
+}
+
+type readyHost struct {
+	Name  string `json:"name"`
+	Moref string `json:"moref"`
+}
+
+// write puts ready.json in place in one step.
+func (r *ready) write(dir string) error {
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	name := path.Join(dir, "ready.json")
+	if err := os.WriteFile(name+".tmp", raw, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(name+".tmp", name)
+}

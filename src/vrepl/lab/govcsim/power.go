@@ -1,0 +1,207 @@
+package main
+
+import (
+	"crypto/sha1"
+	"fmt"
+	"time"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// PowerOnVMTask is PowerOnVM_Task.
+func (m *vmMethods) PowerOnVMTask(ctx *simulator.Context, req *types.PowerOnVM_Task) soap.HasFault {
+	l, vm := m.lab, m.lab.vm(req.This)
+	ref := l.vmTask(vm, "PowerOnVM_Task", true,
+		func(ctx *simulator.Context, _ *Task, st *vmState) (types.AnyType, types.BaseMethodFault) {
+			return nil, l.powerOn(ctx, vm, st)
+		})
+	return &methods.PowerOnVM_TaskBody{Res: &types.PowerOnVM_TaskResponse{Returnval: ref}}
+}
+
+func (l *Lab) powerOn(ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState) types.BaseMethodFault {
+	st.data.Lock()
+	defer st.data.Unlock()
+	var fault types.BaseMethodFault
+	ctx.WithLock(vm, func() {
+		if vm.Config.Template {
+			fault = &types.NotSupported{}
+			return
+		}
+		for _, leaf := range l.leafs(vm) {
+			if l.anyHandle(leaf) {
+				fault = genericConfig("Failed to lock the file " + leaf.dsPath)
+				return
+			}
+		}
+		res := vm.PowerOnVMTask(ctx, &types.PowerOnVM_Task{This: vm.Self}).(*methods.PowerOnVM_TaskBody)
+		if res.Fault_ != nil {
+			fault = res.Fault_.VimFault().(types.BaseMethodFault)
+			return
+		}
+		if _, fault = inner(ctx, res.Res.Returnval); fault != nil {
+			return
+		}
+		if err := l.startTracking(vm, st); err != nil {
+			fault = systemError(err)
+			return
+		}
+		l.refreshLinks(ctx, vm, st, nil)
+		if boots(l, vm, st) {
+			st.tools = true
+			go l.boot(vm, st)
+		}
+	})
+	return fault
+}
+
+// boots tells whether a guest system comes up: the inventory says that Tools are installed, or the VM was made through
+// the API and its first disk is not empty.
+func boots(l *Lab, vm *simulator.VirtualMachine, st *vmState) bool {
+	if st.tools || st.guestHost != "" {
+		return st.tools
+	}
+	all := disks(vm.Config.Hardware.Device)
+	if len(all) == 0 {
+		return false
+	}
+	at := l.link(diskPath(all[0]))
+	for ; at != nil; at = at.parent {
+		marks, err := at.readMap()
+		if err != nil {
+			return false
+		}
+		for _, mark := range marks {
+			if mark == grainPresent {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (l *Lab) boot(vm *simulator.VirtualMachine, st *vmState) {
+	time.Sleep(time.Duration(l.config().BootMS) * time.Millisecond)
+	ctx := l.context()
+	ctx.WithLock(vm, func() {
+		if vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn && st.tools && !st.noTools {
+			l.setTools(ctx, vm, true)
+		}
+	})
+}
+
+// setTools sets what vCenter shows of VMware Tools. The caller holds the VM's lock.
+func (l *Lab) setTools(ctx *simulator.Context, vm *simulator.VirtualMachine, running bool) {
+	st := l.state(vm.Self)
+	status, run := types.VirtualMachineToolsStatusToolsNotRunning, types.VirtualMachineToolsRunningStatusGuestToolsNotRunning
+	state, heartbeat := types.VirtualMachineGuestStateNotRunning, types.ManagedEntityStatusGray
+	version := types.VirtualMachineToolsVersionStatusGuestToolsCurrent
+	host, ip := "", ""
+	if !st.tools {
+		status, version = types.VirtualMachineToolsStatusToolsNotInstalled,
+			types.VirtualMachineToolsVersionStatusGuestToolsNotInstalled
+	}
+	if running {
+		status, run = types.VirtualMachineToolsStatusToolsOk, types.VirtualMachineToolsRunningStatusGuestToolsRunning
+		state, heartbeat = types.VirtualMachineGuestStateRunning, types.ManagedEntityStatusGreen
+		host, ip = st.guestHost, st.guestIP
+		if host == "" {
+			host = vm.Name
+		}
+		if ip == "" {
+			sum := sha1.Sum([]byte(vm.Config.InstanceUuid))
+			ip = fmt.Sprintf("10.%d.%d.%d", sum[0], sum[1], 1+sum[2]%250)
+		}
+	}
+	guest := *vm.Guest
+	guest.ToolsStatus, guest.ToolsRunningStatus = status, string(run)
+	guest.ToolsVersionStatus, guest.ToolsVersionStatus2 = string(version), string(version)
+	guest.ToolsVersion, guest.GuestState = "12389", string(state)
+	guest.HostName, guest.IpAddress = host, ip
+	guest.GuestId, guest.GuestFullName = vm.Config.GuestId, vm.Config.GuestFullName
+	for i := range guest.Net {
+		guest.Net[i].IpAddress = nil
+		guest.Net[i].Connected = running
+		if i == 0 && ip != "" {
+			guest.Net[i].IpAddress = []string{ip}
+		}
+	}
+	summary := types.VirtualMachineGuestSummary{
+		GuestId: guest.GuestId, GuestFullName: guest.GuestFullName, ToolsStatus: status,
+		ToolsVersionStatus: string(version), ToolsVersionStatus2: string(version), ToolsRunningStatus: string(run),
+		HostName: host, IpAddress: ip,
+	}
+	ctx.Update(vm, []types.PropertyChange{
+		{Name: "guest", Val: guest},
+		{Name: "summary.guest", Val: summary},
+		{Name: "guestHeartbeatStatus", Val: heartbeat},
+		{Name: "summary.quickStats.guestHeartbeatStatus", Val: heartbeat},
+	})
+}
+
+// PowerOffVMTask is PowerOffVM_Task.
+func (m *vmMethods) PowerOffVMTask(ctx *simulator.Context, req *types.PowerOffVM_Task) soap.HasFault {
+	l, vm := m.lab, m.lab.vm(req.This)
+	ref := l.vmTask(vm, "PowerOffVM_Task", false,
+		func(ctx *simulator.Context, _ *Task, st *vmState) (types.AnyType, types.BaseMethodFault) {
+			var fault types.BaseMethodFault
+			ctx.WithLock(vm, func() { fault = l.powerOff(ctx, vm) })
+			return nil, fault
+		})
+	return &methods.PowerOffVM_TaskBody{Res: &types.PowerOffVM_TaskResponse{Returnval: ref}}
+}
+
+func (l *Lab) powerOff(ctx *simulator.Context, vm *simulator.VirtualMachine) types.BaseMethodFault {
+	res := vm.PowerOffVMTask(ctx, &types.PowerOffVM_Task{This: vm.Self}).(*methods.PowerOffVM_TaskBody)
+	if _, fault := inner(ctx, res.Res.Returnval); fault != nil {
+		return fault
+	}
+	wireControllers(vm.Config.Hardware.Device)
+	l.setTools(ctx, vm, false)
+	return nil
+}
+
+// ResetVMTask is ResetVM_Task.
+func (m *vmMethods) ResetVMTask(ctx *simulator.Context, req *types.ResetVM_Task) soap.HasFault {
+	l, vm := m.lab, m.lab.vm(req.This)
+	ref := l.vmTask(vm, "ResetVM_Task", false,
+		func(ctx *simulator.Context, _ *Task, st *vmState) (types.AnyType, types.BaseMethodFault) {
+			var fault types.BaseMethodFault
+			ctx.WithLock(vm, func() { fault = l.powerOff(ctx, vm) })
+			if fault != nil {
+				return nil, fault
+			}
+			return nil, l.powerOn(ctx, vm, st)
+		})
+	return &methods.ResetVM_TaskBody{Res: &types.ResetVM_TaskResponse{Returnval: ref}}
+}
+
+// ShutdownGuest asks Tools to shut the guest down; it is off some time later.
+func (m *vmMethods) ShutdownGuest(ctx *simulator.Context, req *types.ShutdownGuest) soap.HasFault {
+	l, vm := m.lab, m.lab.vm(req.This)
+	own := l.context()
+	var fault types.BaseMethodFault
+	own.WithLock(vm, func() {
+		if vm.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOn {
+			fault = &types.InvalidPowerState{
+				RequestedState: types.VirtualMachinePowerStatePoweredOn, ExistingState: vm.Runtime.PowerState,
+			}
+		} else if vm.Guest.ToolsRunningStatus != string(types.VirtualMachineToolsRunningStatusGuestToolsRunning) {
+			fault = &types.ToolsUnavailable{}
+		}
+	})
+	if fault != nil {
+		return &methods.ShutdownGuestBody{Fault_: simulator.Fault(faultText(fault), fault)}
+	}
+	go func() {
+		time.Sleep(time.Duration(l.config().BootMS) * time.Millisecond)
+		own.WithLock(vm, func() {
+			if vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
+				_ = l.powerOff(own, vm)
+			}
+		})
+	}()
+	return &methods.ShutdownGuestBody{Res: new(types.ShutdownGuestResponse)}
+}

@@ -1,0 +1,659 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// maxSnapshots is vSphere's limit of snapshots in one chain.
+const maxSnapshots = 32
+
+// vmMethods are the methods of VirtualMachine that the lab does in govcsim's place. Registry.Handler sends calls here.
+type vmMethods struct {
+	shadow
+	lab *Lab
+}
+
+// snapshotMethods are those of VirtualMachineSnapshot.
+type snapshotMethods struct {
+	shadow
+	lab *Lab
+}
+
+// CreateSnapshotTask is CreateSnapshot_Task.
+func (m *vmMethods) CreateSnapshotTask(ctx *simulator.Context, req *types.CreateSnapshot_Task) soap.HasFault {
+	ref, fault := m.lab.createSnapshot(req.This, "CreateSnapshot_Task", req.Name, req.Description, req.Memory, req.Quiesce)
+	body := &methods.CreateSnapshot_TaskBody{}
+	if fault != nil {
+		body.Fault_ = simulator.Fault("", fault)
+	} else {
+		body.Res = &types.CreateSnapshot_TaskResponse{Returnval: ref}
+	}
+	return body
+}
+
+// CreateSnapshotExTask is CreateSnapshotEx_Task.
+func (m *vmMethods) CreateSnapshotExTask(ctx *simulator.Context, req *types.CreateSnapshotEx_Task) soap.HasFault {
+	ref, fault := m.lab.createSnapshot(
+		req.This, "CreateSnapshotEx_Task", req.Name, req.Description, req.Memory, req.QuiesceSpec != nil)
+	body := &methods.CreateSnapshotEx_TaskBody{}
+	if fault != nil {
+		body.Fault_ = simulator.Fault("", fault)
+	} else {
+		body.Res = &types.CreateSnapshotEx_TaskResponse{Returnval: ref}
+	}
+	return body
+}
+
+func (l *Lab) createSnapshot(
+	this types.ManagedObjectReference, method, name, description string, memory, quiesce bool,
+) (types.ManagedObjectReference, types.BaseMethodFault) {
+	vm := l.vm(this)
+	if vm == nil {
+		return this, &types.ManagedObjectNotFound{Obj: this}
+	}
+	if name == "" {
+		return this, &types.InvalidName{}
+	}
+	body := func(ctx *simulator.Context, _ *Task, st *vmState) (types.AnyType, types.BaseMethodFault) {
+		st.data.Lock()
+		defer st.data.Unlock()
+		var ref types.ManagedObjectReference
+		var fault types.BaseMethodFault
+		ctx.WithLock(vm, func() {
+			if fault = l.maySnapshot(ctx, vm, &memory, &quiesce); fault == nil {
+				ref, fault = l.splitDisks(ctx, vm, st, name, description, memory, quiesce)
+			}
+		})
+		if fault != nil {
+			return nil, fault
+		}
+		return ref, nil
+	}
+	return l.vmTask(vm, method, true, body), nil
+}
+
+// maySnapshot checks what vSphere checks, and drops what it ignores on a VM that does not run.
+func (l *Lab) maySnapshot(ctx *simulator.Context, vm *simulator.VirtualMachine, memory, quiesce *bool) types.BaseMethodFault {
+	if vm.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOn {
+		*memory, *quiesce = false, false
+	}
+	if file := l.openForWriting(l.leafs(vm)); file != "" {
+		return fileLocked(file)
+	}
+	for _, disk := range disks(vm.Config.Hardware.Device) {
+		if _, sharing, _ := backingFacts(disk); sharing == string(types.VirtualDiskSharingSharingMultiWriter) {
+			return genericConfig("Snapshots are not supported for a virtual machine with a multi-writer disk: " + diskPath(disk))
+		}
+	}
+	for _, device := range vm.Config.Hardware.Device {
+		c, ok := device.(types.BaseVirtualSCSIController)
+		if ok && c.GetVirtualSCSIController().SharedBus != types.VirtualSCSISharingNoSharing && c.GetVirtualSCSIController().SharedBus != "" {
+			return genericConfig("Snapshots are not supported for a virtual machine with bus sharing.")
+		}
+	}
+	if vm.Snapshot != nil && vm.Snapshot.CurrentSnapshot != nil {
+		if depth(vm.Snapshot.RootSnapshotList, *vm.Snapshot.CurrentSnapshot) >= maxSnapshots {
+			return &types.TooManySnapshotLevels{}
+		}
+	}
+	if *quiesce {
+		if vm.Guest.ToolsRunningStatus != string(types.VirtualMachineToolsRunningStatusGuestToolsRunning) {
+			return &types.ToolsUnavailable{}
+		}
+		if l.config().Quiesce == "fail" {
+			f := &types.ApplicationQuiesceFault{}
+			f.FaultMessage = localized("An error occurred while quiescing the virtual machine.")
+			return f
+		}
+	}
+	return nil
+}
+
+// splitDisks lets govcsim make the snapshot, then freezes each disk's leaf under a new one. The caller holds the locks.
+func (l *Lab) splitDisks(
+	ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState, name, description string, memory, quiesce bool,
+) (types.ManagedObjectReference, types.BaseMethodFault) {
+	if err := l.startTracking(vm, st); err != nil {
+		return vm.Self, systemError(err)
+	}
+	req := &types.CreateSnapshotEx_Task{This: vm.Self, Name: name, Description: description, Memory: memory}
+	if quiesce {
+		req.QuiesceSpec = &types.VirtualMachineGuestQuiesceSpec{}
+	}
+	res := vm.CreateSnapshotExTask(ctx, req).(*methods.CreateSnapshotEx_TaskBody)
+	result, fault := inner(ctx, res.Res.Returnval)
+	if fault != nil {
+		return vm.Self, fault
+	}
+	ref := result.(types.ManagedObjectReference)
+	state := &snapshotState{disks: map[int32]*snapshotDisk{}, file: snapshotFile(vm, ref)}
+	leaves := map[int32]*link{}
+	for _, disk := range disks(vm.Config.Hardware.Device) {
+		frozen := l.link(diskPath(disk))
+		if frozen == nil || !snapshotted(disk) {
+			continue
+		}
+		d := &snapshotDisk{frozen: frozen}
+		if t := st.trackers[disk.Key]; t != nil {
+			d.table = strings.TrimSuffix(t.file, ".bin") + "-" + ref.Value + ".bin"
+			var err error
+			if d.changeID, err = t.freeze(d.table); err != nil {
+				return ref, systemError(err)
+			}
+		}
+		leaf, err := l.newChild(frozen, vm.Self.Value)
+		if err != nil {
+			return ref, systemError(err)
+		}
+		state.disks[disk.Key], leaves[disk.Key] = d, leaf
+	}
+	st.snapshots[ref.Value] = state
+	l.refreshLinks(ctx, vm, st, leaves)
+	return ref, nil
+}
+
+// newChild makes an empty delta over a link.
+func (l *Lab) newChild(parent *link, owner string) (*link, error) {
+	dsPath, stem := parent.childName(l.taken)
+	child := &link{
+		dsPath: dsPath, stem: stem, capacity: parent.capacity, thin: true, parent: parent, owner: owner, uuid: parent.uuid,
+	}
+	if err := child.create(); err != nil {
+		return nil, err
+	}
+	l.putLink(child)
+	return child, nil
+}
+
+// startTracking makes the change-tracking table of every disk that should have one and has none. It is called where
+// a VM is stunned: at a snapshot or at power-on.
+func (l *Lab) startTracking(vm *simulator.VirtualMachine, st *vmState) error {
+	if vm.Config.ChangeTrackingEnabled == nil || !*vm.Config.ChangeTrackingEnabled {
+		return nil
+	}
+	size := l.config().CBTBlockSize
+	for _, disk := range disks(vm.Config.Hardware.Device) {
+		leaf := l.link(diskPath(disk))
+		if leaf == nil || !snapshotted(disk) || st.trackers[disk.Key] != nil {
+			continue
+		}
+		t, err := startTracker(trackerFile(leaf, vm.Self.Value), leaf.capacity, size, l.identifier("ctk"))
+		if err != nil {
+			return err
+		}
+		st.trackers[disk.Key] = t
+	}
+	return nil
+}
+
+// stopTracking forgets the tables of a VM.
+func (l *Lab) stopTracking(st *vmState) {
+	for key, t := range st.trackers {
+		_ = os.Remove(t.file)
+		delete(st.trackers, key)
+	}
+}
+
+// RemoveSnapshotTask is RemoveSnapshot_Task.
+func (m *snapshotMethods) RemoveSnapshotTask(ctx *simulator.Context, req *types.RemoveSnapshot_Task) soap.HasFault {
+	vm, fault := m.lab.vmOfSnapshot(req.This)
+	if fault != nil {
+		return &methods.RemoveSnapshot_TaskBody{Fault_: simulator.Fault("", fault)}
+	}
+	consolidate := req.Consolidate == nil || *req.Consolidate
+	ref := m.lab.vmTask(vm, "RemoveSnapshot_Task", true,
+		func(ctx *simulator.Context, _ *Task, st *vmState) (types.AnyType, types.BaseMethodFault) {
+			return nil, m.lab.removeSnapshots(ctx, vm, st, &req.This, req.RemoveChildren, consolidate)
+		})
+	return &methods.RemoveSnapshot_TaskBody{Res: &types.RemoveSnapshot_TaskResponse{Returnval: ref}}
+}
+
+// RenameSnapshot changes name or description, as the API does.
+func (m *snapshotMethods) RenameSnapshot(ctx *simulator.Context, req *types.RenameSnapshot) soap.HasFault {
+	body := &methods.RenameSnapshotBody{}
+	vm, fault := m.lab.vmOfSnapshot(req.This)
+	if fault != nil {
+		body.Fault_ = simulator.Fault("", fault)
+		return body
+	}
+	own := m.lab.context()
+	own.WithLock(vm, func() {
+		info := copySnapshots(vm.Snapshot)
+		if node := find(info.RootSnapshotList, req.This); node != nil {
+			if req.Name != "" {
+				node.Name = req.Name
+			}
+			if req.Description != "" {
+				node.Description = req.Description
+			}
+		}
+		publishSnapshots(own, vm, info)
+	})
+	body.Res = new(types.RenameSnapshotResponse)
+	return body
+}
+
+// RemoveAllSnapshotsTask is RemoveAllSnapshots_Task.
+func (m *vmMethods) RemoveAllSnapshotsTask(ctx *simulator.Context, req *types.RemoveAllSnapshots_Task) soap.HasFault {
+	vm := m.lab.vm(req.This)
+	consolidate := req.Consolidate == nil || *req.Consolidate
+	ref := m.lab.vmTask(vm, "RemoveAllSnapshots_Task", true,
+		func(ctx *simulator.Context, _ *Task, st *vmState) (types.AnyType, types.BaseMethodFault) {
+			return nil, m.lab.removeSnapshots(ctx, vm, st, nil, true, consolidate)
+		})
+	return &methods.RemoveAllSnapshots_TaskBody{Res: &types.RemoveAllSnapshots_TaskResponse{Returnval: ref}}
+}
+
+// ConsolidateVMDisksTask is ConsolidateVMDisks_Task.
+func (m *vmMethods) ConsolidateVMDisksTask(ctx *simulator.Context, req *types.ConsolidateVMDisks_Task) soap.HasFault {
+	vm := m.lab.vm(req.This)
+	ref := m.lab.vmTask(vm, "ConsolidateVMDisks_Task", true,
+		func(ctx *simulator.Context, _ *Task, st *vmState) (types.AnyType, types.BaseMethodFault) {
+			st.data.Lock()
+			defer st.data.Unlock()
+			locked, fault := m.lab.consolidate(ctx, vm, st)
+			if fault == nil && locked != "" {
+				fault = fileLocked(locked)
+			}
+			return nil, fault
+		})
+	return &methods.ConsolidateVMDisks_TaskBody{Res: &types.ConsolidateVMDisks_TaskResponse{Returnval: ref}}
+}
+
+func (l *Lab) vmOfSnapshot(ref types.ManagedObjectReference) (*simulator.VirtualMachine, types.BaseMethodFault) {
+	snap, ok := l.svc.Context.Map.Get(ref).(*simulator.VirtualMachineSnapshot)
+	if !ok {
+		return nil, &types.ManagedObjectNotFound{Obj: ref}
+	}
+	vm := l.vm(snap.Vm)
+	if vm == nil {
+		return nil, &types.ManagedObjectNotFound{Obj: snap.Vm}
+	}
+	return vm, nil
+}
+
+// removeSnapshots takes snapshots off the tree (target nil: all of them), then consolidates the disks.
+func (l *Lab) removeSnapshots(
+	ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState,
+	target *types.ManagedObjectReference, children, consolidate bool,
+) types.BaseMethodFault {
+	st.data.Lock()
+	defer st.data.Unlock()
+	var fault types.BaseMethodFault
+	ctx.WithLock(vm, func() {
+		if file := l.openForWriting(l.leafs(vm)); file != "" {
+			fault = fileLocked(file)
+			return
+		}
+		if vm.Snapshot == nil {
+			if target != nil {
+				fault = &types.ManagedObjectNotFound{Obj: *target}
+			}
+			return
+		}
+		info := copySnapshots(vm.Snapshot)
+		var gone []types.ManagedObjectReference
+		if target == nil {
+			gone = refsOf(info.RootSnapshotList)
+			info = nil
+		} else {
+			node := find(info.RootSnapshotList, *target)
+			if node == nil {
+				fault = &types.ManagedObjectNotFound{Obj: *target}
+				return
+			}
+			gone = append(gone, *target)
+			if children {
+				gone = append(gone, refsOf(node.ChildSnapshotList)...)
+			}
+			parent := parentOf(info.RootSnapshotList, *target)
+			if info.CurrentSnapshot != nil && contains(gone, *info.CurrentSnapshot) {
+				info.CurrentSnapshot = parent
+			}
+			info.RootSnapshotList = without(info.RootSnapshotList, *target, children)
+		}
+		publishSnapshots(ctx, vm, info)
+		for _, ref := range gone {
+			if state := st.snapshots[ref.Value]; state != nil {
+				for _, d := range state.disks {
+					l.release(d.frozen)
+					if d.table != "" {
+						_ = os.Remove(d.table)
+					}
+				}
+				if file, fault := l.folderFile(state.file); fault == nil {
+					_ = os.Remove(file)
+				}
+				delete(st.snapshots, ref.Value)
+			}
+			dropSnapshotLayout(vm, ref)
+			ctx.Map.Remove(ctx, ref)
+		}
+		l.refreshLayout(ctx, vm, st)
+	})
+	if fault != nil || !consolidate {
+		if fault == nil {
+			l.flagConsolidation(ctx, vm, true)
+		}
+		return fault
+	}
+	_, fault = l.consolidate(ctx, vm, st)
+	return fault
+}
+
+// snapshotFile is the datastore path of a snapshot's .vmsn file. govcsim renumbers layoutEx at each refresh, so this must be
+// asked right after the snapshot was made.
+func snapshotFile(vm *simulator.VirtualMachine, ref types.ManagedObjectReference) string {
+	for _, s := range vm.LayoutEx.Snapshot {
+		for _, file := range vm.LayoutEx.File {
+			if s.Key == ref && file.Key == s.DataKey && strings.HasSuffix(file.Name, ".vmsn") {
+				return file.Name
+			}
+		}
+	}
+	return ""
+}
+
+// dropSnapshotLayout takes a snapshot out of the VM's layout. The caller holds the VM's lock.
+func dropSnapshotLayout(vm *simulator.VirtualMachine, ref types.ManagedObjectReference) {
+	for i, s := range vm.Layout.Snapshot {
+		if s.Key == ref {
+			vm.Layout.Snapshot = append(vm.Layout.Snapshot[:i:i], vm.Layout.Snapshot[i+1:]...)
+			break
+		}
+	}
+	for i, s := range vm.LayoutEx.Snapshot {
+		if s.Key == ref {
+			vm.LayoutEx.Snapshot = append(vm.LayoutEx.Snapshot[:i:i], vm.LayoutEx.Snapshot[i+1:]...)
+			break
+		}
+	}
+}
+
+// release notes that no snapshot needs this link any more: it may be merged with its child.
+func (l *Lab) release(at *link) {
+	l.mu.Lock()
+	at.released = true
+	l.mu.Unlock()
+}
+
+func (l *Lab) flagConsolidation(ctx *simulator.Context, vm *simulator.VirtualMachine, needed bool) {
+	ctx.WithLock(vm, func() {
+		if vm.Runtime.ConsolidationNeeded != needed {
+			ctx.Update(vm, []types.PropertyChange{
+				{Name: "runtime.consolidationNeeded", Val: needed},
+				{Name: "summary.runtime.consolidationNeeded", Val: needed},
+			})
+		}
+	})
+}
+
+// consolidate merges every released link with its only child, or deletes it when nothing stands on it. Links that a
+// handle reads stay: the VM then needs consolidation, and the name of such a link is returned.
+// The caller holds st.data but not the VM's lock: reading the VM's properties goes on while data is copied.
+func (l *Lab) consolidate(ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState) (string, types.BaseMethodFault) {
+	blocked := map[*link]bool{}
+	locked := ""
+	changed := false
+	var leaves map[int32]*link
+	ctx.WithLock(vm, func() { leaves = l.leafs(vm) })
+	for {
+		at := l.nextReleased(st, leaves, vm.Self.Value, blocked)
+		if at == nil {
+			break
+		}
+		over := l.children(at)
+		var child *link
+		if len(over) == 1 {
+			child = over[0]
+		}
+		if l.anyHandle(at) || (child != nil && l.anyHandle(child)) {
+			blocked[at] = true
+			locked = at.dsPath
+			continue
+		}
+		changed = true
+		if child == nil {
+			if at.parent != nil && !frozen(st, at.parent) && at.parent.owner == vm.Self.Value {
+				l.release(at.parent)
+			}
+			if err := l.dropLink(at); err != nil {
+				return "", systemError(err)
+			}
+			continue
+		}
+		if err := mergeInto(at, child); err != nil {
+			return "", systemError(err)
+		}
+		l.replace(st, leaves, child, at)
+		if err := l.dropLink(child); err != nil {
+			return "", systemError(err)
+		}
+	}
+	if changed {
+		ctx.WithLock(vm, func() { l.refreshLinks(ctx, vm, st, leaves) })
+	}
+	l.flagConsolidation(ctx, vm, locked != "")
+	return locked, nil
+}
+
+// frozen tells whether a snapshot of the VM holds this link.
+func frozen(st *vmState, at *link) bool {
+	for _, s := range st.snapshots {
+		for _, d := range s.disks {
+			if d.frozen == at {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// nextReleased finds a link of the VM that can be merged with its only child or deleted.
+func (l *Lab) nextReleased(st *vmState, leaves map[int32]*link, owner string, blocked map[*link]bool) *link {
+	isLeaf := map[*link]bool{}
+	for _, leaf := range leaves {
+		isLeaf[leaf] = true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var best *link
+	for _, at := range l.links {
+		if !at.released || at.owner != owner || blocked[at] || isLeaf[at] || frozen(st, at) {
+			continue
+		}
+		n, foreign := 0, false
+		for _, over := range l.links {
+			if over.parent == at {
+				n++
+				foreign = foreign || over.owner != owner
+			}
+		}
+		if n > 1 || foreign {
+			continue
+		}
+		if best == nil || at.dsPath < best.dsPath {
+			best = at
+		}
+	}
+	return best
+}
+
+// replace makes everything that pointed at a merged child point at the link that took its content.
+func (l *Lab) replace(st *vmState, leaves map[int32]*link, child, by *link) {
+	for _, s := range st.snapshots {
+		for _, d := range s.disks {
+			if d.frozen == child {
+				d.frozen = by
+			}
+		}
+	}
+	for key, leaf := range leaves {
+		if leaf == child {
+			leaves[key] = by
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	by.released = child.released
+	for _, over := range l.links {
+		if over.parent == child {
+			over.parent = by
+		}
+	}
+}
+
+func depth(tree []types.VirtualMachineSnapshotTree, ref types.ManagedObjectReference) int {
+	for i := range tree {
+		if tree[i].Snapshot == ref {
+			return 1
+		}
+		if n := depth(tree[i].ChildSnapshotList, ref); n > 0 {
+			return n + 1
+		}
+	}
+	return 0
+}
+
+func find(tree []types.VirtualMachineSnapshotTree, ref types.ManagedObjectReference) *types.VirtualMachineSnapshotTree {
+	for i := range tree {
+		if tree[i].Snapshot == ref {
+			return &tree[i]
+		}
+		if node := find(tree[i].ChildSnapshotList, ref); node != nil {
+			return node
+		}
+	}
+	return nil
+}
+
+func parentOf(tree []types.VirtualMachineSnapshotTree, ref types.ManagedObjectReference) *types.ManagedObjectReference {
+	for i := range tree {
+		for _, child := range tree[i].ChildSnapshotList {
+			if child.Snapshot == ref {
+				parent := tree[i].Snapshot
+				return &parent
+			}
+		}
+		if parent := parentOf(tree[i].ChildSnapshotList, ref); parent != nil {
+			return parent
+		}
+	}
+	return nil
+}
+
+func without(
+	tree []types.VirtualMachineSnapshotTree, ref types.ManagedObjectReference, children bool,
+) []types.VirtualMachineSnapshotTree {
+	var left []types.VirtualMachineSnapshotTree
+	for _, node := range tree {
+		if node.Snapshot != ref {
+			node.ChildSnapshotList = without(node.ChildSnapshotList, ref, children)
+			left = append(left, node)
+		} else if !children {
+			left = append(left, node.ChildSnapshotList...)
+		}
+	}
+	return left
+}
+
+func refsOf(tree []types.VirtualMachineSnapshotTree) []types.ManagedObjectReference {
+	var refs []types.ManagedObjectReference
+	for _, node := range tree {
+		refs = append(append(refs, node.Snapshot), refsOf(node.ChildSnapshotList)...)
+	}
+	return refs
+}
+
+func contains(refs []types.ManagedObjectReference, ref types.ManagedObjectReference) bool {
+	for _, r := range refs {
+		if r == ref {
+			return true
+		}
+	}
+	return false
+}
+
+func copySnapshots(info *types.VirtualMachineSnapshotInfo) *types.VirtualMachineSnapshotInfo {
+	if info == nil {
+		return &types.VirtualMachineSnapshotInfo{}
+	}
+	var dst types.VirtualMachineSnapshotInfo
+	deepCopy(*info, &dst)
+	return &dst
+}
+
+// publishSnapshots sets a VM's snapshot tree; an empty one leaves the property unset. The caller holds the VM's lock.
+func publishSnapshots(ctx *simulator.Context, vm *simulator.VirtualMachine, info *types.VirtualMachineSnapshotInfo) {
+	if info == nil || len(info.RootSnapshotList) == 0 {
+		ctx.Update(vm, []types.PropertyChange{{Name: "snapshot", Val: nil}, {Name: "rootSnapshot", Val: nil}})
+		return
+	}
+	var roots []types.ManagedObjectReference
+	for _, node := range info.RootSnapshotList {
+		roots = append(roots, node.Snapshot)
+	}
+	ctx.Update(vm, []types.PropertyChange{{Name: "snapshot", Val: *info}, {Name: "rootSnapshot", Val: roots}})
+	var walk func(tree []types.VirtualMachineSnapshotTree)
+	walk = func(tree []types.VirtualMachineSnapshotTree) {
+		for _, node := range tree {
+			if s, ok := ctx.Map.Get(node.Snapshot).(*simulator.VirtualMachineSnapshot); ok {
+				ctx.WithLock(s, func() {
+					s.ChildSnapshot = nil
+					for _, child := range node.ChildSnapshotList {
+						s.ChildSnapshot = append(s.ChildSnapshot, child.Snapshot)
+					}
+				})
+			}
+			walk(node.ChildSnapshotList)
+		}
+	}
+	walk(info.RootSnapshotList)
+}
+
+// snapshotNamed finds a VM's snapshot by name, or by moref value.
+func snapshotNamed(vm *simulator.VirtualMachine, name string) (types.ManagedObjectReference, error) {
+	var found []types.ManagedObjectReference
+	if vm.Snapshot != nil {
+		var walk func(tree []types.VirtualMachineSnapshotTree)
+		walk = func(tree []types.VirtualMachineSnapshotTree) {
+			for _, node := range tree {
+				if node.Name == name || node.Snapshot.Value == name {
+					found = append(found, node.Snapshot)
+				}
+				walk(node.ChildSnapshotList)
+			}
+		}
+		walk(vm.Snapshot.RootSnapshotList)
+	}
+	if len(found) != 1 {
+		return types.ManagedObjectReference{}, fmt.Errorf("%d snapshots of %s are named %q", len(found), vm.Name, name)
+	}
+	return found[0], nil
+}
+
+// folderFile is the file behind "[ds] folder/file" of a datastore whose folders have their own names.
+func (l *Lab) folderFile(dsPath string) (string, types.BaseMethodFault) {
+	name := storeOf(dsPath)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stores[name] == nil {
+		return "", &types.InvalidDatastore{Name: name}
+	}
+	return path.Join(l.dir, "datastores", name, strings.TrimSpace(strings.TrimPrefix(dsPath, "["+name+"]"))), nil
+}
+
+// hardwareVersion is the number in "vmx-19".
+func hardwareVersion(version string) int {
+	n, _ := strconv.Atoi(strings.TrimPrefix(version, "vmx-"))
+	return n
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"sort"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// folderMethods are the methods of Folder that the lab does in govcsim's place.
+type folderMethods struct {
+	shadow
+	lab *Lab
+}
+
+// CreateVMTask is CreateVM_Task.
+func (m *folderMethods) CreateVMTask(ctx *simulator.Context, req *types.CreateVM_Task) soap.HasFault {
+	ref := m.lab.run(req.This, req.Config.Name, "CreateVM_Task",
+		func(ctx *simulator.Context, _ *Task) (types.AnyType, types.BaseMethodFault) {
+			vm, fault := m.lab.createVM(ctx, req)
+			if fault != nil {
+				return nil, fault
+			}
+			return vm.Self, nil
+		})
+	return &methods.CreateVM_TaskBody{Res: &types.CreateVM_TaskResponse{Returnval: ref}}
+}
+
+// createVM lets govcsim make the VM and gives its disks flat files and maps.
+func (l *Lab) createVM(
+	ctx *simulator.Context, req *types.CreateVM_Task,
+) (*simulator.VirtualMachine, types.BaseMethodFault) {
+	folder, ok := ctx.Map.Get(req.This).(*simulator.Folder)
+	if !ok {
+		return nil, &types.ManagedObjectNotFound{Obj: req.This}
+	}
+	config := &req.Config
+	if config.Name == "" {
+		return nil, &types.InvalidName{}
+	}
+	var twin mo.Entity
+	ctx.WithLock(folder, func() { twin = ctx.Map.FindByName(config.Name, folder.ChildEntity) })
+	if twin != nil {
+		return nil, &types.DuplicateName{Name: config.Name, Object: twin.Reference()}
+	}
+	if config.Files == nil || storeOf(config.Files.VmPathName) == "" {
+		return nil, &types.InvalidVmConfig{Property: "configSpec.files.vmPathName"}
+	}
+	store := storeOf(config.Files.VmPathName)
+	if req.Host == nil {
+		host, fault := l.pickHost(ctx, store)
+		if fault != nil {
+			return nil, fault
+		}
+		req.Host = host
+	}
+	if fault := l.mounted(ctx, *req.Host, store); fault != nil {
+		return nil, fault
+	}
+	if _, ok := ctx.Map.Get(req.Pool).(mo.Entity); !ok {
+		return nil, &types.ManagedObjectNotFound{Obj: req.Pool}
+	}
+	if fault := l.checkDevices(ctx, nil, *req.Host, config.DeviceChange, config.Files.VmPathName); fault != nil {
+		return nil, fault
+	}
+	if config.InstanceUuid == "" {
+		config.InstanceUuid = l.newUUID("instance")
+	}
+	if config.Uuid == "" {
+		config.Uuid = l.newUUID("bios")
+	}
+	if config.Version == "" {
+		config.Version = "vmx-19"
+	}
+	res := folder.CreateVMTask(ctx, req).(*methods.CreateVM_TaskBody)
+	result, fault := inner(ctx, res.Res.Returnval)
+	if fault != nil {
+		return nil, fault
+	}
+	vm := l.vm(result.(types.ManagedObjectReference))
+	st := l.state(vm.Self)
+	ctx.WithLock(vm, func() {
+		if fault = l.adopt(ctx, vm, st, nil); fault != nil {
+			return
+		}
+		ctx.Update(vm, []types.PropertyChange{
+			{Name: "capability.changeTrackingSupported", Val: true},
+			{Name: "runtime.consolidationNeeded", Val: false},
+		})
+	})
+	if fault != nil {
+		return nil, fault
+	}
+	return vm, nil
+}
+
+// pickHost takes the first host by name that mounts a datastore: the same one each time.
+func (l *Lab) pickHost(ctx *simulator.Context, store string) (*types.ManagedObjectReference, types.BaseMethodFault) {
+	hosts := ctx.Map.All("HostSystem")
+	sort.Slice(hosts, func(i, j int) bool { return hosts[i].Entity().Name < hosts[j].Entity().Name })
+	for _, host := range hosts {
+		ref := host.Reference()
+		if l.mounted(ctx, ref, store) == nil {
+			return &ref, nil
+		}
+	}
+	return nil, &types.InvalidDatastore{Name: store}
+}
+
+// RegisterVMTask is RegisterVM_Task: govcsim's own, as long as a host and a datastore are there.
+func (m *folderMethods) RegisterVMTask(ctx *simulator.Context, req *types.RegisterVM_Task) soap.HasFault {
+	l := m.lab
+	ref := l.run(req.This, req.Name, "RegisterVM_Task",
+		func(ctx *simulator.Context, _ *Task) (types.AnyType, types.BaseMethodFault) {
+			folder, ok := ctx.Map.Get(req.This).(*simulator.Folder)
+			if !ok {
+				return nil, &types.ManagedObjectNotFound{Obj: req.This}
+			}
+			store := storeOf(req.Path)
+			if req.Host == nil {
+				host, fault := l.pickHost(ctx, store)
+				if fault != nil {
+					return nil, fault
+				}
+				req.Host = host
+			}
+			if fault := l.mounted(ctx, *req.Host, store); fault != nil {
+				return nil, fault
+			}
+			res := folder.RegisterVMTask(ctx, req).(*methods.RegisterVM_TaskBody)
+			result, fault := inner(ctx, res.Res.Returnval)
+			if fault != nil {
+				return nil, fault
+			}
+			return result, nil
+		})
+	return &methods.RegisterVM_TaskBody{Res: &types.RegisterVM_TaskResponse{Returnval: ref}}
+}
