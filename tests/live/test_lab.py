@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import plain_api
 import pytest
+from plain_api import vm_named, wait
 
 from vrepl.lab.errors import LabError
 from vrepl.lab.folder import read_state
@@ -44,44 +46,8 @@ def tiny(start_shared_lab: Callable[[LabSpec], Lab]) -> Lab:
 
 @pytest.fixture
 def session(tiny: Lab) -> Iterator[Any]:
-    """A plain pyVmomi session to `prod`, which knows nothing of vrepl."""
-    from pyVim.connect import Disconnect, SmartConnect
-
-    site = tiny.sites["prod"]
-    context = ssl.create_default_context(cafile=str(tiny.folder / "ca.pem"))
-    instance = SmartConnect(
-        host="127.0.0.1", port=site.port, user="vrepl@vsphere.local", pwd=tiny.password("prod"), sslContext=context
-    )
-    yield instance
-    Disconnect(instance)
-
-
-def vm_named(session: Any, name: str) -> Any:
-    found = [
-        vm
-        for vm in session.content.viewManager.CreateContainerView(
-            session.content.rootFolder, [type_of("VirtualMachine")], True
-        ).view
-        if vm.name == name
-    ]
-    assert len(found) == 1
-    return found[0]
-
-
-def type_of(name: str) -> Any:
-    from pyVmomi import vim
-
-    return getattr(vim, name)
-
-
-def wait(task: Any) -> Any:
-    deadline = time.monotonic() + 60
-    while task.info.state not in ("success", "error"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    if task.info.state == "error":
-        raise task.info.error
-    return task.info.result
+    with plain_api.session(tiny) as instance:
+        yield instance
 
 
 def exported(lab: Lab, vm: str, index: int, out: Path, snapshot: str | None = None) -> bytes:
