@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from vrepl.checks import run_checks
-from vrepl.checks.privileges import SOURCE, TARGET
 from vrepl.checks.result import CheckResult, NagiosStatus, Status, nagios_line, nagios_status
-from vrepl.checks.world import EsxiHost, World
+from vrepl.checks.world import World
 from vrepl.config import LoadedConfig, parse
 from vrepl.errors import AuthenticationError, CertificateError, LibraryError, UsageError, VreplError
-from vrepl.model import Datastore, Disk, Hardware, PowerState, Snapshot, VirtualMachine
+from vrepl.model import Datastore, Disk, Hardware, PowerState, ReplicaPlacement, Snapshot, VirtualMachine
 from vrepl.ports import SiteConnection
 from vrepl.repository.store import Repository
 
@@ -59,14 +58,28 @@ def machine(name: str = "web-01", **changes: object) -> VirtualMachine:
     return VirtualMachine(**(values | changes))  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class EsxiHost:
+    name: str
+    connected: bool = True
+
+
+@dataclass(frozen=True)
+class Lacked:
+    privilege: str
+    entity: str
+    why: str
+
+
 @dataclass
 class FakeSite:
     product: str = "VMware vCenter Server 8.0.3"
     tls_error: VreplError | None = None
     login_error: VreplError | None = None
     clock: dt.datetime = NOW
-    hosts: tuple[EsxiHost, ...] = (EsxiHost("esx-1"), EsxiHost("esx-2"))
-    missing: frozenset[str] = frozenset()
+    hosts_there: tuple[EsxiHost, ...] = (EsxiHost("esx-1"), EsxiHost("esx-2"))
+    lacking_source: tuple[Lacked, ...] = ()
+    lacking_target: tuple[Lacked, ...] = ()
     vms: list[VirtualMachine] = field(default_factory=list)
     free: int = 10 * GIB
 
@@ -82,11 +95,16 @@ class FakeSite:
     def current_time(self) -> dt.datetime:
         return self.clock
 
-    def esxi_hosts(self) -> Sequence[EsxiHost]:
-        return self.hosts
+    def hosts(self) -> Sequence[EsxiHost]:
+        return self.hosts_there
 
-    def missing_privileges(self, wanted: Sequence[str]) -> Sequence[str]:
-        return [one for one in wanted if one in self.missing]
+    def lacking_as_source(self, vm_refs: Sequence[str]) -> Sequence[Lacked]:
+        del vm_refs
+        return self.lacking_source
+
+    def lacking_as_target(self, placement: ReplicaPlacement) -> Sequence[Lacked]:
+        del placement
+        return self.lacking_target
 
     def list_vms(self) -> list[VirtualMachine]:
         return self.vms
@@ -185,16 +203,21 @@ def test_a_host_without_a_name_is_told_and_not_dialled(setup: Setup) -> None:
     assert ("esx-1", 902) not in setup.network.reached
 
 
-def test_missing_privileges_are_named_with_what_they_are_for(setup: Setup) -> None:
-    setup.dr.missing = frozenset({"VirtualMachine.State.RevertToSnapshot", "Global.DisableMethods"})
+def test_missing_privileges_are_named_with_where_and_what_for(setup: Setup) -> None:
+    revert = "VirtualMachine.State.RevertToSnapshot"
+    setup.dr.lacking_target = (
+        *(Lacked(revert, f"Folder group-{i}", "give up a leaf") for i in range(3)),
+        Lacked("Global.DisableMethods", "Folder group-d1", "PrepareForAccess"),
+    )
     (bad,) = setup.bad().values()
-    assert bad.detail == "missing: Global.DisableMethods, VirtualMachine.State.RevertToSnapshot"
+    assert bad.name == "privileges on dr as target"
+    assert f"{revert} is missing on Folder group-0, Folder group-1 and 1 more" in bad.detail
     assert bad.hint is not None
-    assert TARGET["VirtualMachine.State.RevertToSnapshot"] in bad.hint
+    assert "Global.DisableMethods (PrepareForAccess)" in bad.hint
 
 
 def test_a_site_is_asked_only_for_the_privileges_of_its_role(setup: Setup) -> None:
-    setup.prod.missing = frozenset(TARGET) - frozenset(SOURCE)
+    setup.prod.lacking_target = (Lacked("Datastore.AllocateSpace", "Folder", "disks"),)
     assert setup.bad() == {}
 
 
@@ -215,7 +238,7 @@ def test_a_site_is_asked_only_for_the_privileges_of_its_role(setup: Setup) -> No
             lambda s: setattr(s.prod, "vms", [machine(snapshots=(Snapshot("s", "vrepl-source-x", "", NOW, None),))]),
             "snapshots of web-01",
         ),
-        (lambda s: setattr(s.prod, "hosts", (EsxiHost("esx-1", connected=False),)), "ESXi host esx-1 (prod)"),
+        (lambda s: setattr(s.prod, "hosts_there", (EsxiHost("esx-1", connected=False),)), "ESXi host esx-1 (prod)"),
     ],
 )
 def test_one_thing_broken_is_one_line_with_a_hint(setup: Setup, break_it: Callable[[Setup], None], name: str) -> None:

@@ -163,6 +163,12 @@ def test_defaults_reach_the_engine(tmp_path: Path) -> None:
     assert job.bandwidth.rate_at(dt.time(12)) is None
 
 
+def test_a_proxys_slots_bound_the_disks_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "vrepl.toml"
+    path.write_text(MINIMAL + 'proxy = "p"\nparallel_disks = 9\n[proxies.p]\nslots = 2\n')
+    assert load(path).job("demo").parallel_disks == 2
+
+
 def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "vrepl.toml"
     path.write_text(MINIMAL)

@@ -1,11 +1,11 @@
-"""Checks of one job: its VMs, their change tracking, leftovers on them, room on the target, and one real read."""
+"""Checks of one job: its VMs, change tracking, leftovers, privileges, room on the target, and one real read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vrepl.checks.result import CheckResult, Status
-from vrepl.checks.world import CheckedSite, World
+from vrepl.checks.world import CheckedSite, LackedPrivilege, World
 from vrepl.config.references import near
 from vrepl.errors import VreplError
 from vrepl.model import JobSettings, PowerState, VirtualMachine
@@ -40,6 +40,8 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     for vm in vms:
         yield check_cbt(vm)
         yield check_leftovers(vm)
+    yield check_privileges(f"{job.source} as source", lambda: source.lacking_as_source([vm.ref for vm in vms]))
+    yield check_privileges(f"{job.target} as target", lambda: target.lacking_as_target(job.placement))
     new = [vm for vm in vms if job.replica_name_of(vm.name) not in replicas]
     yield check_space(job, target, new)
     yield check_read(world, job.source, vms)
@@ -93,6 +95,32 @@ def check_leftovers(vm: VirtualMachine) -> CheckResult:
             title, Status.WARNING, "its disks need consolidation", "vSphere Client: Snapshots > Consolidate"
         )
     return CheckResult.ok(title, "none of vrepl's left")
+
+
+def check_privileges(role: str, ask: Callable[[], Sequence[LackedPrivilege]]) -> CheckResult:
+    """All that are missing, by name, each with what it is for."""
+    title = f"privileges on {role}"
+    try:
+        lacking = ask()
+    except VreplError as error:
+        return CheckResult.failed(title, error)
+    if not lacking:
+        return CheckResult.ok(title, "complete")
+    places: dict[str, list[str]] = {}
+    for one in lacking:
+        places.setdefault(one.privilege, []).append(one.entity)
+    reasons = {one.privilege: one.why for one in lacking}
+    return CheckResult(
+        title,
+        Status.FAILED,
+        "; ".join(f"{privilege} is missing on {_some(entities)}" for privilege, entities in places.items()),
+        "add to the user's role: " + "; ".join(f"{privilege} ({why})" for privilege, why in reasons.items()),
+    )
+
+
+def _some(entities: Sequence[str]) -> str:
+    more = f" and {len(entities) - 2} more" if len(entities) > 2 else ""
+    return ", ".join(entities[:2]) + more
 
 
 def check_space(job: JobSettings, target: CheckedSite, new: Sequence[VirtualMachine]) -> CheckResult:

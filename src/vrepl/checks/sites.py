@@ -1,12 +1,11 @@
-"""Checks of one site: secret, name, port, TLS, login, privileges, clock, and every ESXi host's name and NFC port."""
+"""Checks of one site: secret, name, port, TLS, login, clock, and every ESXi host's name and NFC port."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from vrepl.checks import privileges
 from vrepl.checks.result import CheckResult, Status
-from vrepl.checks.world import CheckedSite, EsxiHost, World
+from vrepl.checks.world import CheckedSite, Host, World
 from vrepl.errors import VreplError
 
 CLOCK_TOLERANCE = 60.0
@@ -43,7 +42,6 @@ def check_site(world: World, name: str) -> Iterator[CheckResult]:
         yield CheckResult.failed(f"login to {name}", error)
         return
     yield CheckResult.ok(f"login to {name}", f"{connection.user} on {product}")
-    yield check_privileges(world, site, name)
     yield check_clock(world, site, name)
     yield from check_hosts(world, site, name)
 
@@ -75,36 +73,6 @@ def check_port(world: World, host: str, port: int, site: str) -> CheckResult:
     return CheckResult.ok(title, "open")
 
 
-def wanted_privileges(world: World, site: str) -> Mapping[str, str]:
-    """What the jobs need of this site; what any job would, where none names it."""
-    jobs = world.loaded.config.jobs.values()
-    is_source = any(job.source == site for job in jobs)
-    is_target = any(job.target == site for job in jobs)
-    wanted: dict[str, str] = {}
-    if is_source or not is_target:
-        wanted.update(privileges.SOURCE)
-    if is_target:
-        wanted.update(privileges.TARGET)
-    return wanted
-
-
-def check_privileges(world: World, site: CheckedSite, name: str) -> CheckResult:
-    title = f"privileges on {name}"
-    wanted = wanted_privileges(world, name)
-    try:
-        missing = site.missing_privileges(sorted(wanted))
-    except VreplError as error:
-        return CheckResult.failed(title, error)
-    if missing:
-        return CheckResult(
-            title,
-            Status.FAILED,
-            f"missing: {', '.join(missing)}",
-            "add to the user's role: " + "; ".join(f"{one} ({wanted[one]})" for one in missing),
-        )
-    return CheckResult.ok(title, f"all {len(wanted)}")
-
-
 def check_clock(world: World, site: CheckedSite, name: str) -> CheckResult:
     title = f"clock of {name}"
     before = world.clock()
@@ -128,7 +96,7 @@ def check_hosts(world: World, site: CheckedSite, name: str) -> Iterator[CheckRes
     """DNS and the NFC port of every connected ESXi host, one line each."""
     nfc_port = world.loaded.config.sites[name].nfc_port
     try:
-        hosts = site.esxi_hosts()
+        hosts = site.hosts()
     except VreplError as error:
         yield CheckResult.failed(f"ESXi hosts of {name}", error)
         return
@@ -136,7 +104,7 @@ def check_hosts(world: World, site: CheckedSite, name: str) -> Iterator[CheckRes
         yield from _check_host(world, host, nfc_port, name)
 
 
-def _check_host(world: World, host: EsxiHost, nfc_port: int, site: str) -> Iterator[CheckResult]:
+def _check_host(world: World, host: Host, nfc_port: int, site: str) -> Iterator[CheckResult]:
     if not host.connected:
         yield CheckResult(
             f"ESXi host {host.name} ({site})", Status.WARNING, "not connected to its vCenter", "its VMs cannot be read"

@@ -8,17 +8,32 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vrepl.config import LoadedConfig
-from vrepl.model import Datastore, VirtualMachine
+from vrepl.model import Datastore, ReplicaPlacement, VirtualMachine
 from vrepl.ports import Clock, SiteConnection
 from vrepl.repository.store import Repository
 
 
-@dataclass(frozen=True, slots=True)
-class EsxiHost:
-    """A host of a site; `name` is what vSphere knows it by, and what VDDK connects to."""
+class Host(Protocol):
+    """An ESXi host; `name` is what vSphere knows it by, and what VDDK connects to."""
 
-    name: str
-    connected: bool = True
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def connected(self) -> bool: ...
+
+
+class LackedPrivilege(Protocol):
+    """A privilege id that the user does not hold on an entity (kind and ref), and what vrepl wants it for."""
+
+    @property
+    def privilege(self) -> str: ...
+
+    @property
+    def entity(self) -> str: ...
+
+    @property
+    def why(self) -> str: ...
 
 
 class CheckedSite(Protocol):
@@ -35,10 +50,14 @@ class CheckedSite(Protocol):
 
     def current_time(self) -> dt.datetime: ...
 
-    def esxi_hosts(self) -> Sequence[EsxiHost]: ...
+    def hosts(self) -> Sequence[Host]: ...
 
-    def missing_privileges(self, wanted: Sequence[str]) -> Sequence[str]:
-        """Those of these privilege ids that the user lacks on the site's root."""
+    def lacking_as_source(self, vm_refs: Sequence[str]) -> Sequence[LackedPrivilege]:
+        """What the user lacks to replicate these VMs."""
+        ...
+
+    def lacking_as_target(self, placement: ReplicaPlacement) -> Sequence[LackedPrivilege]:
+        """What the user lacks to make replicas there. Raises NotFoundError where the place is not."""
         ...
 
     def list_vms(self) -> list[VirtualMachine]: ...

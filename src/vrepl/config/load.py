@@ -7,7 +7,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,11 @@ class LoadedConfig:
                 f'there is no job "{name}"{near(name, self.config.jobs)}',
                 hint=f"jobs in {self.path}: {', '.join(self.config.jobs) or 'none'}",
             )
-        return table.settings(name)
+        settings = table.settings(name)
+        if table.proxy is None:
+            return settings
+        slots = self.config.proxies[table.proxy].slots
+        return replace(settings, parallel_disks=min(settings.parallel_disks, slots))
 
     def jobs(self, names: typing.Sequence[str] = ()) -> list[JobSettings]:
         """The jobs asked for, or all of them. Raises NotFoundError, or UsageError where there is none at all."""
