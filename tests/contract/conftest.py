@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from vixdisklib_lab import MIB, PATH, FakeLab, compile_library, compilers
 @pytest.fixture(scope="session")
 def vddk_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = compilers()
-    if not found:
+    if not found and os.environ.get("VREPL_REQUIRE_LAB") != "1":
         pytest.skip("no C compiler (cc, gcc, clang or the ziglang package)")
     folder = tmp_path_factory.mktemp("vddk")
-    compile_library(next(iter(found.values())), folder)
+    compile_library(next(iter(found.values()), ["cc"]), folder)
     return folder
 
 

@@ -8,6 +8,7 @@
 enum { LONGEST_IDENTITY = 50, HTTPS_PORT = 443 };
 
 static const char transport_modes[] = "file:san:hotadd:nbdssl:nbd";
+static const char default_modes[] = "san:hotadd:nbdssl:nbd";
 
 static const char *moref_of(const char *vmx_spec)
 {
@@ -93,11 +94,12 @@ static VixError ask(const struct vl_server *server, const char *what, struct vl_
     return error;
 }
 
-/* Faults of calls without a handle: the VM's name is known only if the server told it. */
-static VixError fault_without_handle(struct vl_settings *settings, enum vl_op op, const struct vl_message *reply)
+/* Faults of calls that have opened no disk: their VM goes by its MoRef unless the server told its name. */
+static VixError fault_without_handle(struct vl_settings *settings, enum vl_op op, const struct vl_message *reply,
+                                     const char *moref)
 {
     const char *vm = vl_message_get(reply, "vm", NULL);
-    struct vl_fault fault = vl_fault_take(settings, op, vm != NULL ? vm : "", "");
+    struct vl_fault fault = vl_fault_take(settings, op, vm != NULL ? vm : moref, "");
     return vl_fault_now(&fault);
 }
 
@@ -148,7 +150,7 @@ static struct vl_connection *new_connection(const VixDiskLibConnectParams *param
     connection->nfc_host_port = params->nfcHostPort;
     connection->moref = strdup(moref);
     connection->snapshot = copied(snapshot);
-    connection->modes = strdup(modes != NULL && *modes != '\0' ? modes : transport_modes);
+    connection->modes = strdup(modes != NULL && *modes != '\0' ? modes : default_modes);
     connection->user = copied(uid ? params->creds.uid.userName : params->creds.sessionId.userName);
     connection->password = uid ? copied(params->creds.uid.password) : NULL;
     connection->session = copied(session_of(params));
@@ -177,7 +179,7 @@ EXPORT VixError VixDiskLib_ConnectEx(const VixDiskLibConnectParams *params, char
     error = connection->settings == NULL ? (VixError)VIX_E_CANNOT_CONNECT_TO_HOST
                                          : ask(server, "VixDiskLib_ConnectEx", &request, &reply, &connection->fd);
     if (error == VIX_OK)
-        error = fault_without_handle(connection->settings, VL_CONNECT, &reply);
+        error = fault_without_handle(connection->settings, VL_CONNECT, &reply, moref);
     vl_message_free(&request);
     vl_message_free(&reply);
     if (error != VIX_OK) {
@@ -236,7 +238,7 @@ static VixError access_call(const char *op, const char *what, const VixDiskLibCo
         error = VIX_E_CANNOT_CONNECT_TO_HOST;
     } else {
         if (strcmp(op, "prepare") == 0)
-            error = fault_without_handle(settings, VL_PREPARE, &reply);
+            error = fault_without_handle(settings, VL_PREPARE, &reply, moref);
         if (error == VIX_OK)
             error = ask(server, what, &request, &reply, NULL);
     }
