@@ -266,3 +266,8 @@ def test_a_window_may_cross_midnight() -> None:
     assert bandwidth.rate_at(dt.time(23)) is None
     assert bandwidth.rate_at(dt.time(5, 59)) is None
     assert bandwidth.rate_at(dt.time(6)) == 2**20
+
+
+def test_the_example_file_is_what_init_writes() -> None:
+    shipped = Path(__file__).parents[2] / "examples" / "vrepl.toml"
+    assert shipped.read_text(encoding="utf-8") == EXAMPLE
