@@ -165,7 +165,7 @@ VixError vl_links_write(struct vl_disk *disk, uint64_t offset, uint64_t length, 
 bool vl_links_allocated(const struct vl_disk *disk, uint64_t first_grain, uint64_t end_grain);
 VixError vl_error_from_errno(int error);
 
-/* ---- handle.c and session.c ---- */
+/* ---- session.c, handle.c and io.c ---- */
 
 struct vl_connection {
     uint32_t magic;
@@ -226,6 +226,8 @@ static inline bool vl_is_lost(const struct vl_handle *handle)
     return __atomic_load_n(&handle->lost, __ATOMIC_ACQUIRE) != 0;
 }
 
+/* VIX_OK, or why nothing can be done with it: not initialised, or no handle. */
+VixError vl_check_handle(const struct vl_handle *handle);
 void vl_handle_lose(struct vl_handle *handle);
 
 /* ---- async.c ---- */
