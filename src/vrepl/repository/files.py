@@ -111,7 +111,7 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 def create_bytes(path: Path, data: bytes) -> bool:
     """Like `replace_bytes`, but never over an existing file: False, and nothing is changed, if there is one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f"{path.name}.{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
     replace_bytes(temporary, data)
     with naming(path, "write"):
         try:

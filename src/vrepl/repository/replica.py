@@ -76,7 +76,8 @@ class ReplicaFolder:
     def lock(self, wait_seconds: float = 0) -> Iterator[None]:
         """Raises LockedError naming the owner, NotFoundError if the replica was removed meanwhile.
 
-        Once it is held, half-done changes of dead owners are completed. The record is read anew, for another process may have changed it meanwhile.
+        Once it is held, half-done changes of dead owners are completed. The record is read anew, for another process
+        may have changed it.
         """
         what = f"the replica of {self._record.source_name} ({self._record.target_name})"
         with holding(self.path / "lock", what, wait_seconds):

@@ -17,7 +17,15 @@ from urllib.parse import quote, unquote
 from vrepl.errors import RepositoryError
 from vrepl.model import ReplicaRecord
 from vrepl.repository.documents import check_format, read_document, read_json, to_value
-from vrepl.repository.files import create_bytes, make_directory, naming, remove_file, replace_bytes, sync_directory
+from vrepl.repository.files import (
+    TEMPORARY_SUFFIX,
+    create_bytes,
+    make_directory,
+    naming,
+    remove_file,
+    replace_bytes,
+    sync_directory,
+)
 from vrepl.repository.locks import clear_dead, holding, is_held, read_owner
 from vrepl.repository.replica import ReplicaFolder
 
@@ -75,6 +83,8 @@ class Repository:
         `create`: make it if there is nothing (or an empty directory) yet.
         """
         file = path / "repository.json"
+        if path.exists() and not path.is_dir():
+            raise RepositoryError(f"{path} is not a directory")
         record = read_document(file, RepositoryRecord, REPOSITORY_FORMAT)
         if record is None:
             cls._refuse_foreign(path, create)
@@ -91,14 +101,15 @@ class Repository:
     @staticmethod
     def _refuse_foreign(path: Path, create: bool) -> None:
         with naming(path, "open"):
-            if path.exists() and not path.is_dir():
-                raise RepositoryError(f"{path} is not a directory")
-            if (path / "replicas").exists():
+            entries = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+            if "repository.json" in entries:
+                return  # another process has made it since we looked
+            if "replicas" in entries:
                 raise RepositoryError(
                     f"{path} has replicas but no repository.json",
                     hint="bring that file back, or move the folder away and run `vrepl repository rebuild`",
                 )
-            if path.is_dir() and any(not entry.name.endswith(".new") for entry in path.iterdir()):
+            if any(not name.endswith(TEMPORARY_SUFFIX) for name in entries):
                 raise RepositoryError(
                     f"{path} holds other things and is no repository",
                     hint="name a directory of its own in [repository] of the configuration",
@@ -171,9 +182,9 @@ class Repository:
 
     # Locks
 
-    def job_lock(self, job: str) -> AbstractContextManager[None]:
-        """Raises LockedError naming the owner's pid, host and command."""
-        return holding(self._job_path(job), f"job {job}")
+    def job_lock(self, job: str, wait_seconds: float = 0) -> AbstractContextManager[None]:
+        """Raises LockedError naming the owner's pid, host and command, after waiting so long for it."""
+        return holding(self._job_path(job), f"job {job}", wait_seconds)
 
     def is_job_locked(self, job: str) -> bool:
         return is_held(self._job_path(job))
