@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"os"
 
 	"github.com/vmware/govmomi/vim25/types"
 	"github.com/vmware/govmomi/vim25/xml"
@@ -30,4 +31,12 @@ func copyConfig(src *types.VirtualMachineConfigInfo) types.VirtualMachineConfigI
 	var dst types.VirtualMachineConfigInfo
 	deepCopy(*src, &dst)
 	return dst
+}
+
+// moveFolder renames a folder whose name must be free at the other place.
+func moveFolder(from, to string) error {
+	if exists(to) {
+		return &os.PathError{Op: "move", Path: to, Err: os.ErrExist}
+	}
+	return os.Rename(from, to)
 }

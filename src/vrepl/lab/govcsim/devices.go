@@ -18,6 +18,7 @@ func (l *Lab) checkDevices(
 	ctx *simulator.Context, vm *simulator.VirtualMachine, host types.ManagedObjectReference,
 	changes []types.BaseVirtualDeviceConfigSpec, home string,
 ) types.BaseMethodFault {
+	assignKeys(vm, changes)
 	taken := map[[2]int32]bool{}
 	if vm != nil {
 		for _, device := range vm.Config.Hardware.Device {

@@ -411,7 +411,7 @@ func (v *inventoryVM) devices() ([]types.BaseVirtualDeviceConfigSpec, error) {
 	}
 	if v.CDROM {
 		cd := &types.VirtualCdrom{}
-		cd.Key, cd.ControllerKey, cd.UnitNumber = 3002, 201, types.NewInt32(0)
+		cd.Key, cd.ControllerKey, cd.UnitNumber = -1, 201, types.NewInt32(0)
 		cd.Backing = &types.VirtualCdromIsoBackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{
 			FileName: fmt.Sprintf("[%s] iso/install.iso", v.Datastore),
 		}}
