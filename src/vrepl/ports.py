@@ -205,6 +205,8 @@ class TransferProgress:
     """Bytes of `planned` that need no more work: written, or surely equal."""
     bytes_read: int = 0
     bytes_moved: int = 0
+    waits: Mapping[str, float] = field(default_factory=dict)
+    """Seconds waited so far, as in TransferResult."""
 
 
 @dataclass(slots=True)

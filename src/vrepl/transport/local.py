@@ -8,15 +8,12 @@ lost as its `abandon` says.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
-from typing import Protocol
 
 from vrepl.errors import InterruptedRunError
 from vrepl.ports import (
     DigestFiles,
     DigestLookup,
-    DiskAddress,
     TransferLog,
     TransferOrder,
     TransferProgress,
@@ -24,22 +21,10 @@ from vrepl.ports import (
     VerifyOrder,
     VerifyResult,
 )
-from vrepl.transport.disk import DiskReader, DiskWriter
-from vrepl.transport.faults import Hook, Point, SimulatedKill, no_hook
+from vrepl.transport.faults import Hook, Point, no_hook
 from vrepl.transport.pipeline import SINGLE_THREADED, Pipeline, Tuning
-from vrepl.transport.transfer import copy_disk, verify_disk
+from vrepl.transport.transfer import Opener, Records, perform_transfer, perform_verify
 
-
-class Opener(Protocol):
-    """Opens disks; raises DiskError."""
-
-    def open_reader(self, address: DiskAddress) -> DiskReader: ...
-
-    def open_writer(self, address: DiskAddress) -> DiskWriter: ...
-
-
-OpenLookup = Callable[[DigestFiles, int], DigestLookup]
-OpenLog = Callable[[TransferOrder], TransferLog]
 OrderHook = Callable[[TransferOrder | VerifyOrder, Point, int], None]
 
 
@@ -49,15 +34,14 @@ class LocalMovers:
     def __init__(
         self,
         opener: Opener,
-        open_lookup: OpenLookup,
-        open_log: OpenLog,
+        open_lookup: Callable[[DigestFiles, int], DigestLookup],
+        open_log: Callable[[TransferOrder], TransferLog],
         *,
         tuning: Tuning = SINGLE_THREADED,
         hook: OrderHook | None = None,
     ) -> None:
         self._opener = opener
-        self._open_lookup = open_lookup
-        self._open_log = open_log
+        self._records = Records(open_lookup, open_log)
         self._tuning = tuning
         self.hook = hook
         self._lock = threading.Lock()
@@ -66,65 +50,17 @@ class LocalMovers:
 
     def transfer(self, order: TransferOrder, progress: Callable[[TransferProgress], None]) -> TransferResult:
         """As `ports.DataMovers.transfer`."""
-        began = time.monotonic()
-        source = self._opener.open_reader(order.source)
-        try:
-            target = self._opener.open_writer(order.target)
-            try:
-                lookup = self._open_lookup(order.parent, order.target.capacity)
-                log = self._open_log(order)
-                try:
-                    pipeline = copy_disk(
-                        order,
-                        source,
-                        target,
-                        lookup,
-                        log,
-                        tuning=self._tuning,
-                        progress=progress,
-                        hook=self._hook_of(order),
-                        running=self._enter,
-                    )
-                finally:
-                    log.close()
-            except SimulatedKill:
-                abandon = getattr(target, "abandon", None)
-                if abandon is not None:
-                    abandon()
-                raise
-            except BaseException:
-                target.close()
-                raise
-            target.close()
-        finally:
-            source.close()
-        return TransferResult(
-            bytes_read=pipeline.totals.read,
-            bytes_moved=pipeline.totals.moved,
-            bytes_skipped=pipeline.totals.skipped,
-            source_mode=source.mode,
-            target_mode=target.mode,
-            seconds=time.monotonic() - began,
-            waits=pipeline.waits.as_dict(),
-        )
+        return perform_transfer(
+            order, self._opener, self._records, tuning=self._tuning, progress=progress,
+            hook=self._hook_of(order), running=self._enter,
+        )  # fmt: skip
 
     def verify(self, order: VerifyOrder, progress: Callable[[TransferProgress], None]) -> VerifyResult:
         """As `ports.DataMovers.verify`."""
-        began = time.monotonic()
-        disk = self._opener.open_reader(order.disk)
-        try:
-            lookup = self._open_lookup(order.digests, order.disk.capacity)
-            pipeline, bad = verify_disk(
-                disk,
-                lookup,
-                tuning=self._tuning,
-                progress=progress,
-                hook=self._hook_of(order),
-                running=self._enter,
-            )
-        finally:
-            disk.close()
-        return VerifyResult(pipeline.totals.read, bad, disk.mode, time.monotonic() - began)
+        return perform_verify(
+            order, self._opener, self._records, tuning=self._tuning, progress=progress,
+            hook=self._hook_of(order), running=self._enter,
+        )  # fmt: skip
 
     def prepare_for_access(self, site: str, vm_ref: str, identity: str) -> None:
         """Nothing relocates VMs here."""

@@ -425,6 +425,7 @@ class Pipeline:
         now = time.monotonic()
         if force or now - self._reported >= PROGRESS_SECONDS:
             self._reported = now
+            self._figures.waits = self.waits.as_dict()
             self._progress(self._figures)
 
     def _hash_loop(self) -> None:

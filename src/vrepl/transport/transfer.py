@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
 
 from vrepl.errors import DiskError, VerificationError
 from vrepl.extents import Extent, from_grains, total
-from vrepl.ports import DigestLookup, TransferLog, TransferOrder, TransferProgress
+from vrepl.ports import (
+    DigestFiles,
+    DigestLookup,
+    DiskAddress,
+    TransferLog,
+    TransferOrder,
+    TransferProgress,
+    TransferResult,
+    VerifyOrder,
+    VerifyResult,
+)
 from vrepl.transport.disk import DiskReader, DiskWriter
-from vrepl.transport.faults import Hook, no_hook
+from vrepl.transport.faults import Hook, SimulatedKill, no_hook
 from vrepl.transport.journal import Journal
 from vrepl.transport.judges import DigestJudge, Judge, TargetJudge, VerifyJudge
 from vrepl.transport.pipeline import DEFAULT_TUNING, Pipeline, Tuning
+
+
+class Opener(Protocol):
+    """Opens disks; raises DiskError."""
+
+    def open_reader(self, address: DiskAddress) -> DiskReader: ...
+
+    def open_writer(self, address: DiskAddress) -> DiskWriter: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """How to open what a transfer reads and writes beside disks; both may raise RepositoryError."""
+
+    open_lookup: Callable[[DigestFiles, int], DigestLookup]
+    """Of a disk with so many bytes."""
+    open_log: Callable[[TransferOrder], TransferLog]
+
 
 Running = Callable[[Pipeline, bool], None]
 """Told when a pipeline starts (True) and ends (False), so that it can be stopped from elsewhere."""
@@ -95,6 +127,75 @@ def verify_disk(
             hint="the next replication, or `vrepl repository rebuild`, reads the disk and records its digests",
         )
     return pipeline, bad
+
+
+def perform_transfer(
+    order: TransferOrder,
+    opener: Opener,
+    records: Records,
+    *,
+    tuning: Tuning = DEFAULT_TUNING,
+    progress: Callable[[TransferProgress], None] | None = None,
+    hook: Hook = no_hook,
+    running: Running = _ignore,
+) -> TransferResult:
+    """Open both disks, copy, close. Raises as `copy_disk`, and what opening and closing raise."""
+    began = time.monotonic()
+    source = opener.open_reader(order.source)
+    try:
+        target = opener.open_writer(order.target)
+        try:
+            lookup = records.open_lookup(order.parent, order.target.capacity)
+            log = records.open_log(order)
+            try:
+                pipeline = copy_disk(
+                    order, source, target, lookup, log, tuning=tuning, progress=progress, hook=hook, running=running
+                )
+            finally:
+                log.close()
+        except SimulatedKill:
+            abandon = getattr(target, "abandon", None)
+            if abandon is not None:
+                abandon()
+            raise
+        except BaseException:
+            with suppress(DiskError):  # the first error is the one that matters
+                target.close()
+            raise
+        target.close()
+    finally:
+        source.close()
+    totals = pipeline.totals
+    return TransferResult(
+        bytes_read=totals.read,
+        bytes_moved=totals.moved,
+        bytes_skipped=totals.skipped,
+        source_mode=source.mode,
+        target_mode=target.mode,
+        seconds=time.monotonic() - began,
+        waits=pipeline.waits.as_dict(),
+    )
+
+
+def perform_verify(
+    order: VerifyOrder,
+    opener: Opener,
+    records: Records,
+    *,
+    tuning: Tuning = DEFAULT_TUNING,
+    progress: Callable[[TransferProgress], None] | None = None,
+    hook: Hook = no_hook,
+    running: Running = _ignore,
+) -> VerifyResult:
+    """Open the disk, verify, close. Raises as `verify_disk`, and what opening raises."""
+    began = time.monotonic()
+    disk = opener.open_reader(order.disk)
+    try:
+        lookup = records.open_lookup(order.digests, order.disk.capacity)
+        pipeline, bad = verify_disk(disk, lookup, tuning=tuning, progress=progress, hook=hook, running=running)
+    finally:
+        disk.close()
+    return VerifyResult(pipeline.totals.read, bad, disk.mode, time.monotonic() - began)
 
 
 def _run(pipeline: Pipeline, running: Running) -> None:
