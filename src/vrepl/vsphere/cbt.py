@@ -63,7 +63,10 @@ def changed_areas(
 
 
 def _reason(error: VreplError) -> str | None:
+    """Why the answer cannot be had; None: the failure says nothing about change tracking."""
     fault = error.__cause__
+    if getattr(fault, "invalidProperty", None) not in {None, "", "changeId", "deviceKey"}:
+        return None
     for base in type(fault).__mro__ if fault is not None else ():
         name = base.__name__.rpartition(".")[2]
         if name in _DISTRUST:

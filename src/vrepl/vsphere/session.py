@@ -21,7 +21,7 @@ from xml.parsers.expat import ExpatError
 from pyVim.connect import SmartStubAdapter
 from pyVmomi.SoapAdapter import SoapStubAdapter
 
-from vrepl.errors import ConnectionFailedError, InterruptedRunError, VreplError, VsphereError
+from vrepl.errors import AuthenticationError, ConnectionFailedError, InterruptedRunError, VreplError, VsphereError
 from vrepl.vsphere import tls
 from vrepl.vsphere.api import kind_of, ref_of, vim, vmodl
 from vrepl.vsphere.faults import (
@@ -294,7 +294,14 @@ class Session:
         return self._retrier.run(ask, what="ask for API versions", again=self._worth_another_try)
 
     def _authenticate(self, content: Any) -> None:
-        self._user_session = content.sessionManager.Login(self.settings.user, self.settings.password, None)
+        settings = self.settings
+        try:
+            self._user_session = content.sessionManager.Login(settings.user, settings.password, None)
+        except AuthenticationError as error:
+            said = error.message.partition(": ")[2]
+            raise AuthenticationError(
+                f"{settings.server} refuses the login of {settings.user} ({said})", hint=error.hint
+            ) from error
         log.info("%s: logged in to %s as %s", self.settings.name, self.settings.server, self.settings.user)
 
     def _revive(self, generation: int, doing: str) -> None:

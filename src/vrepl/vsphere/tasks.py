@@ -184,10 +184,23 @@ class Tasks:
                     if self._view is not None and self._session.generation != self._view_generation:
                         self._view = None
                         continue
-                    self._view = None
-                    waiting = list(self._pending.values())
+                    waiting = self._give_up()
                 for one in waiting:
                     one.fail(error)
+            except Exception as error:
+                # Nobody may wait for ever because this thread has died.
+                log.exception("%s: waiting for tasks", self._session.settings.name)
+                with self._lock:
+                    waiting = self._give_up()
+                for one in waiting:
+                    one.fail(VsphereError(f"waiting for tasks failed: {error!r}"))
+
+    def _give_up(self) -> list[_Wait]:
+        """Everybody who waits, to be told that it is in vain; the lock is held."""
+        waiting = list(self._pending.values())
+        self._pending.clear()
+        self._view = None
+        return waiting
 
     def _follow(self) -> None:
         """One question for updates, and what it brings."""
@@ -208,6 +221,10 @@ class Tasks:
                     waiting.fail(_vanished(item.obj))
                 else:
                     waiting.update({change.name: change.val for change in item.changeSet or []})
+                if waiting.ended.is_set():
+                    # Here and not where it is waited for: without this task there may be nothing left to ask for.
+                    with self._lock:
+                        self._pending.pop(ref_of(item.obj), None)
 
     def _set_up(self) -> None:
         query = vmodl.query.PropertyCollector
