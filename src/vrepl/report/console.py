@@ -38,8 +38,8 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def line(out: Console, text: str, style: str = "") -> None:
-    """One line of words, wrapped at the console's width, with nothing in it taken for markup."""
-    out.print(Text(text, style=style))
+    """One line of words, nothing in it taken for markup; wrapped on a terminal, whole where programs may read it."""
+    out.print(Text(text, style=style), soft_wrap=not out.is_terminal)
 
 
 def plain(out: Console, text: str) -> None:
@@ -47,8 +47,8 @@ def plain(out: Console, text: str) -> None:
     out.print(Text(text), soft_wrap=True)
 
 
-def show_run(out: Console, report: RunReport) -> None:
-    """What a run did."""
+def show_run(out: Console, report: RunReport, *, with_errors: bool = True) -> None:
+    """What a run did; `with_errors` False leaves failures to `show_errors`."""
     took = ""
     if report.started and report.finished:
         took = f" in {words.duration((report.finished - report.started).total_seconds())}"
@@ -83,6 +83,15 @@ def show_run(out: Console, report: RunReport) -> None:
     for vm in report.vms:
         show_remarks(out, vm)
     show_bottleneck(out, report)
+    if with_errors:
+        show_errors(out, report)
+
+
+def show_errors(out: Console, report: RunReport) -> None:
+    """Each failed VM: what happened, and what to do."""
+    for vm in report.vms:
+        if vm.error is not None:
+            show_error(out, vm.name, vm.error)
 
 
 def transport(disk: DiskReport) -> str:
@@ -92,9 +101,7 @@ def transport(disk: DiskReport) -> str:
 
 
 def show_remarks(out: Console, vm: VmReport) -> None:
-    """What went wrong with a VM, why its disks were not incremental, and what else to know."""
-    if vm.error is not None:
-        show_error(out, vm.name, vm.error)
+    """What to know of a VM's run beside its figures."""
     for disk in vm.disks:
         for side, used in (("source", disk.source), ("target", disk.target)):
             for fallback in used.fallbacks:
@@ -152,7 +159,7 @@ def show_plan(out: Console, report: RunReport) -> None:
             _show_side(out, "source", disk.source)
             _show_side(out, "target", disk.target)
         if vm.error is not None:
-            show_error(out, vm.name, vm.error)
+            line(out, "  would not be replicated; see the error", "red")
         for note in vm.notes:
             line(out, f"  note: {note}")
 
