@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from vrepl.lab import configuration, processes, proxies
+from vrepl.lab import configuration, guests, processes, proxies
 from vrepl.lab.certificates import Authority
 from vrepl.lab.errors import LabError
 from vrepl.lab.folder import check_path_length, read_state, reserved, write_state
 from vrepl.lab.guests import find_tool, make_images, random_bytes, random_pieces
-from vrepl.lab.lab import clear
+from vrepl.lab.lab import Lab, clear
 from vrepl.lab.processes import ProcessIdentity
 from vrepl.lab.spec import (
     MIB,
@@ -106,6 +106,15 @@ def test_a_guest_holds_a_clean_file_system_with_incompressible_files(tmp_path: P
         [find_tool("debugfs"), "-R", "cat /etc/hostname", image], capture_output=True, text=True, check=True
     )
     assert listed.stdout == "guest\n"
+
+
+def test_without_mke2fs_it_says_which_package_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(guests, "TOOL_FOLDERS", ())
+    with pytest.raises(LabError, match="mke2fs was not found") as caught:
+        Lab.start(tmp_path / "lab", demo_spec(16))
+    assert "e2fsprogs" in (caught.value.hint or "")
+    assert not (tmp_path / "lab").exists()
 
 
 @pytest.mark.parametrize("capacity", [512, MIB + 512, 3 * 65536])

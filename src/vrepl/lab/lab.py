@@ -28,7 +28,7 @@ from vrepl.lab.folder import (
     starting,
     write_state,
 )
-from vrepl.lab.guests import make_images, random_pieces
+from vrepl.lab.guests import find_tool, make_images, random_pieces
 from vrepl.lab.processes import ProcessIdentity
 from vrepl.lab.settings import Change, SettingsFile, parse_assignments
 from vrepl.lab.spec import FILLED_EXTRA_VMS, LabSpec, inventory
@@ -62,6 +62,8 @@ class Lab:
         """
         folder = folder.absolute()
         check_path_length(folder)
+        if spec.needs_file_systems:
+            find_tool("mke2fs")  # before a build of a minute, not after it
         built = build(say)
         with reserved(folder):
             if find_running(folder) is not None:

@@ -132,6 +132,10 @@ class LabSpec:
         return {"prod": self.prod, "dr": self.dr}
 
     @property
+    def needs_file_systems(self) -> bool:
+        return any(disk.content == "ext4" for site in self.sites.values() for vm in site.vms for disk in vm.disks)
+
+    @property
     def names_of_job_vms(self) -> list[str]:
         if self.job_vms is not None:
             return list(self.job_vms)

@@ -194,7 +194,7 @@ func (l *Lab) checkDisk(
 	if flat == nil || flat.ThinProvisioned == nil || !*flat.ThinProvisioned {
 		need = disk.CapacityInBytes
 	}
-	if free := l.freeSpace(store); free < need {
+	if !l.take(store, need) {
 		f := &types.NoDiskSpace{Datastore: store}
 		f.File = info.FileName
 		f.FaultMessage = localized(fmt.Sprintf("Insufficient disk space on datastore '%s'.", store))

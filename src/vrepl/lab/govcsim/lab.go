@@ -83,6 +83,8 @@ type datastore struct {
 	Capacity int64    `json:"capacity"`
 	Hosts    []string `json:"hosts"`
 	ref      types.ManagedObjectReference
+	free     int64     // bytes, when it was measured; guarded by Lab.mu
+	measured time.Time // guarded by Lab.mu
 }
 
 // vmState is what the lab knows of one VM beside govcsim's object.

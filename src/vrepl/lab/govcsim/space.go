@@ -29,11 +29,20 @@ func (m *datastoreMethods) RefreshDatastoreStorageInfo(
 	return &methods.RefreshDatastoreStorageInfoBody{Res: new(types.RefreshDatastoreStorageInfoResponse)}
 }
 
-// freeSpace is a datastore's capacity without what its links take, in bytes; the setting free_bytes replaces it.
+// freeSpace is a datastore's capacity without what its links take, in bytes; the setting free_bytes replaces it. What
+// the maps say is read again after a second: thousands of VMs would read thousands of maps for each disk.
 func (l *Lab) freeSpace(store string) int64 {
 	l.mu.Lock()
 	ds := l.stores[store]
 	forced, set := l.settings.FreeBytes[store]
+	if ds == nil || set {
+		l.mu.Unlock()
+		return forced
+	}
+	if time.Since(ds.measured) < time.Second {
+		defer l.mu.Unlock()
+		return ds.free
+	}
 	var here []*link
 	for _, at := range l.links {
 		if storeOf(at.dsPath) == store {
@@ -41,17 +50,27 @@ func (l *Lab) freeSpace(store string) int64 {
 		}
 	}
 	l.mu.Unlock()
-	if ds == nil {
-		return 0
-	}
-	if set {
-		return forced
-	}
 	free := ds.Capacity
 	for _, at := range here {
 		free -= at.allocated()
 	}
-	return max(free, 0)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ds.free, ds.measured = max(free, 0), time.Now()
+	return ds.free
+}
+
+// take reserves room for a new disk, thick ones all of it; false if it does not fit.
+func (l *Lab) take(store string, need int64) bool {
+	if l.freeSpace(store) < need {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if ds := l.stores[store]; ds != nil && need > 1 {
+		ds.free -= need
+	}
+	return true
 }
 
 // refreshSpace publishes the free space of every datastore; without force at most every two seconds, because it reads
@@ -65,6 +84,7 @@ func (l *Lab) refreshSpace(force bool) {
 	l.spaceAt = time.Now()
 	var all []*datastore
 	for _, ds := range l.stores {
+		ds.measured = time.Time{}
 		all = append(all, ds)
 	}
 	l.mu.Unlock()
