@@ -14,7 +14,7 @@ from vrepl.checks.result import CheckResult, NagiosStatus, Status, nagios_line, 
 from vrepl.checks.world import World
 from vrepl.config import LoadedConfig, parse
 from vrepl.errors import AuthenticationError, CertificateError, LibraryError, UsageError, VreplError
-from vrepl.model import Datastore, Disk, Hardware, PowerState, ReplicaPlacement, Snapshot, VirtualMachine
+from vrepl.model import Datastore, Disk, Hardware, PowerState, ReplicaPlacement, Snapshot, TransportMode, VirtualMachine
 from vrepl.ports import SiteConnection
 from vrepl.repository.store import Repository
 
@@ -139,9 +139,9 @@ class FakeVddk:
             raise self.error
         return "libvixDiskLib.so.8"
 
-    def read_sector(self, site: str, vm: VirtualMachine) -> str:
+    def read_sector(self, site: str, vm: VirtualMachine, modes: Sequence[TransportMode]) -> str:
         del site, vm
-        return "nbdssl"
+        return modes[0].value
 
 
 @dataclass
@@ -167,7 +167,7 @@ class Setup:
             self.site,
             lambda: Repository.open(loaded.config.repository.path, create=True),
             self.network,
-            self.vddk,
+            lambda _proxy: self.vddk,
             lambda: NOW,
         )
         return list(run_checks(world))
@@ -184,7 +184,9 @@ def setup(tmp_path: Path) -> Setup:
 def test_all_well(setup: Setup) -> None:
     results = setup.results()
     assert {result.status for result in results} == {Status.OK, Status.SKIPPED}
-    assert [r.name for r in results if r.status is Status.SKIPPED] == ["VDDK reads from dr"], "no replica yet"
+    assert [r.name for r in results if r.status is Status.SKIPPED] == ["VDDK reads from dr (job demo)"], (
+        "no replica yet"
+    )
     assert ("esx-2", 902) in setup.network.reached
     assert ("esx-2", 1902) in setup.network.reached, "a site may move the NFC port"
 

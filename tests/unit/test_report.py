@@ -119,7 +119,7 @@ def test_the_bottleneck_is_a_share_of_the_waits() -> None:
 
 def render(made: RunReport, width: int = 80) -> str:
     out = io.StringIO()
-    console.show_run(Console(file=out, width=width, highlight=False), made)
+    console.show_run(Console(file=out, width=width, highlight=False, force_terminal=True, color_system=None), made)
     return out.getvalue()
 
 
@@ -130,6 +130,7 @@ def test_the_console_view_fits_80_columns_and_cuts_nothing() -> None:
         assert part in text
     assert "error: db-01: boom [x]" in text, "no markup is read out of messages"
     assert "hint: mend [/it]" in text
+    assert render(report(), 80).count("error:") == 0
     assert "bottleneck: target 75 %, source 25 %" in text
 
 

@@ -18,7 +18,8 @@ def run_checks(world: World) -> Iterator[CheckResult]:
     config = world.loaded.config
     yield CheckResult.ok("configuration", str(world.loaded.path))
     yield from check_repository(world)
-    yield check_vddk(world)
+    for proxy in dict.fromkeys(job.proxy for job in config.jobs.values()) or (None,):
+        yield check_vddk(world, proxy)
     logged_in: set[str] = set()
     for name in config.sites:
         results = list(check_site(world, name))
@@ -50,8 +51,10 @@ def check_repository(world: World) -> Iterator[CheckResult]:
         yield CheckResult.ok(title, f"sound, {len(repository.replicas())} replicas")
 
 
-def check_vddk(world: World) -> CheckResult:
+def check_vddk(world: World, proxy: str | None) -> CheckResult:
+    """The library is found, and loads in a data mover."""
+    title = "VDDK library" if proxy is None else f"VDDK library of proxy {proxy}"
     try:
-        return CheckResult.ok("VDDK library", world.vddk.load())
+        return CheckResult.ok(title, world.vddk(proxy).load())
     except VreplError as error:
-        return CheckResult.failed("VDDK library", error)
+        return CheckResult.failed(title, error)

@@ -8,7 +8,7 @@ from vrepl.checks.result import CheckResult, Status
 from vrepl.checks.world import CheckedSite, LackedPrivilege, World
 from vrepl.config.references import near
 from vrepl.errors import VreplError
-from vrepl.model import JobSettings, PowerState, VirtualMachine
+from vrepl.model import JobSettings, PowerState, TransportMode, VirtualMachine
 from vrepl.planner.preflight import not_replicable_reason
 from vrepl.report import format as words
 
@@ -44,8 +44,9 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     yield check_privileges(f"{job.target} as target", lambda: target.lacking_as_target(job.placement))
     new = [vm for vm in vms if job.replica_name_of(vm.name) not in replicas]
     yield check_space(job, target, new)
-    yield check_read(world, job.source, vms)
-    yield check_read(world, job.target, [vm for vm in replicas.values() if vm.extra_config])
+    yield check_read(world, job, job.source, job.source_modes, vms)
+    made = [vm for vm in replicas.values() if vm.extra_config]
+    yield check_read(world, job, job.target, job.target_modes, made)
 
 
 def check_vm(job: JobSettings, vm: VirtualMachine) -> CheckResult:
@@ -156,14 +157,22 @@ def check_space(job: JobSettings, target: CheckedSite, new: Sequence[VirtualMach
     return CheckResult.ok(title, f"{words.size(store.free)} free")
 
 
-def check_read(world: World, site: str, vms: Sequence[VirtualMachine]) -> CheckResult:
+NETWORK_MODES = (TransportMode.NBDSSL, TransportMode.NBD)
+"""A check attaches no disk to a proxy VM, so it reads over the network only."""
+
+
+def check_read(
+    world: World, job: JobSettings, site: str, modes: Sequence[TransportMode], vms: Sequence[VirtualMachine]
+) -> CheckResult:
     """One real sector through VDDK. A running VM's disk cannot be opened without a snapshot, which no check takes."""
-    title = f"VDDK reads from {site}"
+    title = f"VDDK reads from {site} (job {job.name})"
+    usable = [mode for mode in modes if mode in NETWORK_MODES] or [TransportMode.NBDSSL]
     readable = [vm for vm in vms if vm.power is PowerState.OFF and not_replicable_reason(vm) is None]
     if not readable:
         return CheckResult(title, Status.SKIPPED, "no VM of the job's is powered off there")
     vm = readable[0]
     try:
-        return CheckResult.ok(title, f"first sector of {vm.name} over {world.vddk.read_sector(site, vm)}")
+        mode = world.vddk(job.proxy).read_sector(site, vm, usable)
     except VreplError as error:
         return CheckResult.failed(title, error)
+    return CheckResult.ok(title, f"first sector of {vm.name} over {mode}")

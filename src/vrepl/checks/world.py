@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vrepl.config import LoadedConfig
-from vrepl.model import Datastore, ReplicaPlacement, VirtualMachine
+from vrepl.model import Datastore, ReplicaPlacement, TransportMode, VirtualMachine
 from vrepl.ports import Clock, SiteConnection
 from vrepl.repository.store import Repository
 
@@ -84,8 +84,8 @@ class VddkProbe(Protocol):
         """Loads the library; says which one it is."""
         ...
 
-    def read_sector(self, site: str, vm: VirtualMachine) -> str:
-        """Reads the first sector of the VM's first disk; says over which transport mode."""
+    def read_sector(self, site: str, vm: VirtualMachine, modes: Sequence[TransportMode]) -> str:
+        """Reads the first sector of the VM's first disk; says over which of these transport modes."""
         ...
 
 
@@ -98,5 +98,6 @@ class World:
     """By name; raises UsageError where the password cannot be had."""
     repository: Callable[[], Repository]
     network: Network
-    vddk: VddkProbe
+    vddk: Callable[[str | None], VddkProbe]
+    """Of a proxy by name; None: this machine."""
     clock: Clock

@@ -25,7 +25,7 @@ def check(state: State, context: click.Context, nagios: bool) -> None:
     """
     from vrepl.checks import run_checks
     from vrepl.checks.result import Status, nagios_line, nagios_status
-    from vrepl.cli.wiring import check_world
+    from vrepl.cli.check_world import check_world
 
     with check_world(state.config()) as world:
         results = list(run_checks(world))

@@ -81,19 +81,18 @@ def replicate(
     with events_for(state) as events, Workshop(loaded, events) as workshop:
 
         def run(selection: Selection) -> RunReport:
-            workshop.log_in(selection.job.source, selection.job.target)
-            with running.stop_on_signals(workshop.engine.stop) as stop_asked:
-                report = running.with_retries(
-                    lambda names: workshop.engine.replicate(selection.job, names, lock_wait=lock_wait),
+            job = selection.job
+            workshop.log_in(job.source, job.target)
+            engine = workshop.engine(job.proxy)
+            with running.stop_on_signals(engine.stop, workshop.stopped):
+                return running.with_retries(
+                    lambda names: engine.replicate(job, names, lock_wait=lock_wait),
                     selection.vms,
                     retries=retries,
                     wait=retry_wait,
-                    stopped=stop_asked,
+                    stopped=workshop.stopped,
                     tell=lambda text: click.echo(text, err=True),
                 )
-                if stop_asked.is_set():
-                    workshop.stopped.set()
-                return report
 
         outcomes = running.go_through(selections, run, workshop.stopped)
 
@@ -104,11 +103,10 @@ def replicate(
             if number:
                 out.print()
             if outcome.report is not None:
-                console.show_run(out, outcome.report)
-            else:
-                _show_error(out, outcome)
+                console.show_run(out, outcome.report, with_errors=False)
 
     state.result(running.to_json(outcomes), show)
+    _show_errors(outcomes)
     context.exit(running.exit_code(outcomes))
 
 
@@ -121,7 +119,7 @@ def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...]) -> int:
     with Workshop(loaded) as workshop:
         outcomes = running.go_through(
             selections,
-            lambda selection: workshop.engine.plan(selection.job, selection.vms),
+            lambda selection: workshop.engine(selection.job.proxy).plan(selection.job, selection.vms),
             workshop.stopped,
         )
 
@@ -133,16 +131,22 @@ def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...]) -> int:
                 out.print()
             if outcome.report is not None:
                 console.show_plan(out, outcome.report)
-            else:
-                _show_error(out, outcome)
 
     state.result(running.to_json(outcomes), show)
+    _show_errors(outcomes)
     return running.exit_code(outcomes)
 
 
-def _show_error(out: Console, outcome: Outcome) -> None:
+def _show_errors(outcomes: list[Outcome]) -> None:
+    """Every failure of a VM or a job, on stderr: a cron job that keeps stdout apart then mails what went wrong."""
+    from rich.console import Console
+
     from vrepl.report import console
     from vrepl.report.model import ErrorReport
 
-    if outcome.error is not None:
-        console.show_error(out, f"job {outcome.job}", ErrorReport.of(outcome.error))
+    err = Console(stderr=True, highlight=False)
+    for outcome in outcomes:
+        if outcome.error is not None:
+            console.show_error(err, f"job {outcome.job}", ErrorReport.of(outcome.error))
+        if outcome.report is not None:
+            console.show_errors(err, outcome.report)

@@ -151,9 +151,8 @@ def with_retries(
 
 
 @contextmanager
-def stop_on_signals(stop: Callable[[], None]) -> Iterator[threading.Event]:
+def stop_on_signals(stop: Callable[[], None], stopped: threading.Event) -> Iterator[None]:
     """SIGINT and SIGTERM ask for a clean stop (source snapshots are removed); the third one ends the process."""
-    stopped = threading.Event()
     count = 0
 
     def asked(_number: int, _frame: FrameType | None) -> None:
@@ -170,11 +169,11 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[threading.Event]:
             os._exit(EXIT_INTERRUPTED)
 
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield
         return
     before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stopped
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,17 +7,23 @@ import secrets as randomness
 import sys
 import threading
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrepl.cli.state import State
 from vrepl.config import LoadedConfig
-from vrepl.engine.events import EngineEvents, SilentEvents
+from vrepl.engine import Engine, EngineEvents, SilentEvents
+from vrepl.proxy.facts import gather_facts
 from vrepl.repository.store import Repository
 from vrepl.secrets import Secrets
+from vrepl.transport.advisor import RuleAdvisor
 
 if TYPE_CHECKING:
-    from vrepl.ports import Site
+    from vrepl.vddk.movers import VddkMovers
+    from vrepl.vddk.process import MoverSettings
     from vrepl.vsphere.session import SiteSettings
+    from vrepl.vsphere.site import VsphereSite
 
 
 def open_repository(loaded: LoadedConfig) -> Repository:
@@ -31,10 +37,11 @@ class Sites:
     def __init__(self, loaded: LoadedConfig, secrets: Secrets | None = None) -> None:
         self._loaded = loaded
         self._secrets = secrets or Secrets()
-        self._open: dict[str, Site] = {}
+        self._open: dict[str, VsphereSite] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, name: str) -> Site:
+    def __call__(self, name: str) -> VsphereSite:
+        """Raises NotFoundError for a site that is not configured, UsageError where its password cannot be had."""
         from vrepl.vsphere.site import VsphereSite
 
         with self._lock:
@@ -43,10 +50,10 @@ class Sites:
             return self._open[name]
 
     def settings(self, name: str) -> SiteSettings:
-        """How to reach one site, its password resolved. Raises UsageError where that cannot be had."""
+        """How to reach one site, its password resolved."""
         from vrepl.vsphere.session import SiteSettings
 
-        table = self._loaded.config.sites[name]
+        table = self._loaded.config.sites[self._loaded.require_site(name)]
         return SiteSettings(
             name=name,
             server=table.server,
@@ -72,11 +79,98 @@ class Sites:
         self.close()
 
 
+@dataclass(frozen=True, slots=True)
+class ProxyPlace:
+    """The machine that a job's data movers run on, as far as the configuration tells."""
+
+    name: str
+    libdir: Path
+    sysroot: Path
+
+
+def proxy_place(loaded: LoadedConfig, name: str | None) -> ProxyPlace:
+    """The named proxy, or this machine with `[vddk]`."""
+    vddk = loaded.config.vddk
+    if name is None:
+        return ProxyPlace("this machine", vddk.libdir, Path("/"))
+    table = loaded.config.proxies[name]
+    return ProxyPlace(name, table.libdir or vddk.libdir, table.sysroot)
+
+
+class Workshop:
+    """Everything that plans, runs and verifications share: repository, sites, data movers."""
+
+    def __init__(self, loaded: LoadedConfig, events: EngineEvents | None = None) -> None:
+        self.loaded = loaded
+        self.repository = open_repository(loaded)
+        self.sites = Sites(loaded)
+        self.stopped = threading.Event()
+        """Set once the operator asked to stop: no further job begins."""
+        self._events = events or SilentEvents()
+        self._movers: dict[ProxyPlace, VddkMovers] = {}
+
+    def engine(self, proxy: str | None) -> Engine:
+        """An engine for one run, whose data movers stand at this proxy; None: this machine."""
+        place = proxy_place(self.loaded, proxy)
+        if place not in self._movers:
+            self._movers[place] = make_movers(self.loaded, place, self.sites)
+        return Engine(
+            repository=self.repository,
+            sites=self.sites,
+            movers=self._movers[place],
+            transports=make_advisor(self.loaded, place, self.sites),
+            clock=now,
+            new_id=new_id,
+            events=self._events,
+        )
+
+    def log_in(self, *sites: str) -> None:
+        """Log in now, while Ctrl-C still ends the process at once, instead of in the middle of a run."""
+        for name in dict.fromkeys(sites):
+            self.sites(name).login()
+
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for movers in self._movers.values():
+            movers.close()
+        self.sites.close()
+
+
+def mover_settings(loaded: LoadedConfig, place: ProxyPlace) -> MoverSettings:
+    from vrepl.vddk.process import MoverSettings
+
+    vddk = loaded.config.vddk
+    return MoverSettings(
+        libdir=place.libdir,
+        buffer_units=vddk.nfc_buffer_kib // 64,
+        buffer_count=vddk.nfc_buffer_count,
+    )
+
+
+def make_movers(loaded: LoadedConfig, place: ProxyPlace, sites: Sites) -> VddkMovers:
+    """Data movers with the VDDK of this proxy, for all sites."""
+    from vrepl.vddk.movers import VddkMovers
+
+    settings = mover_settings(loaded, place)
+    return VddkMovers(lambda name: sites(name).connection(), lambda _site: settings)
+
+
+def make_advisor(loaded: LoadedConfig, place: ProxyPlace, sites: Sites) -> RuleAdvisor:
+    """Transport modes by rule, over what this proxy can reach."""
+    return RuleAdvisor(
+        facts=lambda name: gather_facts(place.name, place.sysroot, sites(name), loaded.config.sites[name].nfc_port),
+        datastores=lambda name: sites(name).datastores(),
+    )
+
+
 def now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
 def new_id() -> str:
+    """Six hexadecimal digits."""
     return randomness.token_hex(3)
 
 

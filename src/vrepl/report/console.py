@@ -130,12 +130,14 @@ BOTTLENECK_HINTS = {
 
 
 def show_bottleneck(out: Console, report: RunReport) -> None:
-    shares = report.bottleneck()
-    if shares:
-        line(out, "bottleneck: " + ", ".join(f"{stage} {share * 100:.0f} %" for stage, share in shares.items()))
-        hint = BOTTLENECK_HINTS.get(next(iter(shares)))
-        if hint:
-            line(out, f"hint: {hint}")
+    """Where the transfers waited, and what helps if they waited mostly in one place."""
+    shares = {stage: share for stage, share in report.bottleneck().items() if share >= 0.005}
+    if not shares:
+        return
+    line(out, "bottleneck: " + ", ".join(f"{stage} {share * 100:.0f} %" for stage, share in shares.items()))
+    first = next(iter(shares))
+    if shares[first] > 0.5 and first in BOTTLENECK_HINTS:
+        line(out, f"hint: {BOTTLENECK_HINTS[first]}")
 
 
 def show_plan(out: Console, report: RunReport) -> None:
