@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vrepl.errors import CbtError, DiskLockedError, NotFoundError, TransientVsphereError, VsphereError
-from vrepl.extents import GRAIN, Extent, grain_count
+from vrepl.extents import GRAIN, Extent
 from vrepl.model import (
     ChangedAreas,
     Controller,
@@ -70,7 +70,8 @@ class MemoryVirtualDisk:
 
     @property
     def path(self) -> str:
-        return self.base_path if self.generation == 0 else self.base_path.replace(".vmdk", f"-{self.generation:06}.vmdk")
+        leaf = f"-{self.generation:06}.vmdk" if self.generation else ".vmdk"
+        return self.base_path.replace(".vmdk", leaf)
 
     def copy(self) -> MemoryVirtualDisk:
         return replace(self, disk=self.disk.clone(), tracking=self.tracking.copy() if self.tracking else None)
@@ -120,7 +121,9 @@ class MemorySite:
 
     is_vcenter = True
 
-    def __init__(self, name: str, clock: Callable[[], dt.datetime], *, cbt_unit: int = GRAIN, page_areas: int = 2) -> None:
+    def __init__(
+        self, name: str, clock: Callable[[], dt.datetime], *, cbt_unit: int = GRAIN, page_areas: int = 2
+    ) -> None:
         self.name = name
         self._clock = clock
         self._numbers = itertools.count(1)
@@ -132,6 +135,8 @@ class MemorySite:
         """A test's way to interfere: called with the method's name before it has any effect."""
         self.after_call: Callable[[str], None] = lambda method: None
         self.free = 10**15
+        self.survives: Callable[[int], bool] = lambda number: False
+        """Which of its unflushed writes (by number) reach the disk when a data mover dies."""
 
     # -- what a test does ---------------------------------------------------------------------------------------------
 
@@ -434,11 +439,6 @@ def hash_of(name: str) -> int:
     return int.from_bytes(name.encode()[:8], "big") << 32
 
 
-def disk_content(disks: Sequence[MemoryVirtualDisk], capacity_only: bool = False) -> list[bytes]:
-    del capacity_only
-    return [disk.disk.content() for disk in disks]
-
-
 class TrackedHandle(MemoryHandle):
     """Writes count as changes of the disk, as those of a data mover do, and hold the VM's lock until closed."""
 
@@ -468,7 +468,8 @@ class TrackedHandle(MemoryHandle):
         self._release()
 
     def abandon(self, survives=lambda number: False):  # type: ignore[no-untyped-def]
-        super().abandon(survives)
+        del survives
+        super().abandon(self._site.survives)
         self._release()
 
 
@@ -496,7 +497,3 @@ class MemoryOpener:
                     raise DiskLockedError("locked", code=15)
                 return TrackedHandle(site, vm, disk, writable=writable)
         raise AssertionError(f"{address.path} is no disk of {vm.name} at {address.snapshot_ref}")
-
-
-def size_in_grains(capacity: int) -> int:
-    return grain_count(capacity)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vrepl.engine.changes import changed_extents
-from vrepl.errors import CbtError, NotFoundError
+from vrepl.errors import CbtError
 from vrepl.extents import intersect
 from vrepl.model import Disk, PowerState, RestorePoint, VirtualMachine
 from vrepl.planner.disks import UnfinishedDisk, change_id_uuid
@@ -113,7 +113,7 @@ def _known_digests(folder: ReplicaFolder, last: RestorePoint) -> list[int]:
     known = []
     for disk in last.disks:
         files = folder.digest_files(disk.source_key, last.id)
-        if files.base is not None or files.deltas:
+        if files.base is not None:
             known.append(disk.source_key)
     return known
 
@@ -155,22 +155,23 @@ def _written_by_hand(target: Site, replica: VirtualMachine, last: RestorePoint, 
     """Ask the replica's own CBT whether its leaf was written since the seal; where CBT is off nothing is known."""
     if not replica.cbt_enabled or replica.power is not PowerState.OFF:
         return None
-    try:
-        sealed = target.read_snapshot(snapshot_ref)
-        for point in last.disks:
-            disk = replica.disk(point.target_key)
-            at_seal = sealed.disk(point.target_key)
-            if disk is None or at_seal is None or at_seal.change_id is None:
-                continue
-            change_id = at_seal.change_id
+    sealed = target.read_snapshot(snapshot_ref)
+    for point in last.disks:
+        disk = replica.disk(point.target_key)
+        at_seal = sealed.disk(point.target_key)
+        if disk is None or at_seal is None or at_seal.change_id is None:
+            continue
+        change_id = at_seal.change_id
+        try:
             changed = changed_extents(
                 lambda start, key=disk.key, since=change_id: target.changed_areas(  # type: ignore[misc]
                     replica.ref, None, key, start, since
                 ),
                 disk.capacity,
             )
-            if changed:
-                return f"{disk.title} of the replica was written by something else since the last restore point"
-    except (CbtError, NotFoundError):
-        return None
+        except CbtError:
+            # A revert by hand begins a new tracking: what was written after it can no longer be told.
+            return f"the change tracking of {disk.title} of the replica does not reach back to the last restore point"
+        if changed:
+            return f"{disk.title} of the replica was written by something else since the last restore point"
     return None

@@ -1,0 +1,172 @@
+"""Two memory sites, a repository on disk and an engine over them: the smallest world in which a whole run happens."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.support.memory_site import MemoryOpener, MemorySite, MemoryVm
+from vrepl.engine import Engine
+from vrepl.engine.context import Patience
+from vrepl.engine.events import SilentEvents
+from vrepl.engine.marks import source_mark_of
+from vrepl.model import (
+    Disk,
+    JobSettings,
+    ModeChoice,
+    ReplicaPlacement,
+    RetentionPolicy,
+    Snapshot,
+    TransportMode,
+    TransportPlan,
+    VirtualMachine,
+)
+from vrepl.ports import TransferOrder, VerifyOrder
+from vrepl.report.model import RunReport, VmReport
+from vrepl.repository.commit_record import parse_commit_record
+from vrepl.repository.digests import open_lookup
+from vrepl.repository.store import Repository
+from vrepl.repository.transferlog import TransferLogWriter
+from vrepl.transport.faults import Point, SimulatedKill
+from vrepl.transport.local import LocalMovers
+
+
+class TickingClock:
+    """Each look at it is a second later."""
+
+    def __init__(self) -> None:
+        self.now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+    def __call__(self) -> dt.datetime:
+        self.now += dt.timedelta(seconds=1)
+        return self.now
+
+
+class NbdOnly:
+    """ports.TransportAdvisor for sites that have one way in."""
+
+    def plan(
+        self, side: str, site: str, vm: VirtualMachine, disk: Disk, *, first_run: bool, allowed: object
+    ) -> TransportPlan:
+        del side, site, vm, disk, first_run, allowed
+        return TransportPlan((ModeChoice(TransportMode.NBDSSL, "the only one"),))
+
+    def failed(self, site: str, datastore: str, mode: TransportMode, reason: str) -> None:
+        raise AssertionError(f"{mode} failed at {site} {datastore}: {reason}")
+
+
+@dataclass
+class RecordedEvents(SilentEvents):
+    notes: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+
+    def note(self, vm: str, message: str) -> None:
+        self.notes.append(f"{vm}: {message}")
+
+    def vm_step(self, vm: str, step: str) -> None:
+        self.steps.append(step)
+
+
+class World:
+    """`kill_at`, once set, is asked at every site call and every point of a transfer; True means SIGKILL there."""
+
+    def __init__(self, folder: Path, *, cbt_unit: int = 65536, retention: int = 3) -> None:
+        self.clock = TickingClock()
+        self.source = MemorySite("prod", self.clock, cbt_unit=cbt_unit)
+        self.target = MemorySite("dr", self.clock, cbt_unit=cbt_unit)
+        self.folder = folder
+        self.repository = Repository.open(folder)
+        self.job = JobSettings(
+            name="demo",
+            source="prod",
+            target="dr",
+            vms=("web-01",),
+            placement=ReplicaPlacement(host=None, datastore="dr-ds"),
+            retention=RetentionPolicy(last=retention),
+            parallel_vms=1,
+            parallel_disks=1,
+        )
+        self.events = RecordedEvents()
+        self.orders: list[TransferOrder] = []
+        self.kill_at: Callable[[str], bool] = lambda where: False
+        self.dead = False
+        self._ids = itertools.count(1)
+        for site in (self.source, self.target):
+            site.before_call = lambda method, name=site.name: self._pass(f"before {name} {method}")
+            site.after_call = lambda method, name=site.name: self._pass(f"after {name} {method}")
+
+    def _pass(self, where: str) -> None:
+        if self.dead or self.kill_at(where):
+            self.dead = True
+            raise SimulatedKill
+
+    def _transfer_point(self, order: TransferOrder | VerifyOrder, point: Point, settled: int) -> None:
+        if point is Point.OPENED and isinstance(order, TransferOrder):
+            self.orders.append(order)
+        self._pass(f"transfer {point} {settled}")
+
+    def engine(self) -> Engine:
+        """A new process: nothing of an earlier one is left in it."""
+        self.dead = False
+        for site in (self.source, self.target):
+            for vm in site.vms.values():
+                vm.writers = vm.readers = 0
+        movers = LocalMovers(
+            MemoryOpener([self.source, self.target]),
+            open_lookup,
+            lambda order: TransferLogWriter(order.log, order.target.capacity, order.attempt),
+            hook=self._transfer_point,
+        )
+        return Engine(
+            repository=Repository.open(self.folder),
+            sites=lambda name: {"prod": self.source, "dr": self.target}[name],
+            movers=movers,
+            transports=NbdOnly(),
+            clock=self.clock,
+            new_id=lambda: f"{next(self._ids):06x}",
+            events=self.events,
+            patience=Patience((0, 0)),
+        )
+
+    def run(self) -> RunReport:
+        return self.engine().replicate(self.job)
+
+    def run_vm(self) -> VmReport:
+        [vm] = self.run().vms
+        return vm
+
+    def run_until(self, kill_at: Callable[[str], bool]) -> VmReport | None:
+        """A run that may be killed; None if it was."""
+        self.kill_at = kill_at
+        try:
+            return self.run_vm()
+        except SimulatedKill:
+            return None
+        finally:
+            self.kill_at = lambda where: False
+            self.dead = False
+
+    def replica(self, name: str = "web-01-replica") -> MemoryVm:
+        return next(vm for vm in self.target.vms.values() if vm.name == name)
+
+    def restore_point_contents(self) -> dict[str, list[bytes]]:
+        """What every sealed restore point on the target really holds, by ID."""
+        found = {}
+        for vm in self.target.vms.values():
+            for snapshot in vm.snapshots:
+                record = parse_commit_record(snapshot.description)
+                if record:
+                    found[record.restore_point.id] = [disk.disk.content() for disk in snapshot.disks]
+        return found
+
+    def our_source_snapshots(self) -> list[str]:
+        found = []
+        for vm in self.source.vms.values():
+            for one in vm.snapshots:
+                node = Snapshot(one.ref, one.name, one.description, one.created, one.parent_ref)
+                if source_mark_of(node):
+                    found.append(one.name)
+        return found

@@ -1,0 +1,310 @@
+"""What a run promises, on two sites in memory with real bytes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.memory_site import MemoryVm
+from tests.support.world import World
+from vrepl.errors import LockedError, NotFoundError
+from vrepl.extents import GRAIN
+from vrepl.model import PowerState, TransferKind
+from vrepl.report.model import Result
+
+CAPACITY = 20 * GRAIN + 512
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path / "repository")
+    vm = world.source.add_vm("web-01", [CAPACITY, 4 * GRAIN])
+    generator = random.Random(1)
+    for grain in range(12):
+        world.source.guest_write(vm, 0, grain * GRAIN, generator.randbytes(GRAIN))
+    world.source.guest_write(vm, 0, 20 * GRAIN, generator.randbytes(512))
+    return world
+
+
+def source(world: World) -> MemoryVm:
+    return next(vm for vm in world.source.vms.values() if vm.name == "web-01")
+
+
+def assert_equal(world: World) -> None:
+    replica = world.replica()
+    for ours, theirs in zip(source(world).disks, replica.disks, strict=True):
+        assert theirs.disk.content() == ours.disk.content()
+
+
+def test_first_run_moves_what_is_allocated_and_not_zero(world: World) -> None:
+    world.source.guest_write(source(world), 0, 15 * GRAIN, bytes(GRAIN))
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert_equal(world)
+    first, second = report.disks
+    assert first.kind is TransferKind.FULL
+    assert first.bytes_read == 13 * GRAIN + 512
+    assert first.bytes_moved == 12 * GRAIN + 512
+    assert second.bytes_moved == 0
+    assert world.our_source_snapshots() == []
+    assert list(world.restore_point_contents()) == [report.restore_point]
+    assert world.replica().power is PowerState.OFF
+
+
+def test_second_run_moves_only_what_changed(world: World) -> None:
+    world.run_vm()
+    world.source.guest_write(source(world), 0, 3 * GRAIN + 100, b"x" * 5)
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert report.disks[0].kind is TransferKind.INCREMENTAL
+    assert (report.disks[0].bytes_read, report.disks[0].bytes_moved) == (GRAIN, GRAIN)
+    assert_equal(world)
+
+
+def test_a_grain_that_is_written_back_the_same_is_not_moved(world: World) -> None:
+    world.run_vm()
+    vm = source(world)
+    world.source.guest_write(vm, 0, 0, vm.disks[0].disk.read(0, GRAIN))
+    report = world.run_vm()
+    assert (report.disks[0].bytes_read, report.disks[0].bytes_moved) == (GRAIN, 0)
+
+
+def test_unmapped_grains_become_zeros(world: World) -> None:
+    world.run_vm()
+    from vrepl.extents import Extent
+
+    world.source.guest_unmap(source(world), 0, Extent(2 * GRAIN, 3 * GRAIN))
+    world.run_vm()
+    assert_equal(world)
+
+
+def test_retention_leaves_the_newest_restore_points_each_as_it_was(world: World) -> None:
+    images: dict[str, list[bytes]] = {}
+    for round_ in range(10):
+        world.source.guest_write(source(world), 0, round_ * GRAIN, bytes([round_ + 1]) * GRAIN)
+        report = world.run_vm()
+        assert report.result is Result.SUCCESS, report.error
+        assert report.restore_point
+        images[report.restore_point] = [disk.disk.content() for disk in source(world).disks]
+    kept = world.restore_point_contents()
+    assert list(kept) == list(images)[-3:]
+    assert all(kept[point] == images[point] for point in kept)
+
+
+def test_cbt_reset_is_said_and_compares_by_digest(world: World) -> None:
+    world.run_vm()
+    world.source.reset_cbt(source(world), 0)
+    world.source.guest_write(source(world), 0, 0, b"changed")
+    plan = world.engine().plan(world.job).vms[0]
+    report = world.run_vm()
+    assert plan.disks[0].kind is TransferKind.COMPARE
+    assert "CBT was reset" in plan.disks[0].reason
+    assert report.disks[0].kind is TransferKind.COMPARE
+    assert report.disks[0].bytes_moved == GRAIN
+    assert_equal(world)
+
+
+def test_vm_without_cbt_is_compared_by_digest(world: World) -> None:
+    source(world).cbt_supported = False
+    world.run_vm()
+    source(world).cbt_enabled = False
+    world.source.guest_write(source(world), 0, 5 * GRAIN, b"changed")
+    report = world.run_vm()
+    assert report.disks[0].kind is TransferKind.COMPARE
+    assert report.disks[0].bytes_moved == GRAIN
+    assert_equal(world)
+
+
+def test_replica_that_was_deleted_starts_anew(world: World) -> None:
+    world.run_vm()
+    del world.target.vms[world.replica().ref]
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert any("is gone" in note for note in report.notes)
+    assert_equal(world)
+    assert len(world.repository.replica("prod", source(world).instance_uuid).restore_points()) == 1  # type: ignore[union-attr]
+
+
+def test_powered_on_replica_is_refused(world: World) -> None:
+    world.run_vm()
+    world.replica().power = PowerState.ON
+    report = world.run_vm()
+    assert report.result is Result.SKIPPED
+    assert report.error is not None
+    assert "poweredOn" in report.error.message
+    assert world.our_source_snapshots() == []
+
+
+def test_disk_written_by_hand_is_reverted(world: World) -> None:
+    world.run_vm()
+    world.target.guest_write(world.replica(), 0, 7 * GRAIN, b"by hand")
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert any("written by something else" in note for note in report.notes)
+    assert_equal(world)
+
+
+def test_restore_point_snapshot_removed_by_hand(world: World) -> None:
+    world.run_vm()
+    world.source.guest_write(source(world), 0, GRAIN, b"second")
+    last = world.run_vm().restore_point
+    replica = world.replica()
+    newest = replica.snapshots[-1]
+    replica.snapshots.remove(newest)
+    replica.current = newest.parent_ref
+    world.source.guest_write(source(world), 0, 2 * GRAIN, b"third")
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert last not in world.restore_point_contents()
+    assert_equal(world)
+
+
+def test_disk_added_to_the_source(world: World) -> None:
+    world.run_vm()
+    vm = source(world)
+    disk = world.source._new_disk("web-01", 2, 3 * GRAIN)
+    vm.disks.append(disk)
+    world.source.guest_write(vm, 2, 0, b"new disk")
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert [one.kind for one in report.disks] == [
+        TransferKind.INCREMENTAL,
+        TransferKind.INCREMENTAL,
+        TransferKind.FULL,
+    ]
+    assert_equal(world)
+    world.source.guest_write(vm, 2, GRAIN, b"again")
+    assert world.run_vm().result is Result.SUCCESS
+    assert_equal(world)
+
+
+def test_disk_removed_from_the_source(world: World) -> None:
+    world.run_vm()
+    source(world).disks.pop()
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert_equal(world)
+    assert [len(one) for one in world.restore_point_contents().values()] == [2, 1]
+
+
+def test_resized_disk_is_refused_or_replaced(world: World) -> None:
+    from vrepl.model import OnResize
+    from vrepl.transport.memory import MemoryDisk
+
+    world.run_vm()
+    vm = source(world)
+    grown = MemoryDisk(30 * GRAIN)
+    grown.write(0, vm.disks[0].disk.content())
+    vm.disks[0].disk = grown
+    vm.disks[0].tracking = None
+    report = world.run_vm()
+    assert report.result is Result.FAILED
+    assert report.error is not None
+    assert "resized" in report.error.message
+    assert report.error.hint is not None
+    assert "on_resize" in report.error.hint
+    world.job = replace(world.job, on_resize=OnResize.RESTART)
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert sorted(one.disk.content() for one in world.replica().disks) == sorted(
+        one.disk.content() for one in vm.disks
+    )
+    world.source.guest_write(vm, 0, 29 * GRAIN, b"tail")
+    assert world.run_vm().result is Result.SUCCESS
+
+
+def test_storage_vmotion_compares(world: World) -> None:
+    world.run_vm()
+    source(world).disks[0].base_path = "[other-ds] web-01/web-01_0.vmdk"
+    report = world.run_vm()
+    assert report.disks[0].kind is TransferKind.COMPARE
+    assert "moved from" in report.disks[0].reason
+    assert report.disks[0].bytes_moved == 0
+
+
+def test_renamed_vm_keeps_its_replica(world: World) -> None:
+    world.run_vm()
+    source(world).name = "www-01"
+    world.job = replace(world.job, vms=("www-01",))
+    [report] = world.run().vms
+    assert report.result is Result.SUCCESS, report.error
+    assert any("renamed" in note for note in report.notes)
+    assert report.disks[0].kind is TransferKind.INCREMENTAL
+    assert len(world.target.vms) == 1
+
+
+def test_another_vm_of_the_same_name_does_not_take_over_the_replica(world: World) -> None:
+    world.run_vm()
+    del world.source.vms[source(world).ref]
+    world.source.add_vm("web-01", [CAPACITY])
+    report = world.run_vm()
+    assert report.result is Result.FAILED
+    assert report.error is not None
+    assert "already has a VM named web-01-replica" in report.error.message
+
+
+def test_user_snapshots_on_the_source_stay(world: World) -> None:
+    vm = source(world)
+    world.source.create_snapshot(vm.ref, "mine", "before the upgrade", quiesce=False)
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert [one.name for one in vm.snapshots] == ["mine"]
+    assert not vm.cbt_enabled
+    world.source.guest_write(vm, 0, GRAIN, b"more")
+    report = world.run_vm()
+    assert report.disks[0].kind is TransferKind.COMPARE
+    assert_equal(world)
+    assert [one.name for one in vm.snapshots] == ["mine"]
+
+
+def test_no_room_is_said_before_any_snapshot(world: World) -> None:
+    world.target.free = 1000
+    report = world.run_vm()
+    assert report.result is Result.FAILED
+    assert report.error is not None
+    assert "free" in report.error.message
+    assert "create_snapshot" not in world.source.calls
+    assert list(world.target.vms) == []
+
+
+def test_locked_job(world: World) -> None:
+    with world.repository.job_lock("demo"), pytest.raises(LockedError):
+        world.run()
+
+
+def test_unknown_vm(world: World) -> None:
+    with pytest.raises(NotFoundError):
+        world.engine().replicate(replace(world.job, vms=("nope",)))
+    with pytest.raises(NotFoundError):
+        world.engine().replicate(world.job, ["nope"])
+
+
+def test_plan_changes_nothing(world: World) -> None:
+    plan = world.engine().plan(world.job)
+    assert plan.vms[0].disks[0].kind is TransferKind.FULL
+    assert not any(call.startswith(("create", "remove", "enable")) for call in world.source.calls + world.target.calls)
+    assert list(world.target.vms) == []
+
+
+def test_source_snapshot_goes_whatever_fails(world: World) -> None:
+    from vrepl.errors import DiskError
+
+    def fail(method: str) -> None:
+        if method == "create_snapshot":
+            raise DiskError("no")
+
+    world.target.before_call = fail
+    report = world.run_vm()
+    assert report.result is Result.FAILED
+    assert world.our_source_snapshots() == []
+
+
+def test_api_calls_per_vm_are_few(world: World) -> None:
+    world.run_vm()
+    before = len(world.source.calls), len(world.target.calls)
+    world.run_vm()
+    assert len(world.source.calls) - before[0] <= 10
+    assert len(world.target.calls) - before[1] <= 12

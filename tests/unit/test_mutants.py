@@ -1,0 +1,99 @@
+"""The state machine is only worth something if it catches the mistakes that corrupt replicas. Here they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.unit.test_engine_machine import ReplicationMachine
+from vrepl.engine import moving, vm_run
+from vrepl.ports import DigestFiles
+from vrepl.repository.replica import ReplicaFolder
+from vrepl.transport.memory import MemoryHandle
+
+HUNT = settings(
+    max_examples=600,
+    stateful_step_count=20,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def change_id_advances_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted attempt counts as if it had settled all that it planned."""
+    real = vm_run.decide_disk
+
+    def mutant(disk: Any, point: Any, unfinished: Any, **more: Any) -> Any:
+        return replace(real(disk, point, unfinished, **more), carry=())
+
+    monkeypatch.setattr(vm_run, "decide_disk", mutant)
+
+
+def digests_of_another_restore_point_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ReplicaFolder.digest_files
+
+    def mutant(self: ReplicaFolder, disk_key: int, restore_point_id: str) -> DigestFiles:
+        return real(self, disk_key, self.restore_points()[0].id)
+
+    monkeypatch.setattr(ReplicaFolder, "digest_files", mutant)
+
+
+def a_flush_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryHandle, "flush", lambda self: None)
+    real = MemoryHandle.close
+
+    def close(self: MemoryHandle) -> None:
+        for offset, data in self._pending:
+            self._disk.write(offset, data)
+        self._pending.clear()
+        real(self)
+
+    monkeypatch.setattr(MemoryHandle, "close", close)
+
+
+def dirty_grains_are_suppressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros, and digests of the parent, are believed for grains that an interrupted attempt may have written."""
+    real = moving.TransferOrder
+    monkeypatch.setattr(moving, "TransferOrder", lambda **fields: real(**{**fields, "dirty": ()}))
+
+
+def unallocated_grains_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changed but no longer allocated means: write zeros."""
+    from vrepl.transport import memory
+
+    monkeypatch.setattr(memory.MemoryHandle, "submit_zeros", lambda self, offset, length, done: done(None))
+
+
+def last_page_of_changes_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = vm_run.changed_extents
+
+    def mutant(ask: Callable[[int], Any], capacity: int) -> Any:
+        first = ask(0)
+        return real(ask, capacity) if first.length < capacity // 2 else list(first.areas)
+
+    monkeypatch.setattr(vm_run, "changed_extents", mutant)
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        change_id_advances_early,
+        digests_of_another_restore_point_are_believed,
+        a_flush_is_left_out,
+        dirty_grains_are_suppressed,
+        unallocated_grains_are_skipped,
+        last_page_of_changes_is_missed,
+    ],
+)
+def test_mutant_is_caught(mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    with pytest.raises((AssertionError, BaseExceptionGroup)):
+        run_state_machine_as_test(ReplicationMachine, settings=HUNT)
