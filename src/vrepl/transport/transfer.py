@@ -164,7 +164,8 @@ def perform_transfer(
             raise
         target.close()
     finally:
-        source.close()
+        with suppress(DiskError):  # nothing was written to it
+            source.close()
     totals = pipeline.totals
     return TransferResult(
         bytes_read=totals.read,
@@ -194,7 +195,8 @@ def perform_verify(
         lookup = records.open_lookup(order.digests, order.disk.capacity)
         pipeline, bad = verify_disk(disk, lookup, tuning=tuning, progress=progress, hook=hook, running=running)
     finally:
-        disk.close()
+        with suppress(DiskError):  # nothing was written to it
+            disk.close()
     return VerifyResult(pipeline.totals.read, bad, disk.mode, time.monotonic() - began)
 
 

@@ -10,11 +10,11 @@ from vrepl.errors import DiskError, LibraryError, VreplError
 from vrepl.extents import SECTOR, Extent, intersect
 from vrepl.ports import DiskAddress, SiteConnection
 from vrepl.transport.buffers import ZEROS, Buffer
-from vrepl.transport.disk import Completion, DiskWriter
+from vrepl.transport.disk import Completion
 from vrepl.vddk import abi
 from vrepl.vddk.api import DiskHandle
 from vrepl.vddk.codes import DIRECT_MODES, NFC_MODES
-from vrepl.vddk.handles import Connection
+from vrepl.vddk.handles import Connection, DiskInfo
 from vrepl.vddk.library import Library
 
 CHUNK = abi.MIN_CHUNK_SECTORS * SECTOR
@@ -45,10 +45,6 @@ def query_allocated(handle: DiskHandle, capacity: int, extent: Extent) -> Iterat
     yield from intersect([Extent(whole, max(capacity - whole, 0))], [extent])
 
 
-def _capacity(handle: DiskHandle) -> int:
-    return handle.info().capacity
-
-
 class AsyncDisk:
     """A handle over nbd or nbdssl, where VDDK's asynchronous calls are real. Owned by the thread that made it."""
 
@@ -60,7 +56,8 @@ class AsyncDisk:
         self._handle = handle
         self._close = close
         self.mode = handle.mode
-        self.capacity = _capacity(handle)
+        info = handle.info()
+        self.capacity, self.uuid = info.capacity, info.uuid
 
     def allocated(self, extent: Extent) -> Iterator[Extent]:
         return query_allocated(self._handle, self.capacity, extent)
@@ -99,7 +96,7 @@ class _Owner:
         self.calls: SimpleQueue[Callable[[DiskHandle], None] | None] = SimpleQueue()
         self.close_error: DiskError | None = None
         self.mode = ""
-        self.capacity = 0
+        self.info: DiskInfo | None = None
         opened: SimpleQueue[DiskError | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, args=(open_handle, opened), name="vddk-owner", daemon=True)
         self._thread.start()
@@ -120,7 +117,11 @@ class _Owner:
             opened.put(error)
             return
         try:
-            self.mode, self.capacity = handle.mode, _capacity(handle)
+            try:
+                self.mode, self.info = handle.mode, handle.info()
+            except DiskError as error:
+                opened.put(error)
+                return
             opened.put(None)
             while (call := self.calls.get()) is not None:
                 call(handle)
@@ -145,7 +146,10 @@ class DirectDisk:
         self._in_flight = 0
         self._idle = threading.Condition()
         self._owners = [_Owner(open_handle)]
-        self.mode, self.capacity = self._owners[0].mode, self._owners[0].capacity
+        info = self._owners[0].info
+        if info is None:
+            raise AssertionError("an open handle has told what it is")
+        self.mode, self.capacity, self.uuid = self._owners[0].mode, info.capacity, info.uuid
         try:
             while len(self._owners) < handles:
                 self._owners.append(_Owner(open_handle))
@@ -227,7 +231,9 @@ class DirectDisk:
             raise answer
 
 
-def open_disk(library: Library, address: DiskAddress, site: SiteConnection, *, writable: bool) -> DiskWriter:
+def open_disk(
+    library: Library, address: DiskAddress, site: SiteConnection, *, writable: bool
+) -> AsyncDisk | DirectDisk:
     """Open with the modes of `address`, in order; a disk that is not `writable` refuses to be written.
 
     The calling thread owns the disk. Raises DiskError, or what VDDK's loss of memory or connection means.

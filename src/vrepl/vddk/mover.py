@@ -1,0 +1,272 @@
+"""A data mover: the child process that loads VDDK, opens disks and copies. `python -m vrepl.vddk.mover PARENT_PID`.
+
+Its environment gives it an LD_LIBRARY_PATH of its own; it imports nothing that uses OpenSSL. The main thread loads and
+initialises VDDK, then works off one request after the other and so owns every handle; a second thread reads requests,
+so that a stop or another rate is obeyed in mid-transfer. Standard output belongs to the messages alone: whatever else
+writes there ends up on standard error. The process dies with its parent, at once: a half-dead mover must not go on
+writing to a disk that the next run has taken over.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from vrepl.errors import InterruptedRunError, MoverError, VreplError
+from vrepl.ports import DiskAddress, SiteConnection, TransferProgress
+from vrepl.transport.decorators import ThrottledDisk
+from vrepl.transport.disk import DiskReader, DiskWriter
+from vrepl.transport.pipeline import Pipeline, Tuning
+from vrepl.transport.throttle import Throttle
+from vrepl.transport.transfer import Records, perform_transfer, perform_verify
+from vrepl.vddk import handles, messages
+from vrepl.vddk.disk import open_disk
+from vrepl.vddk.library import Library, find_library
+from vrepl.vddk.messages import Json
+from vrepl.vddk.probe import probe_disk
+from vrepl.vddk.purity import assert_pure
+
+PR_SET_PDEATHSIG = 1
+ORPHANED = 3
+"""Exit status of a mover whose parent has gone."""
+
+
+class Pipes:
+    """The two ends that belong to messages."""
+
+    def __init__(self) -> None:
+        """Takes standard input and output away from everybody else."""
+        self._input = os.fdopen(os.dup(0), "rb")
+        self._output = os.dup(1)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        os.dup2(2, 1)
+        self._lock = threading.Lock()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """From any thread."""
+        line = memoryview(messages.to_line(message))
+        with self._lock:
+            while line:
+                line = line[os.write(self._output, line) :]
+
+    def receive(self) -> Json | None:
+        """The next message; None when the parent has closed its end."""
+        line = self._input.readline()
+        return messages.from_line(line) if line.endswith(b"\n") else None
+
+
+class Mover:
+    """One process's VDDK and the requests it works off."""
+
+    def __init__(self, pipes: Pipes) -> None:
+        self._pipes = pipes
+        self._requests: SimpleQueue[Json] = SimpleQueue()
+        self._library: Library | None = None
+        self._records: Records | None = None
+        self._tuning = Tuning()
+        self._lock = threading.Lock()
+        self._running: Pipeline | None = None
+        self._stopped = False
+        self._secrets: set[str] = set()
+        self._read_throttle, self._write_throttle = Throttle(), Throttle()
+        self._operations: dict[str, Callable[[Json], Any]] = {
+            "init": self._init,
+            "transfer": self._transfer,
+            "verify": self._verify,
+            "probe": self._probe,
+            "prepare_for_access": self._prepare_for_access,
+            "end_access": self._end_access,
+            "cleanup": self._cleanup,
+        }
+
+    def run(self) -> None:
+        """Work until the parent says exit."""
+        threading.Thread(target=self._listen, name="requests", daemon=True).start()
+        while True:
+            request = self._requests.get()
+            if request["op"] == "exit":
+                break
+            reply: Json = {"id": request["id"]}
+            try:
+                reply["ok"] = self._operations[request["op"]](request)
+            except VreplError as error:
+                reply["error"] = messages.error_to_json(error)
+            except Exception as error:  # a mistake of ours must reach the report, not only standard error
+                reply["error"] = messages.error_to_json(MoverError(f"{type(error).__name__}: {error}"))
+                sys.excepthook(*sys.exc_info())
+            self._pipes.send(reply)
+        if self._library is not None:
+            self._library.exit()
+
+    # -- the thread that listens ---------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        while True:
+            request = self._pipes.receive()
+            if request is None:
+                os._exit(ORPHANED)
+            match request["op"]:
+                case "stop":
+                    self._stop()
+                case "set_rate":
+                    self._set_rates(request)
+                case _:
+                    self._requests.put(request)
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            running = self._running
+        self._read_throttle.open()
+        self._write_throttle.open()
+        if running is not None:
+            running.stop()
+
+    def _set_rates(self, request: Json) -> None:
+        self._read_throttle.set_rate(request.get("read", 0))
+        self._write_throttle.set_rate(request.get("write", 0))
+
+    # -- requests, on the main thread ----------------------------------------------------------------------------
+
+    def _init(self, request: Json) -> Json:
+        libdir = Path(request["libdir"])
+        self._records = Records(_named(request["open_lookup"]), _log_opener(_named(request["log_writer"])))
+        self._tuning = Tuning(**request["tuning"])
+        path = find_library(libdir)
+        assert_pure(libdir)
+        library = Library(path)
+        config = request.get("config")
+        library.initialise(libdir, Path(config) if config else None, self._log)
+        self._library = library
+        return {"library": str(path), "major": library.major}
+
+    def _transfer(self, request: Json) -> Json:
+        order = messages.order_from_json(request["order"])
+        self._set_rates(request)
+        result = perform_transfer(
+            order, self._opener(request), self._its_records, tuning=self._tuning,
+            progress=self._progress, running=self._enter,
+        )  # fmt: skip
+        return messages.result_to_json(result)
+
+    def _verify(self, request: Json) -> Json:
+        order = messages.verify_order_from_json(request["order"])
+        self._set_rates(request)
+        result = perform_verify(
+            order, self._opener(request), self._its_records, tuning=self._tuning,
+            progress=self._progress, running=self._enter,
+        )  # fmt: skip
+        return messages.verify_result_to_json(result)
+
+    def _probe(self, request: Json) -> Json:
+        address = messages.address_from_json(request["address"])
+        site = self._sites(request)[address.site]
+        return probe_disk(self._vddk, address, site, request["offsets"])
+
+    def _prepare_for_access(self, request: Json) -> None:
+        handles.prepare_for_access(self._vddk, self._site(request), request["vm_ref"], request["identity"])
+
+    def _end_access(self, request: Json) -> None:
+        handles.end_access(self._vddk, self._site(request), request["vm_ref"], request["identity"])
+
+    def _cleanup(self, request: Json) -> list[int]:
+        return list(handles.cleanup(self._vddk, self._site(request), request["vm_ref"]))
+
+    # -- helpers ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _vddk(self) -> Library:
+        if self._library is None:
+            raise MoverError("the data mover was not initialised")
+        return self._library
+
+    @property
+    def _its_records(self) -> Records:
+        if self._records is None:
+            raise MoverError("the data mover was not initialised")
+        return self._records
+
+    def _sites(self, request: Json) -> dict[str, SiteConnection]:
+        sites = {name: messages.site_from_json(value) for name, value in request["sites"].items()}
+        self._secrets.update(site.password for site in sites.values() if site.password)
+        return sites
+
+    def _site(self, request: Json) -> SiteConnection:
+        return next(iter(self._sites(request).values()))
+
+    def _opener(self, request: Json) -> _Opener:
+        return _Opener(self._vddk, self._sites(request), self._read_throttle, self._write_throttle)
+
+    def _enter(self, pipeline: Pipeline, running: bool) -> None:
+        with self._lock:
+            if running and self._stopped:
+                raise InterruptedRunError("stopped")
+            self._running = pipeline if running else None
+
+    def _progress(self, progress: TransferProgress) -> None:
+        self._pipes.send({"event": "progress"} | messages.progress_to_json(progress))
+
+    def _log(self, kind: str, text: str) -> None:
+        for secret in self._secrets:
+            text = text.replace(secret, "********")
+        self._pipes.send({"event": "log", "kind": kind, "text": text})
+
+
+class _Opener:
+    """Opens disks through VDDK, held to the rates of this mover."""
+
+    def __init__(
+        self, library: Library, sites: Mapping[str, SiteConnection], read_throttle: Throttle, write_throttle: Throttle
+    ) -> None:
+        self._library = library
+        self._sites = sites
+        self._read_throttle = read_throttle
+        self._write_throttle = write_throttle
+
+    def open_reader(self, address: DiskAddress) -> DiskReader:
+        disk = open_disk(self._library, address, self._sites[address.site], writable=False)
+        return ThrottledDisk(disk, self._read_throttle)
+
+    def open_writer(self, address: DiskAddress) -> DiskWriter:
+        disk = open_disk(self._library, address, self._sites[address.site], writable=True)
+        return ThrottledDisk(disk, self._write_throttle)
+
+
+def _named(path: str) -> Callable[..., Any]:
+    """What `package.module:name` names."""
+    module, _, name = path.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), name)
+    return found
+
+
+def _log_opener(writer: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda order: writer(order.log, order.target.capacity, order.attempt)
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL when the thread that started us ends, and no life at all if it is gone already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(ORPHANED)
+
+
+def main() -> None:
+    die_with_parent(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold passwords
+    Mover(Pipes()).run()
+
+
+if __name__ == "__main__":
+    main()

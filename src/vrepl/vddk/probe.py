@@ -1,0 +1,41 @@
+"""A look at one disk: that it opens, what it is, and some of its sectors. For checks and for the wrong-disk proof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from queue import SimpleQueue
+
+from blake3 import blake3
+
+from vrepl.errors import DiskError
+from vrepl.extents import SECTOR
+from vrepl.ports import DiskAddress, SiteConnection
+from vrepl.transport.buffers import Buffer
+from vrepl.vddk.disk import open_disk
+from vrepl.vddk.library import Library
+from vrepl.vddk.messages import Json
+
+SAMPLE = 4096
+"""Bytes that are read at each offset (fewer at the end of the disk)."""
+
+
+def probe_disk(library: Library, address: DiskAddress, site: SiteConnection, offsets: Sequence[int]) -> Json:
+    """`{"mode", "capacity", "uuid", "samples": {offset: hex digest}}`; opens for reading only. Raises DiskError."""
+    disk = open_disk(library, address, site, writable=False)
+    try:
+        samples: dict[str, str] = {}
+        buffer = Buffer(SAMPLE)
+        for offset in offsets:
+            start = min(offset, disk.capacity - SECTOR) // SECTOR * SECTOR
+            length = min(SAMPLE, disk.capacity - start)
+            answers: SimpleQueue[DiskError | None] = SimpleQueue()
+            disk.submit_read(start, buffer, 0, length, answers.put)
+            error = answers.get()
+            if error is not None:
+                raise error
+            samples[str(offset)] = blake3(buffer.view[:length]).hexdigest(length=16)
+        return {"mode": disk.mode, "capacity": disk.capacity, "uuid": disk.uuid, "samples": samples}
+    finally:
+        with suppress(DiskError):
+            disk.close()
