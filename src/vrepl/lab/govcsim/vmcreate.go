@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"sort"
 
 	"github.com/vmware/govmomi/simulator"
@@ -75,6 +76,7 @@ func (l *Lab) createVM(
 	if config.Version == "" {
 		config.Version = "vmx-19"
 	}
+	l.nameDisks(config)
 	res := folder.CreateVMTask(ctx, req).(*methods.CreateVM_TaskBody)
 	result, fault := inner(ctx, res.Res.Returnval)
 	if fault != nil {
@@ -95,6 +97,33 @@ func (l *Lab) createVM(
 		return nil, fault
 	}
 	return vm, nil
+}
+
+// nameDisks names the files of new disks where the VM's folder is known beforehand, as vSphere does: NAME.vmdk,
+// NAME_1.vmdk, … govcsim would find the same names by making and deleting files.
+func (l *Lab) nameDisks(config *types.VirtualMachineConfigSpec) {
+	store := storeOf(config.Files.VmPathName)
+	home := "[" + store + "] " + config.Name
+	dir, fault := l.folderFile(home)
+	l.mu.Lock()
+	plain := l.stores[store] != nil && l.stores[store].Type != "vsan"
+	l.mu.Unlock()
+	if fault != nil || !plain || config.Files.VmPathName != "["+store+"]" || exists(dir) {
+		return
+	}
+	n := 0
+	for _, change := range config.DeviceChange {
+		disk, ok := change.GetVirtualDeviceConfigSpec().Device.(*types.VirtualDisk)
+		if !ok || diskPath(disk) != "" {
+			continue
+		}
+		name := home + "/" + config.Name
+		if n > 0 {
+			name += fmt.Sprintf("_%d", n)
+		}
+		n++
+		disk.Backing.(types.BaseVirtualDeviceFileBackingInfo).GetVirtualDeviceFileBackingInfo().FileName = name + ".vmdk"
+	}
 }
 
 // pickHost takes the first host by name that mounts a datastore: the same one each time.
