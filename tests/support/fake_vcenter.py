@@ -164,7 +164,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def fake_vcenter(folder: Path, *, kind: str = "good", names: tuple[str, ...] = ("127.0.0.1",)) -> Iterator[FakeVcenter]:
-    """Serves on a free port; `folder` gets ca.pem, cert.pem and key.pem. `kind` is one of the lab's certificate kinds."""
+    """Serves on a free port; `folder` gets ca.pem, cert.pem, key.pem. `kind` is one of the lab's certificate kinds."""
     authority = Authority("test CA")
     certificate = authority.issue(list(names), kind)
     folder.mkdir(parents=True, exist_ok=True)

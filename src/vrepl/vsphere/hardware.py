@@ -110,7 +110,7 @@ def adapter_backing(network: str, place: Place) -> Any:
         key, switch = place.portgroups[network]
         port = vim.dvs.PortConnection(portgroupKey=key, switchUuid=switch)
         return card.DistributedVirtualPortBackingInfo(port=port)
-    return card.NetworkBackingInfo(deviceName=encode_name(network), network=found)
+    return card.NetworkBackingInfo(deviceName=network, network=found)
 
 
 def adapter_device(adapter: NetworkAdapter, *, key: int, network: str, place: Place, keep_mac: bool) -> Any:

@@ -90,7 +90,8 @@ def decode_name(name: str) -> str:
 
 
 def encode_name(name: str) -> str:
-    return name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")
+    """vSphere escapes slashes by itself; a per cent sign it could take for the start of an escape."""
+    return name.replace("%", "%25")
 
 
 def datastore_of(path: str) -> str:

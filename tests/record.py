@@ -1,0 +1,83 @@
+"""`python -m tests.record [-k EXPRESSION]`: record the API cassettes anew, from the lab and from plain govcsim.
+
+Starts a small lab and an unextended govcsim, and runs the cassette tests against them in recording mode. What they
+record is scrubbed (tests/support/cassettes.py); read the diff before you commit it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cassettes import RECORD_VARIABLE
+from vrepl.lab.build import find_go, go_environment
+from vrepl.lab.certificates import Authority
+from vrepl.lab.lab import USER, Lab
+from vrepl.lab.spec import demo_spec
+
+TESTS = Path(__file__).parent
+PLAIN_SOURCES = TESTS / "plain_govcsim"
+PLAIN_USER, PLAIN_PASSWORD = "operator@vsphere.local", "plain secret"
+
+
+@contextmanager
+def plain_govcsim(folder: Path) -> Iterator[dict[str, Any]]:
+    """An unextended govcsim, built and run; gives its entry in the list of sites."""
+    folder.mkdir()
+    program = folder / "plaingovcsim"
+    print("building plain govcsim", file=sys.stderr)
+    command = [*find_go(), "build", "-o", str(program), "."]
+    subprocess.run(command, cwd=PLAIN_SOURCES, env=os.environ | go_environment(), check=True)
+    authority = Authority("cassette CA")
+    (folder / "ca.pem").write_bytes(authority.pem)
+    authority.issue(["127.0.0.1"]).write(folder / "cert.pem", folder / "key.pem")
+    (folder / "password").touch(mode=0o600)
+    (folder / "password").write_text(PLAIN_PASSWORD)
+    arguments = ["--user", PLAIN_USER, "--password-file", "password", "--cert", "cert.pem", "--key", "key.pem"]
+    with subprocess.Popen(
+        [str(program), *arguments, "--vms", "1"],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().rpartition(":")[2].partition("/")[0])
+        try:
+            yield entry(port, PLAIN_USER, folder / "password", folder / "ca.pem")
+        finally:
+            process.kill()
+
+
+def entry(port: int, user: str, password_file: Path, ca_file: Path) -> dict[str, Any]:
+    return {"port": port, "user": user, "password_file": str(password_file), "ca_file": str(ca_file)}
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="vrepl-rec-") as name:
+        folder = Path(name)
+        with Lab.start(folder / "lab", demo_spec(disk_mib=16)) as lab, plain_govcsim(folder / "plain") as plain:
+            sites = {
+                site: entry(running.port, USER, lab.folder / "secrets" / f"{site}-password", lab.folder / "ca.pem")
+                for site, running in lab.sites.items()
+            }
+            servers = folder / "servers.json"
+            servers.write_text(json.dumps({"sites": {**sites, "plain": plain}, "lab": str(lab.folder)}))
+            os.environ[RECORD_VARIABLE] = str(servers)
+            return pytest.main(
+                [str(TESTS / "contract" / "test_vsphere_cassettes.py"), "-p", "no:xdist", "-x", *sys.argv[1:]]
+            )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
