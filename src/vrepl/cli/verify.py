@@ -37,12 +37,14 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
         raise UsageError(
             "--restore-point takes exactly one VM", hint="vrepl verify VM --restore-point ID; `vrepl restore-points VM`"
         )
-    with events_for(state) as events, Workshop(state.config(), events) as workshop:
+    loaded = state.config()
+    with events_for(state) as events, Workshop(loaded, events) as workshop:
         known = workshop.repository.replicas()
         folders = [find_replica(known, vm) for vm in dict.fromkeys(vms)] or known
         workshop.log_in(*(folder.record.target_site for folder in folders))
-        with running.stop_on_signals(workshop.engine.stop):
-            report = workshop.engine.verify(folders, restore_point_id=restore_point)
+        engine = workshop.engine(workshop.proxy_for([folder.record.job for folder in folders]))
+        with running.stop_on_signals(engine.stop, workshop.stopped):
+            report = engine.verify(folders, restore_point_id=restore_point)
 
     def show(out: Console) -> None:
         from vrepl.report import console

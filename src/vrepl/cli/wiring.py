@@ -6,6 +6,7 @@ import datetime as dt
 import secrets as randomness
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,11 @@ class Workshop:
             new_id=new_id,
             events=self._events,
         )
+
+    def proxy_for(self, jobs: Sequence[str]) -> str | None:
+        """The proxy of the first of these jobs that names one; None: this machine."""
+        tables = self.loaded.config.jobs
+        return next((tables[name].proxy for name in jobs if name in tables and tables[name].proxy), None)
 
     def log_in(self, *sites: str) -> None:
         """Log in now, while Ctrl-C still ends the process at once, instead of in the middle of a run."""
