@@ -308,3 +308,60 @@ def test_api_calls_per_vm_are_few(world: World) -> None:
     world.run_vm()
     assert len(world.source.calls) - before[0] <= 10
     assert len(world.target.calls) - before[1] <= 12
+
+
+def test_verify_reads_the_restore_point_back(world: World) -> None:
+    world.run_vm()
+    folder = world.repository.replicas()[0]
+    report = world.engine().verify([folder])
+    assert [vm.result for vm in report.vms] == [Result.SUCCESS], report.vms[0].error
+    assert report.vms[0].disks[0].bytes_read == 12 * GRAIN + 512
+    verification = folder.verification(report.vms[0].restore_point or "")
+    assert verification is not None
+    assert verification.good
+
+
+def test_verify_finds_one_flipped_bit(world: World) -> None:
+    world.run_vm()
+    snapshot = world.replica().snapshots[0]
+    good = snapshot.disks[0].disk.read(5 * GRAIN, 1)
+    snapshot.disks[0].disk.write(5 * GRAIN, bytes([good[0] ^ 1]))
+    report = world.engine().verify(world.repository.replicas())
+    assert report.vms[0].result is Result.FAILED
+    assert report.vms[0].disks[0].bad_extents == [(5 * GRAIN, GRAIN)]
+
+
+def test_verify_finds_data_where_zeros_belong(world: World) -> None:
+    world.run_vm()
+    world.replica().snapshots[0].disks[1].disk.write(GRAIN, b"\1")
+    report = world.engine().verify(world.repository.replicas())
+    assert report.vms[0].disks[1].bad_extents == [(GRAIN, GRAIN)]
+
+
+def test_repository_that_was_lost_is_rebuilt_and_the_next_run_is_incremental(world: World) -> None:
+    import shutil
+
+    from vrepl.repository.rebuild import FoundReplica, rebuild
+    from vrepl.repository.store import Repository
+
+    world.run_vm()
+    world.source.guest_write(source(world), 0, GRAIN, b"second")
+    world.run_vm()
+    shutil.rmtree(world.folder)
+    rebuilt = rebuild(Repository.open(world.folder), [FoundReplica("dr", vm) for vm in world.target.list_vms()])
+    assert [(one.restore_points, one.problem) for one in rebuilt] == [(2, "")]
+    world.repository = Repository.open(world.folder)
+    world.source.guest_write(source(world), 0, 2 * GRAIN, b"third")
+    plan = world.engine().plan(world.job).vms[0]
+    assert [disk.kind for disk in plan.disks] == [TransferKind.INCREMENTAL] * 2
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert report.disks[0].kind is TransferKind.INCREMENTAL
+    assert report.disks[0].bytes_moved == GRAIN
+    assert_equal(world)
+    world.source.reset_cbt(source(world), 0)
+    report = world.run_vm()
+    assert report.disks[0].kind is TransferKind.COMPARE
+    assert "both sides are read" in report.disks[0].reason
+    assert report.disks[0].bytes_moved == 0
+    assert world.engine().verify(world.repository.replicas()).vms[0].result is Result.SKIPPED

@@ -12,12 +12,14 @@ from vrepl.engine.context import Patience, RunContext
 from vrepl.engine.events import EngineEvents, SilentEvents
 from vrepl.engine.knowledge import TargetNames, gather
 from vrepl.engine.reporting import planned_vm_report
+from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
 from vrepl.errors import NotFoundError, UsageError, VreplError
-from vrepl.model import JobSettings, VirtualMachine
+from vrepl.model import JobSettings, ReplicaPlacement, VirtualMachine
 from vrepl.planner.vm import plan_vm
 from vrepl.ports import Clock, DataMovers, NewId, Site, TransportAdvisor
-from vrepl.report.model import ErrorReport, Result, RunReport, VmReport
+from vrepl.report.model import ErrorReport, Result, RunReport, VerifyReport, VmReport
+from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.store import Repository
 
 logger = logging.getLogger(__name__)
@@ -82,6 +84,31 @@ class Engine:
             report.soap_calls = {site.name: site.soap_calls - calls_before[site.name] for site in (source, target)}
             self._save(context.run_id, report)
             return report
+
+    # -- verify -------------------------------------------------------------------------------------------------------
+
+    def verify(self, folders: Sequence[ReplicaFolder], *, restore_point_id: str | None = None) -> VerifyReport:
+        """Read a restore point of each of these replicas back (the newest, or the one named) against its digests."""
+        started = self.clock()
+        report = VerifyReport(started=started, finished=started)
+        for folder in folders:
+            record = folder.record
+            target = self.sites(record.target_site)
+            settings = JobSettings(
+                name=record.job,
+                source=record.source_site,
+                target=record.target_site,
+                vms=(record.source_name,),
+                placement=ReplicaPlacement(host=None, datastore=""),
+            )
+            context = self._context(settings, target, target, run_id="")
+            verification = verify_replica(context, folder, restore_point_id)
+            report.vms.append(verification)
+            if self._stop.is_set():
+                break
+        report.finished = self.clock()
+        report.interrupted = self._stop.is_set()
+        return report
 
     def _run_all(self, context: RunContext, vms: Sequence[VirtualMachine], names: TargetNames) -> list[VmReport]:
         def run_one(vm: VirtualMachine) -> VmReport:

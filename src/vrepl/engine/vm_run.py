@@ -36,6 +36,7 @@ from vrepl.model import (
     ReplicaRecord,
     RestorePoint,
     SnapshotState,
+    TransferKind,
     VirtualMachine,
 )
 from vrepl.planner.disks import decide_disk, regions_of, without_cbt
@@ -43,6 +44,7 @@ from vrepl.planner.preflight import Conflict
 from vrepl.planner.vm import ReplicaKnowledge, VmPlan, plan_vm, space_conflict, space_needed
 from vrepl.ports import DigestFiles
 from vrepl.report.model import DiskReport, ErrorReport, Result, VmReport
+from vrepl.repository.digests import open_lookup
 from vrepl.repository.intent import Intent, Journal, PreparedAccess
 from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.store import replica_id
@@ -54,6 +56,15 @@ QUIESCE_FAULTS = frozenset(
     {"ApplicationQuiesceFault", "FilesystemQuiesceFault", "ToolsUnavailable", "QuiesceDatastoreIOForHAFailed"}
 )
 """Faults of CreateSnapshot_Task that mean: without quiescing it may do (vSphere API reference)."""
+
+
+def every_grain_is_known(files: DigestFiles, capacity: int) -> bool:
+    """Whether a digest set has no gaps (after a rebuild, or damage, it has)."""
+    digests = open_lookup(files, capacity)
+    try:
+        return next(digests.unknown(), None) is None
+    finally:
+        digests.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,6 +415,11 @@ class VmRun:
                     decision, f"CBT gave no answer: {error.message}", digests_known=digests_known
                 )
                 self._note(f"{source_disk.title}: {decision.reason}")
+        if decision.kind is TransferKind.COMPARE and digests_known and last is not None:
+            # Asked only now: looking for gaps costs as much as the disk is large, and so does comparing.
+            digests_known = every_grain_is_known(folder.digest_files(key, last.id), source_disk.capacity)
+            if not digests_known:
+                decision = without_cbt(decision, decision.reason, digests_known=False)
         digests = DigestFiles(base=None, fresh=decision.fresh)
         if point is not None and last is not None and digests_known:
             digests = folder.digest_files(key, last.id)

@@ -1,0 +1,141 @@
+"""Reads restore points back through data movers and compares every grain with its digest."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from vrepl.engine.context import RunContext
+from vrepl.engine.knowledge import restore_point_snapshots
+from vrepl.errors import InterruptedRunError, NotFoundError, NotReadyError, VerificationError, VreplError
+from vrepl.model import DiskPoint, RestorePoint, SnapshotState, VirtualMachine
+from vrepl.ports import DiskAddress, TransferProgress, VerifyOrder
+from vrepl.report.model import DiskVerification, ErrorReport, Result, VmVerification
+from vrepl.repository.replica import ReplicaFolder, Verification
+
+
+def verify_replica(context: RunContext, folder: ReplicaFolder, restore_point_id: str | None) -> VmVerification:
+    """Verify one restore point of one replica, the newest unless one is named; never raises."""
+    record = folder.record
+    result = VmVerification(name=record.source_name, result=Result.FAILED, replica=record.target_name)
+    try:
+        context.check_stop()
+        # Without the lock a run could remove the restore point, or fold its digests, while it is read.
+        with folder.lock():
+            point = _restore_point(folder, restore_point_id)
+            result.restore_point = point.id
+            result.disks = _verify_disks(context, folder, point)
+            _judge(context, folder, point, result)
+    except NotReadyError as error:
+        result.result, result.error = Result.SKIPPED, ErrorReport.of(error)
+    except InterruptedRunError as error:
+        result.result, result.error = Result.INTERRUPTED, ErrorReport.of(error)
+    except VreplError as error:
+        result.error = ErrorReport.of(error.at(vm=record.source_name, step="verify"))
+    return result
+
+
+def _restore_point(folder: ReplicaFolder, restore_point_id: str | None) -> RestorePoint:
+    points = folder.restore_points()
+    if not points:
+        raise NotReadyError(f"{folder.record.source_name} has no restore point yet", hint="run its job first")
+    if restore_point_id is None:
+        return points[-1]
+    for point in points:
+        if point.id == restore_point_id:
+            return point
+    raise NotFoundError(
+        f"{folder.record.source_name} has no restore point {restore_point_id}",
+        hint=f"its restore points are: {', '.join(one.id for one in points)}",
+    )
+
+
+def _verify_disks(context: RunContext, folder: ReplicaFolder, point: RestorePoint) -> list[DiskVerification]:
+    replica = context.target.find_vm_by_instance_uuid(folder.record.target_instance_uuid)
+    if replica is None:
+        raise NotFoundError(
+            f"the replica {folder.record.target_name} is gone from site {context.target.name}",
+            hint="the next run makes it anew",
+        )
+    snapshot_ref = restore_point_snapshots(replica).get(point.id)
+    if snapshot_ref is None:
+        raise NotFoundError(
+            f"the snapshot of restore point {point.id} is gone from {replica.name}",
+            hint="the next run forgets this restore point",
+        )
+    snapshot = context.target.read_snapshot(snapshot_ref)
+
+    def verify(disk: DiskPoint) -> DiskVerification:
+        with context.disk_slot():
+            return _verify_disk(context, folder, point, replica, snapshot, disk)
+
+    with ThreadPoolExecutor(max_workers=max(1, len(point.disks)), thread_name_prefix="verify") as pool:
+        return list(pool.map(verify, point.disks))
+
+
+def _verify_disk(
+    context: RunContext,
+    folder: ReplicaFolder,
+    point: RestorePoint,
+    replica: VirtualMachine,
+    snapshot: SnapshotState,
+    disk_point: DiskPoint,
+) -> DiskVerification:
+    disk = snapshot.disk(disk_point.target_key)
+    if disk is None:
+        raise NotFoundError(f"{disk_point.label} is missing from restore point {point.id}")
+    digests = folder.digest_files(disk_point.source_key, point.id)
+    if digests.base is None:
+        raise NotReadyError(
+            f"the repository holds no digests of restore point {point.id} of {folder.record.source_name}",
+            hint="digests come with a run that reads the whole disk; after a rebuild older restore points have none",
+        )
+    plan = context.transports.plan(
+        "target", context.target.name, replica, disk, first_run=False, allowed=context.job.target_modes
+    )
+    order = VerifyOrder(
+        disk=DiskAddress(
+            site=context.target.name,
+            vm_ref=replica.ref,
+            snapshot_ref=snapshot.ref,
+            path=disk.path,
+            capacity=disk.capacity,
+            modes=plan.modes,
+            vm_name=replica.name,
+            disk_title=disk.title,
+        ),
+        digests=digests,
+    )
+
+    def progressed(progress: TransferProgress) -> None:
+        context.events.disk_progress(folder.record.source_name, disk_point.index, progress)
+
+    context.events.disk_started(
+        folder.record.source_name, disk_point.index, disk.title, "verify", f"restore point {point.id}"
+    )
+    read = context.patiently(
+        folder.record.source_name, f"verify {disk.title}", lambda: context.movers.verify(order, progressed)
+    )
+    return DiskVerification(
+        index=disk_point.index,
+        label=disk_point.label,
+        capacity=disk_point.capacity,
+        bytes_read=read.bytes_read,
+        bad_extents=[(extent.offset, extent.length) for extent in read.bad_extents],
+        mode=read.mode,
+        seconds=read.seconds,
+    )
+
+
+def _judge(context: RunContext, folder: ReplicaFolder, point: RestorePoint, result: VmVerification) -> None:
+    bad = [disk for disk in result.disks if disk.bad_extents]
+    detail = "; ".join(f"{disk.label}: {len(disk.bad_extents)} extents differ" for disk in bad)
+    folder.mark_verified(point.id, Verification(time=context.clock(), good=not bad, detail=detail))
+    if not bad:
+        result.result = Result.SUCCESS
+        return
+    offset, length = bad[0].bad_extents[0]
+    error = VerificationError(
+        f"restore point {point.id} differs from its digests: {detail} (first: {length} bytes at {offset})",
+        hint="do not fail over to it; remove its snapshot on the replica and run the job: it then compares both sides",
+    )
+    result.error = ErrorReport.of(error)
