@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.unit.test_engine_machine import ReplicationMachine
-from vrepl.engine import moving, vm_run
+from vrepl.engine import deciding, moving
 from vrepl.ports import DigestFiles
 from vrepl.repository.replica import ReplicaFolder
 from vrepl.transport.memory import MemoryHandle
@@ -29,12 +29,12 @@ HUNT = settings(
 
 def change_id_advances_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted attempt counts as if it had settled all that it planned."""
-    real = vm_run.decide_disk
+    real = deciding.decide_disk
 
     def mutant(disk: Any, point: Any, unfinished: Any, **more: Any) -> Any:
         return replace(real(disk, point, unfinished, **more), carry=())
 
-    monkeypatch.setattr(vm_run, "decide_disk", mutant)
+    monkeypatch.setattr(deciding, "decide_disk", mutant)
 
 
 def digests_of_another_restore_point_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,13 +73,13 @@ def unallocated_grains_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def last_page_of_changes_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = vm_run.changed_extents
+    real = deciding.changed_extents
 
     def mutant(ask: Callable[[int], Any], capacity: int) -> Any:
         first = ask(0)
         return real(ask, capacity) if first.length < capacity // 2 else list(first.areas)
 
-    monkeypatch.setattr(vm_run, "changed_extents", mutant)
+    monkeypatch.setattr(deciding, "changed_extents", mutant)
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,7 @@ def _update(
         folder.clear_intent()
     forget_lost_restore_points(folder, replica)
     done.extend(
-        target.reconcile_replica(
-            replica.ref, plan.vm.hardware, context.job.placement, keep_macs=context.job.keep_macs
-        )
+        target.reconcile_replica(replica.ref, plan.vm.hardware, context.job.placement, keep_macs=context.job.keep_macs)
     )
     keys, newly_made = _reconcile_disks(context, plan, folder.record.disk_keys, replica, done)
     fresh = target.read_vm(replica.ref)

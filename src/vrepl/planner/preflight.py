@@ -53,9 +53,7 @@ def not_replicable_reason(vm: VirtualMachine) -> str | None:
         return "it is a template"
     if not vm.disks:
         return "it has no disk"
-    shared_buses = {
-        controller.key for controller in vm.hardware.controllers if controller.sharing != "noSharing"
-    }
+    shared_buses = {controller.key for controller in vm.hardware.controllers if controller.sharing != "noSharing"}
     for disk in vm.disks:
         if disk.controller_key in shared_buses:
             return f"{disk.title} is on a controller with bus sharing, whose VM takes no snapshot"

@@ -105,9 +105,7 @@ class ReplicaKnowledge:
 
 def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> VmPlan:
     """The plan for one VM of a job."""
-    replica_name = (
-        known.record.target_name if known.record and known.replica else job.replica_name_of(vm.name)
-    )
+    replica_name = known.record.target_name if known.record and known.replica else job.replica_name_of(vm.name)
     carried, left_out, conflict = _choose_disks(vm, job)
     action = ReplicaAction.UPDATE
     notes: list[str] = []
@@ -115,9 +113,7 @@ def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> Vm
         action = ReplicaAction.RECREATE if known.record else ReplicaAction.CREATE
         if known.record:
             notes.append(f"the replica {known.record.target_name} is gone from the target: it starts anew")
-        known = replace(
-            known, restore_points=(), lost_restore_points=(), unfinished=(), digests_known=frozenset()
-        )
+        known = replace(known, restore_points=(), lost_restore_points=(), unfinished=(), digests_known=frozenset())
     conflict = conflict or _replica_conflict(vm, replica_name, known) or _quiesce_conflict(vm, job)
     if known.lost_restore_points:
         names = ", ".join(point.id for point in known.lost_restore_points)
@@ -174,9 +170,7 @@ def _quiesce_conflict(vm: VirtualMachine, job: JobSettings) -> Conflict | None:
     return None
 
 
-def _choose_disks(
-    vm: VirtualMachine, job: JobSettings
-) -> tuple[list[Disk], list[tuple[Disk, str]], Conflict | None]:
+def _choose_disks(vm: VirtualMachine, job: JobSettings) -> tuple[list[Disk], list[tuple[Disk, str]], Conflict | None]:
     reason = not_replicable_reason(vm)
     if reason is None:
         return list(vm.disks), [], None
@@ -281,9 +275,7 @@ def _drift_notes(vm: VirtualMachine, known: ReplicaKnowledge) -> list[str]:
     if known.record and known.record.source_name != vm.name:
         notes.append(f"the source was renamed from {known.record.source_name} to {vm.name}")
     if not vm.cbt_enabled and vm.snapshots:
-        notes.append(
-            "CBT is off and cannot be enabled while the source has snapshots: runs compare by digest"
-        )
+        notes.append("CBT is off and cannot be enabled while the source has snapshots: runs compare by digest")
     elif not vm.cbt_supported or vm.hardware.version < MINIMUM_HARDWARE_VERSION_FOR_CBT:
         notes.append("CBT is not available on this VM: runs compare by digest")
     if vm.consolidation_needed:

@@ -1,0 +1,124 @@
+"""Decides each disk by the snapshot's configuration, asks CBT, and puts the intent on disk before the first write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vrepl.engine.changes import changed_extents
+from vrepl.engine.context import RunContext
+from vrepl.engine.knowledge import leaf_identity
+from vrepl.engine.moving import DiskMove, IntentKeeper, first_intent
+from vrepl.engine.replica import PreparedReplica
+from vrepl.engine.source_snapshot import Note, TakenSnapshot
+from vrepl.errors import CbtError, VsphereError
+from vrepl.model import Disk, SnapshotState, TransferKind
+from vrepl.planner.disks import decide_disk, regions_of, without_cbt
+from vrepl.planner.vm import ReplicaKnowledge, VmPlan
+from vrepl.ports import DigestFiles
+from vrepl.repository.digests import open_lookup
+from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.transferlog import read_log
+
+
+def every_grain_is_known(files: DigestFiles, capacity: int) -> bool:
+    """Whether a digest set has no gaps (after a rebuild, or damage, it has)."""
+    digests = open_lookup(files, capacity)
+    try:
+        return next(digests.unknown(), None) is None
+    finally:
+        digests.close()
+
+
+def find_changes(
+    context: RunContext,
+    folder: ReplicaFolder,
+    keeper: IntentKeeper,
+    plan: VmPlan,
+    known: ReplicaKnowledge,
+    replica: PreparedReplica,
+    taken: TakenSnapshot,
+    note: Note,
+) -> list[DiskMove]:
+    """Decide each disk by the snapshot's own configuration, and put the intent on disk before the first write."""
+    moves = []
+    for disk_plan in plan.disks:
+        source_disk = taken.state.disk(disk_plan.disk.key)
+        replica_disk = replica.disk_for(disk_plan.disk.key)
+        if source_disk is None or replica_disk is None:
+            side = "source snapshot" if source_disk is None else "replica"
+            raise VsphereError(
+                f"{disk_plan.disk.title} is missing from the {side}",
+                hint="its hardware changed during the run: run the job again",
+            )
+        moves.append(_decide(context, folder, plan, known, replica, taken.state, source_disk, replica_disk, note))
+    notes = {f"leaf:{move.replica_disk.key}": leaf_identity(move.replica_disk) for move in moves}
+    keeper.change(
+        lambda intent: replace(
+            intent,
+            restore_point_id=taken.point_id,
+            disks=tuple(first_intent(move) for move in moves),
+            journal=replace(intent.journal, notes=notes),
+        )
+    )
+    return moves
+
+
+def _decide(
+    context: RunContext,
+    folder: ReplicaFolder,
+    plan: VmPlan,
+    known: ReplicaKnowledge,
+    replica: PreparedReplica,
+    snapshot: SnapshotState,
+    source_disk: Disk,
+    replica_disk: Disk,
+    note: Note,
+) -> DiskMove:
+    key = source_disk.key
+    newly_made = key in replica.newly_made
+    last = known.last if plan.replica is not None else None
+    point = last.disk(key) if last and not newly_made else None
+    unfinished = None
+    if plan.replica is not None and not plan.revert_replica and not newly_made:
+        unfinished = dict(known.unfinished).get(key)
+    digests_known = point is not None and key in known.digests_known
+    decision = decide_disk(
+        source_disk,
+        point,
+        unfinished,
+        digests_known=digests_known,
+        leaf_is_sealed_state=newly_made or known.leaf_is_sealed_state,
+        newly_made=newly_made,
+    )
+    changed = []
+    if decision.since_change_id is not None:
+        since = decision.since_change_id
+        try:
+            changed = changed_extents(
+                lambda start: context.source.changed_areas(plan.vm.ref, snapshot.ref, key, start, since),
+                source_disk.capacity,
+            )
+        except CbtError as error:
+            decision = without_cbt(decision, f"CBT gave no answer: {error.message}", digests_known=digests_known)
+            note(f"{source_disk.title}: {decision.reason}")
+    if decision.kind is TransferKind.COMPARE and digests_known and last is not None:
+        # Asked only now: looking for gaps costs as much as the disk is large, and so does comparing.
+        digests_known = every_grain_is_known(folder.digest_files(key, last.id), source_disk.capacity)
+        if not digests_known:
+            decision = without_cbt(decision, decision.reason, digests_known=False)
+    digests = DigestFiles(base=None, fresh=decision.fresh)
+    if point is not None and last is not None and digests_known:
+        digests = folder.digest_files(key, last.id)
+    attempts = read_log(folder.transfer_log(key)).last
+    return DiskMove(
+        vm=plan.vm,
+        source_snapshot=snapshot,
+        source_disk=source_disk,
+        replica=replica.vm,
+        replica_disk=replica_disk,
+        decision=decision,
+        regions=regions_of(decision, changed, source_disk.capacity),
+        parent_restore_point_id=last.id if last else None,
+        parent_digests=digests,
+        first_attempt=attempts.number + 1 if attempts else 1,
+    )

@@ -1,0 +1,109 @@
+"""The temporary snapshot of the source: taken quiesced where it can be, and removed on every way out."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vrepl.engine.context import RunContext, timestamped_id
+from vrepl.engine.marks import SourceMark
+from vrepl.engine.recovery import remove_source_snapshots
+from vrepl.engine.undo import Undo
+from vrepl.errors import VreplError, VsphereError
+from vrepl.model import Consistency, PowerState, Quiesce, SnapshotState, VirtualMachine
+from vrepl.planner.vm import VmPlan
+
+logger = logging.getLogger(__name__)
+
+REMOVE = "remove the source snapshot"
+Note = Callable[[str], None]
+Pending = Callable[[bool], None]
+QUIESCE_FAULTS = frozenset(
+    {"ApplicationQuiesceFault", "FilesystemQuiesceFault", "ToolsUnavailable", "QuiesceDatastoreIOForHAFailed"}
+)
+"""Faults of CreateSnapshot_Task that mean: without quiescing it may do (vSphere API reference)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakenSnapshot:
+    state: SnapshotState
+    consistency: Consistency
+    point_id: str
+    time: dt.datetime
+
+
+def take_snapshot(context: RunContext, undo: Undo, plan: VmPlan, note: Note, pending: Pending) -> TakenSnapshot:
+    """Snapshot the source, quiesced as the job wants; `undo` removes it by the name `REMOVE`.
+
+    `pending` is told whether the source needs consolidation once the snapshot is gone.
+    """
+    mark = SourceMark(context.repository.id, context.run_id)
+    moment = context.clock()
+    point_id = timestamped_id(moment, context.new_id())
+
+    def remove() -> None:
+        """Where creating it seemed to fail it may exist all the same: then it is found by its mark."""
+        if not taken_ref:
+            context.source.settle_tasks(plan.vm.ref)
+            vm = context.source.read_vm(plan.vm.ref)
+            remove_source_snapshots(context, vm, even_when_stopped=True)
+            return
+        _mend_consolidation(
+            context,
+            plan.vm,
+            note,
+            pending,
+            context.patiently(
+                plan.vm.name,
+                "remove the source snapshot",
+                lambda: context.source.remove_snapshot(plan.vm.ref, taken_ref[0]),
+                even_when_stopped=True,
+            ),
+        )
+
+    taken_ref: list[str] = []
+    undo.push(REMOVE, remove)
+
+    def create(quiesce: bool) -> SnapshotState:
+        return context.patiently(
+            plan.vm.name,
+            "create the source snapshot",
+            lambda: context.source.create_snapshot(
+                plan.vm.ref, mark.snapshot_name, mark.description(), quiesce=quiesce
+            ),
+        )
+
+    state: SnapshotState | None = None
+    if plan.quiesce:
+        try:
+            state = create(True)
+        except VsphereError as error:
+            if context.job.quiesce is Quiesce.REQUIRE or error.fault not in QUIESCE_FAULTS:
+                raise
+            note(f"the guest could not be quiesced ({error.message}): the restore point is crash-consistent")
+    elif context.job.quiesce is Quiesce.PREFER and plan.vm.power is PowerState.ON:
+        note("VMware Tools does not run in the guest: the restore point is crash-consistent")
+    if state is None:
+        state = create(False)
+    taken_ref.append(state.ref)
+    if plan.vm.power is PowerState.OFF:
+        consistency = Consistency.POWERED_OFF
+    else:
+        consistency = Consistency.QUIESCED if state.quiesced else Consistency.CRASH
+    return TakenSnapshot(state, consistency, point_id, moment)
+
+
+def _mend_consolidation(context: RunContext, vm: VirtualMachine, note: Note, pending: Pending, needed: bool) -> None:
+    """After the snapshot is gone: mend a pending consolidation, and say so where it stays."""
+    if not needed:
+        return
+    source = context.source
+    try:
+        source.consolidate(vm.ref)
+    except VreplError as error:
+        logger.warning("VM %s: consolidation failed: %s", vm.name, error)
+    if source.read_vm(vm.ref).consolidation_needed:
+        pending(True)
+        note("the source needs disk consolidation: its snapshot is gone, but not yet its files")
