@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.text import Text
 
 from vrepl.ports import TransferProgress
 from vrepl.report import format as words
@@ -25,6 +27,13 @@ log = logging.getLogger(__name__)
 Disk = tuple[str, int]
 
 
+class _DiskBar(BarColumn):
+    """A bar for disks; VMs, whose steps have no length, have none."""
+
+    def render(self, task: Task) -> ProgressBar | Text:  # type: ignore[override]
+        return super().render(task) if task.total is not None else Text("")
+
+
 class LiveProgress:
     """One line per VM with its step, and under it a bar per disk in transfer."""
 
@@ -33,7 +42,7 @@ class LiveProgress:
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
+            _DiskBar(bar_width=20),
             TextColumn("{task.fields[figures]}", markup=False),
             console=self._console,
             transient=True,
