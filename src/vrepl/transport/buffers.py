@@ -25,5 +25,24 @@ class Buffer:
         self.words = self.view.cast("Q")
 
 
+class Pool:
+    """Buffers of 1 MiB that are kept for the next transfer of this process."""
+
+    def __init__(self) -> None:
+        self._free: list[Buffer] = []
+
+    def take(self) -> Buffer:
+        """A buffer with whatever was in it."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return Buffer(MIB)
+
+    def give(self, buffer: Buffer) -> None:
+        """Nobody uses it any more."""
+        self._free.append(buffer)
+
+
+POOL = Pool()
 ZEROS = Buffer(MIB)
 """One MiB that is never written: the kernel backs it with its one zero page, so it costs next to nothing."""

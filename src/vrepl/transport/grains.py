@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -22,12 +21,11 @@ _memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 _memcmp.restype = ctypes.c_int
 
 
-class GrainAt(NamedTuple):
-    """Grain `number` of the disk lies at byte `start` of a buffer; `length` is short for the disk's last."""
+GrainAt = tuple[int, int, int]
+"""`(number, start, length)`: this grain of the disk lies at byte `start` of a buffer; `length` is short for the last.
 
-    number: int
-    start: int
-    length: int
+A plain tuple: sixteen are made for every MiB.
+"""
 
 
 def is_zero(buffer: Buffer, start: int, length: int) -> bool:

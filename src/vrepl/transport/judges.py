@@ -12,12 +12,12 @@ holds these bytes already:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from vrepl.extents import GRAIN, Extent
 from vrepl.ports import DigestLookup
 from vrepl.transport.cover import AscendingCover, Cover
-from vrepl.transport.grains import ZERO_DIGEST, GrainAt
+from vrepl.transport.grains import DIGEST_SIZE, ZERO_DIGEST, GrainAt
 from vrepl.transport.work import Block, Packer
 
 
@@ -41,6 +41,13 @@ class Settled(NamedTuple):
 
 
 ZeroWork = WriteZeros | Settled | Block
+
+
+@runtime_checkable
+class ManyDigests(Protocol):
+    """A lookup that can say many digests at once: 16 bytes each, 16 bytes of 0xff where nothing is known."""
+
+    def digests_of(self, start: int, count: int) -> bytes: ...
 
 
 class Judge(Protocol):
@@ -82,19 +89,28 @@ class DigestJudge:
 
     def __init__(self, lookup: DigestLookup, dirty: Iterable[Extent], *, split_zeros: bool = False) -> None:
         self._digest_of = lookup.digest_of
+        self._digests_of = lookup.digests_of if isinstance(lookup, ManyDigests) else None
         self._not_zero = lookup.not_zero
         self._dirty = Cover(dirty)
         self._split_zeros = split_zeros
 
     def runs(self, block: Block, digests: Sequence[bytes], same: Sequence[bool] | None) -> list[Run]:
-        digest_of, dirty = self._digest_of, self._dirty
+        dirty = self._dirty
         anything_dirty = bool(dirty)
         wanted = [
             (grain, value == ZERO_DIGEST)
-            for grain, value in zip(block.grains, digests, strict=True)
-            if (anything_dirty and dirty.holds(grain.number * GRAIN)) or digest_of(grain.number) != value
+            for grain, value, known in zip(block.grains, digests, self._known(block.grains), strict=True)
+            if known != value or (anything_dirty and dirty.holds(grain[0] * GRAIN))
         ]
         return coalesce(wanted, self._split_zeros) if wanted else []
+
+    def _known(self, grains: Sequence[GrainAt]) -> Sequence[bytes | None]:
+        """What the parent's digests say of these grains; what stands for "unknown" equals no digest."""
+        first, last = grains[0][0], grains[-1][0]
+        if self._digests_of is None or last - first >= 4 * len(grains):
+            return [self._digest_of(grain[0]) for grain in grains]
+        known = self._digests_of(first, last - first + 1)
+        return [known[at : at + DIGEST_SIZE] for at in [(grain[0] - first) * DIGEST_SIZE for grain in grains]]
 
     def zeros(self, extent: Extent) -> Iterator[ZeroWork]:
         for part, dirty in self._dirty.parts(extent):
@@ -126,7 +142,7 @@ class TargetJudge:
         wanted = [
             (grain, value == ZERO_DIGEST)
             for grain, value, equal in zip(block.grains, digests, same, strict=True)
-            if not equal or dirty.holds(grain.number * GRAIN)
+            if not equal or dirty.holds(grain[0] * GRAIN)
         ]
         # A block that was read from the target holds what must be overwritten, not what must be written.
         return coalesce(wanted, self._split_zeros or block.from_target) if wanted else []
@@ -159,7 +175,7 @@ class VerifyJudge:
 
     def runs(self, block: Block, digests: Sequence[bytes], same: Sequence[bool] | None) -> list[Run]:
         for grain, value in zip(block.grains, digests, strict=True):
-            self._check(grain.number, value)
+            self._check(grain[0], value)
         return []
 
     def zeros(self, extent: Extent) -> Iterator[ZeroWork]:

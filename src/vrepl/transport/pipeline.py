@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from vrepl.errors import DiskError, InterruptedRunError, VreplError
 from vrepl.extents import Extent, split, total
 from vrepl.ports import TransferProgress
-from vrepl.transport.buffers import MIB, Buffer
+from vrepl.transport.buffers import MIB, POOL
 from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.faults import Hook, Point, no_hook
 from vrepl.transport.grains import ZERO_DIGEST, digest_grains, is_equal
@@ -37,10 +37,13 @@ DRAINED_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """`buffers` of 1 MiB make the ring; `hashers` threads hash (0: the pipeline's own thread does it)."""
+    """`buffers` of 1 MiB make the ring; `hashers` threads hash (0: the pipeline's own thread does it).
+
+    On two cores the own thread is the fastest: handing the interpreter over costs more than the second core brings.
+    """
 
     buffers: int = 16
-    hashers: int = 1
+    hashers: int = 0
 
 
 DEFAULT_TUNING = Tuning()
@@ -64,14 +67,20 @@ class _Slot:
 
     def __init__(self, pipeline: Pipeline, other: bool) -> None:
         self.pipeline = pipeline
-        self.buffer = Buffer(BLOCK)
-        self.other = Buffer(BLOCK) if other else None
+        self.buffer = POOL.take()
+        self.other = POOL.take() if other else None
         self.block = Block()
         self.digests: Sequence[bytes] = ()
         self.same: Sequence[bool] | None = None
         self.error: DiskError | None = None
         self._expected = 0
         self._arrived = count(1)
+
+    def give_back(self) -> None:
+        """The pipeline is done with its buffers."""
+        POOL.give(self.buffer)
+        if self.other is not None:
+            POOL.give(self.other)
 
     def expect(self, completions: int) -> None:
         self._expected = completions
@@ -126,7 +135,8 @@ class Pipeline:
         self._next: Block | WriteZeros | Settled | None = None
         self._events: SimpleQueue[tuple[str, _Slot | None]] = SimpleQueue()
         self._to_hash: SimpleQueue[_Slot | None] = SimpleQueue()
-        self._free = deque(_Slot(self, judge.compares) for _ in range(tuning.buffers))
+        self._slots = [_Slot(self, judge.compares) for _ in range(tuning.buffers)]
+        self._free = deque(self._slots)
         self._ready: deque[_Slot] = deque()
         self._reading = self._writing = 0
         self._bytes_arrived = 0
@@ -177,6 +187,9 @@ class Pipeline:
             for thread in hashers:
                 thread.join()
             self.waits.end()
+            if not (self._reading or self._writing):  # else a disk's thread may still use them
+                for slot in self._slots:
+                    slot.give_back()
 
     def _loop(self) -> None:
         try:
@@ -309,7 +322,7 @@ class Pipeline:
 
     def _write(self, slot: _Slot) -> None:
         block = slot.block
-        length = sum(grain.length for grain in block.grains)
+        length = block.wanted
         runs = self._judge.runs(block, slot.digests, slot.same)
         moved = self._submit_runs(slot, runs) if runs else 0
         self.totals.moved += moved
@@ -317,7 +330,9 @@ class Pipeline:
         self._figures.settled += length
         self._figures.bytes_moved = self.totals.moved
         if self._journal is not None:
-            self._journal.settle(zip((grain.number for grain in block.grains), slot.digests, strict=True), length)
+            self._journal.settle(
+                [(grain[0], value) for grain, value in zip(block.grains, slot.digests, strict=True)], length
+            )
         if not runs:
             self._free.append(slot)
 

@@ -48,6 +48,8 @@ class Block:
     grains: list[GrainAt] = field(default_factory=list)
     used: int = 0
     """Bytes of the buffer that are filled."""
+    wanted: int = 0
+    """Bytes of `grains`."""
     from_target: bool = False
     """The source is known to hold zeros here; the *target* is read, to see where zeros must be written."""
 
@@ -140,7 +142,9 @@ class Packer:
     @staticmethod
     def _take(block: Block, offset: int, start: int, length: int) -> None:
         first = offset // GRAIN
-        block.grains.extend(
-            GrainAt(first + step // GRAIN, start + step, min(GRAIN, length - step)) for step in range(0, length, GRAIN)
-        )
+        whole, rest = divmod(length, GRAIN)
+        block.grains += [(first + step, start + step * GRAIN, GRAIN) for step in range(whole)]
+        if rest:
+            block.grains.append((first + whole, start + whole * GRAIN, rest))
+        block.wanted += length
         block.used = start + length

@@ -45,7 +45,7 @@ class MoverSettings:
     """NFC buffers per disk (vixDiskLib.nfcAio.Session.BufCount)."""
     ring: int = 16
     """1 MiB buffers of the pipeline."""
-    hashers: int = 1
+    hashers: int = 0
     open_lookup: str = "vrepl.repository.digests:open_lookup"
     log_writer: str = "vrepl.repository.transferlog:TransferLogWriter"
 
