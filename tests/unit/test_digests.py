@@ -524,3 +524,17 @@ def test_a_fold_that_dies_at_any_step_is_done_again(tmp_path: Path, tear: bool) 
         assert not set(lost) & set(change)
         copy.remove("r1")
         assert copy.files_for("r2").deltas == ()
+
+
+def test_a_base_that_is_being_folded_describes_nothing(folder: DiskFolder) -> None:
+    files, _ = two_points(folder.path)
+    assert files.base is not None
+    with dying(2, tear=False):
+        fold(files.base, files.deltas[0])
+    header = read_base_header(files.base)
+    assert header is not None
+    assert (header.restore_point_id, header.folding_into) == ("r1", "r2")
+    for name in ("r1", "r2"):
+        assert not folder.files_for(name).known
+    assert not open_lookup(DigestFiles(files.base), CAPACITY).known
+    assert not open_lookup(DigestFiles(files.base, files.deltas), CAPACITY).known

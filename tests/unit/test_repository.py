@@ -41,7 +41,7 @@ from vrepl.repository.commit_record import (
     read_mark,
 )
 from vrepl.repository.digests import open_lookup
-from vrepl.repository.intent import DiskIntent, Intent, Journal
+from vrepl.repository.intent import DiskIntent, Intent, Journal, PreparedAccess
 from vrepl.repository.rebuild import FoundReplica, rebuild
 from vrepl.repository.replica import ReplicaFolder, Verification
 from vrepl.repository.store import KEEP_RUNS, Repository, replica_id
@@ -403,7 +403,12 @@ def test_a_seal_that_dies_at_any_step_completes(tmp_path: Path, folder: ReplicaF
         if before is not None:
             assert known_grains(copy, 2000, before) == {1}, die_at
         with copy.lock():
+            # Once the restore point is there, the rest completes by itself.
+            assert (copy.intent() is None) == (sealed in copy.restore_points())
             copy.seal(sealed)
+            copy.mark_verified(sealed.id, Verification(START, True))
+            copy.seal(sealed)
+        assert copy.verification(sealed.id) == Verification(START, True), "sealed again, nothing is forgotten"
         assert copy.restore_points() == [*([before] if before else []), sealed]
         assert copy.intent() is None
         for key in KEYS:
@@ -431,6 +436,20 @@ def test_a_removal_that_is_killed_at_any_step_harms_no_other_and_completes(
         for at in {0, 1, 2} - {which}:
             assert [known_grains(copy, key, points[at]) for key in KEYS] == [sets[at]] * 2
         assert len(copy.restore_points()) == 2
+
+
+def test_an_intent_that_holds_an_access_outlives_its_seal(folder: ReplicaFolder) -> None:
+    sealed = transfer(folder, 1, None)
+    intent = folder.intent()
+    assert intent is not None
+    held = Journal(prepared_for_access=(PreparedAccess("prod", "vm-1", "vrepl"),))
+    folder.save_intent(dataclasses.replace(intent, journal=held))
+    folder.add_restore_point(sealed)
+    with folder.lock():
+        assert folder.intent() is not None
+        folder.save_intent(dataclasses.replace(intent, journal=Journal()))
+    with folder.lock():
+        assert folder.intent() is None
 
 
 def test_a_damaged_or_newer_document_is_an_error_not_a_guess(folder: ReplicaFolder) -> None:

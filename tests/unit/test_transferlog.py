@@ -126,7 +126,9 @@ def test_damage_in_the_middle_counts_as_everything_issued(tmp_path: Path) -> Non
         # The header gone, not even the capacity is known.
         assert state.attempt(7).allowed == state.capacity
         TransferLogWriter(path, CAPACITY, attempt=1).close()
-        assert read_log(path).attempt(1).allowed == CAPACITY
+        continued = read_log(path)
+        assert continued.attempt(1).allowed == CAPACITY
+        assert not continued.damaged, "what stood behind the damage is cut off"
 
 
 def test_done_of_a_damaged_log_is_only_what_comes_before(tmp_path: Path) -> None:

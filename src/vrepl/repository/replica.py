@@ -100,6 +100,19 @@ class ReplicaFolder:
                 remove_file(path)
         for disk in self._disks():
             disk.recover()
+        intent = self.intent()
+        if intent is None or intent.restore_point_id not in self._restore_point_ids():
+            return
+        # A seal that had made its restore point and died before it tidied up. An access that wants giving back is
+        # the engine's to see to, so an intent that holds one stays until that is done.
+        if not intent.journal.prepared_for_access and not intent.journal.hotadd_cleanup:
+            self._finish_intent()
+
+    def _finish_intent(self) -> None:
+        for folder in self._disks():
+            remove_file(folder.log)
+            folder.remove_if_empty()
+        self.clear_intent()
 
     # Restore points
 
@@ -182,10 +195,7 @@ class ReplicaFolder:
                     self._disk(disk.source_key).seal(disk, restore_point.id, known)
             self.add_restore_point(restore_point)
         if ours:
-            for folder in self._disks():
-                remove_file(folder.log)
-                folder.remove_if_empty()
-            self.clear_intent()
+            self._finish_intent()
 
     # Digests
 
