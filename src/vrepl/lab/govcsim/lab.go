@@ -340,7 +340,8 @@ func (l *Lab) refreshLinks(ctx *simulator.Context, vm *simulator.VirtualMachine,
 	}
 	l.setDevices(ctx, vm, devices)
 	for value, snap := range st.snapshots {
-		s, ok := ctx.Map.Get(types.ManagedObjectReference{Type: "VirtualMachineSnapshot", Value: value}).(*simulator.VirtualMachineSnapshot)
+		ref := types.ManagedObjectReference{Type: "VirtualMachineSnapshot", Value: value}
+		s, ok := ctx.Map.Get(ref).(*simulator.VirtualMachineSnapshot)
 		if !ok {
 			continue
 		}

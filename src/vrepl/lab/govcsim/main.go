@@ -49,6 +49,7 @@ func serve(o options) error {
 	if err != nil {
 		return err
 	}
+	_ = os.Remove(filepath.Join(dir, "ready.json")) // of an earlier life
 	password, err := os.ReadFile(o.passwordFile)
 	if err != nil {
 		return err

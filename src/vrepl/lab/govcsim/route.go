@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -157,7 +158,8 @@ func (m *authorizationMethods) FetchUserPrivilegeOnEntities(
 	ctx *simulator.Context, req *types.FetchUserPrivilegeOnEntities,
 ) soap.HasFault {
 	own := m.lab.context()
-	real := own.Map.Get(*own.Map.Get(types.ManagedObjectReference{Type: "ServiceInstance", Value: "ServiceInstance"}).(*simulator.ServiceInstance).Content.AuthorizationManager).(*simulator.AuthorizationManager)
+	content := own.Map.Get(vim25.ServiceInstance).(*simulator.ServiceInstance).Content
+	real := own.Map.Get(*content.AuthorizationManager).(*simulator.AuthorizationManager)
 	body := real.FetchUserPrivilegeOnEntities(req).(*methods.FetchUserPrivilegeOnEntitiesBody)
 	missing := m.lab.config().MissingPrivileges
 	for i := range body.Res.Returnval {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"path"
 	"strconv"
@@ -69,7 +68,7 @@ func (l *Lab) createSnapshot(
 		var ref types.ManagedObjectReference
 		var fault types.BaseMethodFault
 		ctx.WithLock(vm, func() {
-			if fault = l.maySnapshot(ctx, vm, &memory, &quiesce); fault == nil {
+			if fault = l.maySnapshot(vm, &memory, &quiesce); fault == nil {
 				ref, fault = l.splitDisks(ctx, vm, st, name, description, memory, quiesce)
 			}
 		})
@@ -82,7 +81,7 @@ func (l *Lab) createSnapshot(
 }
 
 // maySnapshot checks what vSphere checks, and drops what it ignores on a VM that does not run.
-func (l *Lab) maySnapshot(ctx *simulator.Context, vm *simulator.VirtualMachine, memory, quiesce *bool) types.BaseMethodFault {
+func (l *Lab) maySnapshot(vm *simulator.VirtualMachine, memory, quiesce *bool) types.BaseMethodFault {
 	if vm.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOn {
 		*memory, *quiesce = false, false
 	}
@@ -96,7 +95,10 @@ func (l *Lab) maySnapshot(ctx *simulator.Context, vm *simulator.VirtualMachine, 
 	}
 	for _, device := range vm.Config.Hardware.Device {
 		c, ok := device.(types.BaseVirtualSCSIController)
-		if ok && c.GetVirtualSCSIController().SharedBus != types.VirtualSCSISharingNoSharing && c.GetVirtualSCSIController().SharedBus != "" {
+		if !ok {
+			continue
+		}
+		if shared := c.GetVirtualSCSIController().SharedBus; shared != "" && shared != types.VirtualSCSISharingNoSharing {
 			return genericConfig("Snapshots are not supported for a virtual machine with bus sharing.")
 		}
 	}
@@ -377,268 +379,6 @@ func dropSnapshotLayout(vm *simulator.VirtualMachine, ref types.ManagedObjectRef
 			break
 		}
 	}
-}
-
-// release notes that no snapshot needs this link any more: it may be merged with its child.
-func (l *Lab) release(at *link) {
-	l.mu.Lock()
-	at.released = true
-	l.mu.Unlock()
-}
-
-func (l *Lab) flagConsolidation(ctx *simulator.Context, vm *simulator.VirtualMachine, needed bool) {
-	ctx.WithLock(vm, func() {
-		if vm.Runtime.ConsolidationNeeded != needed {
-			ctx.Update(vm, []types.PropertyChange{
-				{Name: "runtime.consolidationNeeded", Val: needed},
-				{Name: "summary.runtime.consolidationNeeded", Val: needed},
-			})
-		}
-	})
-}
-
-// consolidate merges every released link with its only child, or deletes it when nothing stands on it. Links that a
-// handle reads stay: the VM then needs consolidation, and the name of such a link is returned.
-// The caller holds st.data but not the VM's lock: reading the VM's properties goes on while data is copied.
-func (l *Lab) consolidate(ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState) (string, types.BaseMethodFault) {
-	blocked := map[*link]bool{}
-	locked := ""
-	changed := false
-	var leaves map[int32]*link
-	ctx.WithLock(vm, func() { leaves = l.leafs(vm) })
-	for {
-		at := l.nextReleased(st, leaves, vm.Self.Value, blocked)
-		if at == nil {
-			break
-		}
-		over := l.children(at)
-		var child *link
-		if len(over) == 1 {
-			child = over[0]
-		}
-		if l.anyHandle(at) || (child != nil && l.anyHandle(child)) {
-			blocked[at] = true
-			locked = at.dsPath
-			continue
-		}
-		changed = true
-		if child == nil {
-			if at.parent != nil && !frozen(st, at.parent) && at.parent.owner == vm.Self.Value {
-				l.release(at.parent)
-			}
-			if err := l.dropLink(at); err != nil {
-				return "", systemError(err)
-			}
-			continue
-		}
-		if err := mergeInto(at, child); err != nil {
-			return "", systemError(err)
-		}
-		l.replace(st, leaves, child, at)
-		if err := l.dropLink(child); err != nil {
-			return "", systemError(err)
-		}
-	}
-	if changed {
-		ctx.WithLock(vm, func() { l.refreshLinks(ctx, vm, st, leaves) })
-	}
-	l.flagConsolidation(ctx, vm, locked != "")
-	return locked, nil
-}
-
-// frozen tells whether a snapshot of the VM holds this link.
-func frozen(st *vmState, at *link) bool {
-	for _, s := range st.snapshots {
-		for _, d := range s.disks {
-			if d.frozen == at {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// nextReleased finds a link of the VM that can be merged with its only child or deleted.
-func (l *Lab) nextReleased(st *vmState, leaves map[int32]*link, owner string, blocked map[*link]bool) *link {
-	isLeaf := map[*link]bool{}
-	for _, leaf := range leaves {
-		isLeaf[leaf] = true
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var best *link
-	for _, at := range l.links {
-		if !at.released || at.owner != owner || blocked[at] || isLeaf[at] || frozen(st, at) {
-			continue
-		}
-		n, foreign := 0, false
-		for _, over := range l.links {
-			if over.parent == at {
-				n++
-				foreign = foreign || over.owner != owner
-			}
-		}
-		if n > 1 || foreign {
-			continue
-		}
-		if best == nil || at.dsPath < best.dsPath {
-			best = at
-		}
-	}
-	return best
-}
-
-// replace makes everything that pointed at a merged child point at the link that took its content.
-func (l *Lab) replace(st *vmState, leaves map[int32]*link, child, by *link) {
-	for _, s := range st.snapshots {
-		for _, d := range s.disks {
-			if d.frozen == child {
-				d.frozen = by
-			}
-		}
-	}
-	for key, leaf := range leaves {
-		if leaf == child {
-			leaves[key] = by
-		}
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	by.released = child.released
-	for _, over := range l.links {
-		if over.parent == child {
-			over.parent = by
-		}
-	}
-}
-
-func depth(tree []types.VirtualMachineSnapshotTree, ref types.ManagedObjectReference) int {
-	for i := range tree {
-		if tree[i].Snapshot == ref {
-			return 1
-		}
-		if n := depth(tree[i].ChildSnapshotList, ref); n > 0 {
-			return n + 1
-		}
-	}
-	return 0
-}
-
-func find(tree []types.VirtualMachineSnapshotTree, ref types.ManagedObjectReference) *types.VirtualMachineSnapshotTree {
-	for i := range tree {
-		if tree[i].Snapshot == ref {
-			return &tree[i]
-		}
-		if node := find(tree[i].ChildSnapshotList, ref); node != nil {
-			return node
-		}
-	}
-	return nil
-}
-
-func parentOf(tree []types.VirtualMachineSnapshotTree, ref types.ManagedObjectReference) *types.ManagedObjectReference {
-	for i := range tree {
-		for _, child := range tree[i].ChildSnapshotList {
-			if child.Snapshot == ref {
-				parent := tree[i].Snapshot
-				return &parent
-			}
-		}
-		if parent := parentOf(tree[i].ChildSnapshotList, ref); parent != nil {
-			return parent
-		}
-	}
-	return nil
-}
-
-func without(
-	tree []types.VirtualMachineSnapshotTree, ref types.ManagedObjectReference, children bool,
-) []types.VirtualMachineSnapshotTree {
-	var left []types.VirtualMachineSnapshotTree
-	for _, node := range tree {
-		if node.Snapshot != ref {
-			node.ChildSnapshotList = without(node.ChildSnapshotList, ref, children)
-			left = append(left, node)
-		} else if !children {
-			left = append(left, node.ChildSnapshotList...)
-		}
-	}
-	return left
-}
-
-func refsOf(tree []types.VirtualMachineSnapshotTree) []types.ManagedObjectReference {
-	var refs []types.ManagedObjectReference
-	for _, node := range tree {
-		refs = append(append(refs, node.Snapshot), refsOf(node.ChildSnapshotList)...)
-	}
-	return refs
-}
-
-func contains(refs []types.ManagedObjectReference, ref types.ManagedObjectReference) bool {
-	for _, r := range refs {
-		if r == ref {
-			return true
-		}
-	}
-	return false
-}
-
-func copySnapshots(info *types.VirtualMachineSnapshotInfo) *types.VirtualMachineSnapshotInfo {
-	if info == nil {
-		return &types.VirtualMachineSnapshotInfo{}
-	}
-	var dst types.VirtualMachineSnapshotInfo
-	deepCopy(*info, &dst)
-	return &dst
-}
-
-// publishSnapshots sets a VM's snapshot tree; an empty one leaves the property unset. The caller holds the VM's lock.
-func publishSnapshots(ctx *simulator.Context, vm *simulator.VirtualMachine, info *types.VirtualMachineSnapshotInfo) {
-	if info == nil || len(info.RootSnapshotList) == 0 {
-		ctx.Update(vm, []types.PropertyChange{{Name: "snapshot", Val: nil}, {Name: "rootSnapshot", Val: nil}})
-		return
-	}
-	var roots []types.ManagedObjectReference
-	for _, node := range info.RootSnapshotList {
-		roots = append(roots, node.Snapshot)
-	}
-	ctx.Update(vm, []types.PropertyChange{{Name: "snapshot", Val: *info}, {Name: "rootSnapshot", Val: roots}})
-	var walk func(tree []types.VirtualMachineSnapshotTree)
-	walk = func(tree []types.VirtualMachineSnapshotTree) {
-		for _, node := range tree {
-			if s, ok := ctx.Map.Get(node.Snapshot).(*simulator.VirtualMachineSnapshot); ok {
-				ctx.WithLock(s, func() {
-					s.ChildSnapshot = nil
-					for _, child := range node.ChildSnapshotList {
-						s.ChildSnapshot = append(s.ChildSnapshot, child.Snapshot)
-					}
-				})
-			}
-			walk(node.ChildSnapshotList)
-		}
-	}
-	walk(info.RootSnapshotList)
-}
-
-// snapshotNamed finds a VM's snapshot by name, or by moref value.
-func snapshotNamed(vm *simulator.VirtualMachine, name string) (types.ManagedObjectReference, error) {
-	var found []types.ManagedObjectReference
-	if vm.Snapshot != nil {
-		var walk func(tree []types.VirtualMachineSnapshotTree)
-		walk = func(tree []types.VirtualMachineSnapshotTree) {
-			for _, node := range tree {
-				if node.Name == name || node.Snapshot.Value == name {
-					found = append(found, node.Snapshot)
-				}
-				walk(node.ChildSnapshotList)
-			}
-		}
-		walk(vm.Snapshot.RootSnapshotList)
-	}
-	if len(found) != 1 {
-		return types.ManagedObjectReference{}, fmt.Errorf("%d snapshots of %s are named %q", len(found), vm.Name, name)
-	}
-	return found[0], nil
 }
 
 // folderFile is the file behind "[ds] folder/file" of a datastore whose folders have their own names.

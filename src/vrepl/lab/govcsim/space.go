@@ -73,8 +73,11 @@ func (l *Lab) take(store string, need int64) bool {
 	return true
 }
 
+// manyLinks is from where on reading all maps takes too long to let a caller wait for it.
+const manyLinks = 500
+
 // refreshSpace publishes the free space of every datastore; without force at most every two seconds, because it reads
-// all maps.
+// all maps, and in the background where there are many.
 func (l *Lab) refreshSpace(force bool) {
 	l.mu.Lock()
 	if !force && time.Since(l.spaceAt) < 2*time.Second {
@@ -87,7 +90,16 @@ func (l *Lab) refreshSpace(force bool) {
 		ds.measured = time.Time{}
 		all = append(all, ds)
 	}
+	background := !force && len(l.links) > manyLinks
 	l.mu.Unlock()
+	if background {
+		go l.publishSpace(all)
+	} else {
+		l.publishSpace(all)
+	}
+}
+
+func (l *Lab) publishSpace(all []*datastore) {
 	ctx := l.context()
 	for _, ds := range all {
 		obj, ok := ctx.Map.Get(ds.ref).(*simulator.Datastore)

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"fmt"
+	"log"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -88,6 +91,12 @@ func (l *Lab) run(
 			wait += time.Duration(s.SnapshotMS) * time.Millisecond
 		}
 		time.Sleep(wait)
+		defer func() {
+			if r := recover(); r != nil {
+				log.Printf("%s of %s: %v\n%s", method, name, r, debug.Stack())
+				finishTask(l.context(), t, nil, systemError(fmt.Errorf("%v", r)), "")
+			}
+		}()
 		result, fault := body(ctx, t)
 		finishTask(ctx, t, result, fault, "")
 	}()

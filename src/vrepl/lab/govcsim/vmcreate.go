@@ -85,6 +85,14 @@ func (l *Lab) createVM(
 	vm := l.vm(result.(types.ManagedObjectReference))
 	st := l.state(vm.Self)
 	ctx.WithLock(vm, func() {
+		for _, flag := range []**bool{
+			&vm.Config.ChangeTrackingEnabled, &vm.Config.CpuHotAddEnabled, &vm.Config.CpuHotRemoveEnabled,
+			&vm.Config.MemoryHotAddEnabled, &vm.Config.BootOptions.EfiSecureBootEnabled,
+		} {
+			if *flag == nil {
+				*flag = types.NewBool(false)
+			}
+		}
 		if fault = l.adopt(ctx, vm, st, nil); fault != nil {
 			return
 		}
