@@ -25,11 +25,15 @@ from vrepl.errors import VreplError
 from vrepl.lab.guests import find_tool
 from vrepl.lab.lab import Lab
 from vrepl.lab.spec import MIB, PROXY_VM, demo_spec
+from vrepl.report import console
+from vrepl.report.format import size
 
 JOB = "demo"
 GUEST_WRITE = 320 * 1024
+BLOCK = 4096
 GUEST_FILE = "/srv/data/file-0000.bin"
 COMPARE_PIECE = 4 * MIB
+PIPE_WIDTH = 110
 
 
 class DemoError(VreplError):
@@ -78,7 +82,8 @@ def show(lab: Lab, disks: Sequence[DiskName], powered_on: set[str]) -> None:
     verified = verify(lab)
     step("proof: the disks are exported from both sites, compared byte by byte, and checked with e2fsck")
     proofs = {disk: prove(lab, disk, report_of(second, disk.vm)) for disk in disks}
-    Console().print(table(disks, first, second, verified, proofs))
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    Console(width=width, highlight=False).print(table(disks, first, second, verified, proofs))
 
 
 def replicate(lab: Lab) -> dict[str, Any]:
@@ -121,14 +126,19 @@ def guest_writes(lab: Lab, disk: DiskName) -> None:
 
 
 def file_offset(image: Path, path: str) -> int:
-    """Byte offset of a file's first block in an ext4 image. Raises DemoError if the file is not there."""
+    """Byte offset of a stretch of GUEST_WRITE bytes that belongs to one file of an ext4 image, and to nothing else.
+
+    Raises DemoError if the file is not there or too scattered.
+    """
     done = subprocess.run(
-        [find_tool("debugfs"), "-R", f"bmap {path} 0", str(image)], capture_output=True, text=True, check=False
+        [find_tool("debugfs"), "-R", f"blocks {path}", str(image)], capture_output=True, text=True, check=False
     )
-    block = done.stdout.strip()
-    if not block.isdecimal() or block == "0":
-        raise DemoError(f"{path} was not found in the guest's file system: {done.stderr.strip()}")
-    return int(block) * 4096
+    blocks = [int(word) for word in done.stdout.split()]
+    length = GUEST_WRITE // BLOCK
+    for first in range(len(blocks) - length + 1):
+        if blocks[first : first + length] == list(range(blocks[first], blocks[first] + length)):
+            return blocks[first] * BLOCK
+    raise DemoError(f"{path} holds no {GUEST_WRITE} bytes in a row: {done.stderr.strip()}")
 
 
 def prove(lab: Lab, disk: DiskName, report: dict[str, Any]) -> bool:
@@ -171,37 +181,27 @@ def table(
     proofs: dict[DiskName, bool],
 ) -> Table:
     """VM, disk, transport mode, bytes read and moved by both runs, restore point, verified."""
-    shown = Table(title=f"job {JOB}: prod -> dr")
-    for name in ("VM", "disk", "mode"):
-        shown.add_column(name, no_wrap=True)
-    for name in ("1st run read", "moved", "2nd run read", "moved"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("restore point", no_wrap=True)
-    shown.add_column("verified", no_wrap=True)
+    shown = console.table("VM", "Disk", "Mode", "1st read / moved", "2nd read / moved", "Restore point", "Verified")
     for disk in disks:
         reports = [report_of(run, disk.vm) for run in (first, second)]
         runs = [next(entry for entry in report["disks"] if entry["index"] == disk.index) for report in reports]
-        transport = runs[1]["transport"]
-        modes = list(dict.fromkeys((transport["source"]["mode"], transport["target"]["mode"])))
-        well = verified.get(disk.vm, False) and proofs[disk]
-        figures = [size(run[key]) for run in runs for key in ("bytes_read", "bytes_moved")]
+        if not (verified.get(disk.vm, False) and proofs[disk]):
+            raise DemoError(f"vrepl verify did not confirm {disk.vm}")
         shown.add_row(
             disk.vm,
             str(disk.index),
-            " -> ".join(str(mode) for mode in modes),
-            *figures,
+            modes(runs),
+            *(f"{size(run['bytes_read'])} / {size(run['bytes_moved'])}" for run in runs),
             str(reports[1]["restore_point"]),
-            "yes" if well else "NO",
+            "yes",
         )
-        if not well:
-            raise DemoError(f"vrepl verify did not confirm {disk.vm}")
     return shown
 
 
-def size(count: int | None) -> str:
-    if count is None:
-        return "-"
-    return f"{count / MIB:.1f} MiB" if count >= MIB else f"{count // 1024} KiB"
+def modes(runs: Sequence[dict[str, Any]]) -> str:
+    """The transport modes used, source and target; a run that moved nothing opened no disk and names none."""
+    used = [run["transport"][side]["mode"] for run in runs for side in ("source", "target")]
+    return ", ".join(dict.fromkeys(mode for mode in used if mode)) or "-"
 
 
 @contextmanager
