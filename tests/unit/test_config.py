@@ -163,10 +163,36 @@ def test_defaults_reach_the_engine(tmp_path: Path) -> None:
     assert job.bandwidth.rate_at(dt.time(12)) is None
 
 
-def test_a_proxys_slots_bound_the_disks_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lines", "disks"),
+    [
+        ("", 9),
+        ('proxy = "p"\n[proxies.p]\nslots = 2', 2),
+        ("nfc_budget_mib = 12", 3),
+        ("vcenter_connections = 5", 5),
+        ('source = "dr"\nreplica_name = "r-{name}"\nnfc_budget_mib = 24', 3),
+    ],
+)
+def test_the_limits_of_proxy_hosts_and_vcenter_bound_the_disks_at_once(tmp_path: Path, lines: str, disks: int) -> None:
     path = tmp_path / "vrepl.toml"
-    path.write_text(MINIMAL + 'proxy = "p"\nparallel_disks = 9\n[proxies.p]\nslots = 2\n')
-    assert load(path).job("demo").parallel_disks == 2
+    text = MINIMAL.replace('source = "prod"', "") if "source" in lines else MINIMAL
+    budget = "" if "nfc_budget" in lines else "nfc_budget_mib = 90\n"
+    path.write_text(f"{text}parallel_disks = 9\n{budget}{lines}\n")
+    assert load(path).job("demo").parallel_disks == disks
+
+
+def test_one_disks_buffers_must_fit_the_budget() -> None:
+    (problem,) = problems_of(MINIMAL + "nfc_budget_mib = 3\n")
+    assert problem == "jobs.demo.nfc_budget_mib: one disk's NFC buffers ([vddk]) take 4 MiB of it"
+
+
+def test_what_is_not_applied_yet_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "vrepl.toml"
+    path.write_text(MINIMAL)
+    assert load(path).warnings() == []
+    path.write_text(MINIMAL + 'bandwidth = "1 MiB/s"\n')
+    assert load(path).warnings(["demo"])[0].startswith("jobs.demo.bandwidth: ")
+    assert load(path).warnings(["other"]) == []
 
 
 def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ def replicate(
 
     loaded = state.config()
     selections = running.select(loaded, jobs, vms)
+    for warning in loaded.warnings([selection.job.name for selection in selections]):
+        click.echo(f"warning: {warning}", err=True)
     with events_for(state) as events, Workshop(loaded, events) as workshop:
 
         def run(selection: Selection) -> RunReport:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vrepl.config.model import INLINE_HINT, Config
+from vrepl.config.model import INLINE_HINT, Config, JobTable
 from vrepl.config.references import near, reference_problems
 from vrepl.errors import ConfigError, NotFoundError, UsageError
 from vrepl.model import JobSettings
@@ -39,10 +39,25 @@ class LoadedConfig:
                 hint=f"jobs in {self.path}: {', '.join(self.config.jobs) or 'none'}",
             )
         settings = table.settings(name)
-        if table.proxy is None:
-            return settings
-        slots = self.config.proxies[table.proxy].slots
-        return replace(settings, parallel_disks=min(settings.parallel_disks, slots))
+        return replace(settings, parallel_disks=min(settings.parallel_disks, self._disks_at_once(table)))
+
+    def _disks_at_once(self, table: JobTable) -> int:
+        """How many disks the limits of proxy, ESXi hosts and vCenters allow, were they all on one host.
+
+        A disk in transfer holds its NFC buffers on one host and one connection per vCenter at each end.
+        """
+        slots = [] if table.proxy is None else [self.config.proxies[table.proxy].slots]
+        ends = 2 if table.source == table.target else 1
+        by_memory = int(table.nfc_budget_mib / (self.config.vddk.nfc_mib_per_disk * ends))
+        return max(1, min([*slots, by_memory, table.vcenter_connections // ends]))
+
+    def warnings(self, job_names: typing.Sequence[str] = ()) -> list[str]:
+        """What the file asks for and this version does not do, as `key path: what`."""
+        return [
+            f"jobs.{name}.bandwidth: transfers are not throttled yet; they run at full speed"
+            for name, job in self.config.jobs.items()
+            if (not job_names or name in job_names) and "bandwidth" in job.model_fields_set
+        ]
 
     def jobs(self, names: typing.Sequence[str] = ()) -> list[JobSettings]:
         """The jobs asked for, or all of them. Raises NotFoundError, or UsageError where there is none at all."""
@@ -122,9 +137,21 @@ def parse(text: str, source: str, folder: Path) -> Config:
         # Only type, place and message are used: the input may be a password that stands where it should not.
         problems += [_describe(detail) for detail in error.errors(include_url=False, include_input=False)]
     problems += reference_problems(raw)
+    if config is not None:
+        problems += _budget_problems(config)
     if problems or config is None:
         raise ConfigError(source, list(dict.fromkeys(problems)), hint="docs/configuration.md lists every key")
     return _absolute(config, folder)
+
+
+def _budget_problems(config: Config) -> list[str]:
+    """A single disk's NFC buffers must fit the budget of a host."""
+    needed = config.vddk.nfc_mib_per_disk
+    return [
+        f"jobs.{name}.nfc_budget_mib: one disk's NFC buffers ([vddk]) take {needed:g} MiB of it"
+        for name, job in config.jobs.items()
+        if job.nfc_budget_mib < needed
+    ]
 
 
 def _describe(detail: ErrorDetails) -> str:

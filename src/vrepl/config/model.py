@@ -126,6 +126,11 @@ class VddkTable(Table):
     nfc_buffer_kib: int = Field(default=1024, ge=64, le=8192, multiple_of=64)
     nfc_buffer_count: int = Field(default=4, ge=1, le=32)
 
+    @property
+    def nfc_mib_per_disk(self) -> float:
+        """NFC memory that an open disk takes of its ESXi host, in MiB."""
+        return self.nfc_buffer_kib * self.nfc_buffer_count / 1024
+
 
 class ProxyTable(Table):
     """A machine (or, in the lab, a folder that stands for one) that runs data movers."""

@@ -396,6 +396,8 @@ class VerifyReport:
     def exit_code(self) -> int:
         if self.interrupted:
             return 130
+        if len(self.vms) == 1 and self.vms[0].error is not None:
+            return self.vms[0].error.exit_code
         failed = sum(vm.result in {Result.FAILED, Result.INTERRUPTED} for vm in self.vms)
         skipped = sum(vm.result is Result.SKIPPED for vm in self.vms)
         return exit_code_of_run(len(self.vms) - failed - skipped, failed, skipped)
