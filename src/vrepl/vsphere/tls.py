@@ -126,13 +126,13 @@ def certificate_error(
     else:
         problem = f"the certificate cannot be verified ({getattr(cause, 'verify_message', '') or cause})"
     if shown is None:
-        hint = "set ca_file or thumbprint of the site"
+        hint = "set ca_file or thumbprint_sha256 of the site"
     else:
         thumbprint = sha256_thumbprint(shown)
         expected = f"pinned is {colons(parse_thumbprint(pinned))}; " if pinned else ""
         hint = (
             f"{expected}the server shows SHA-256 {thumbprint}: compare it with the server's own, then set "
-            f'thumbprint = "{thumbprint}", or ca_file to its authority'
+            f'thumbprint_sha256 = "{thumbprint}", or ca_file to its authority'
         )
     return CertificateError(f"{server}:{port}: {problem}", hint=hint)
 
