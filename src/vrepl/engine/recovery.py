@@ -77,16 +77,19 @@ def _roll_forward(context: RunContext, folder: ReplicaFolder) -> list[str]:
         return []
     context.target.settle_tasks(replica.ref)
     replica = context.target.read_vm(replica.ref)
-    known = {point.id for point in folder.restore_points()}
+    points = {point.id: point for point in folder.restore_points()}
     intent = folder.intent()
     done = []
+    if intent is not None and intent.restore_point_id in points:
+        # Sealed and recorded; only the intent was kept, for the access that it held.
+        folder.seal(points[intent.restore_point_id])
     for snapshot in replica.snapshots:
         commit = parse_commit_record(snapshot.description)
         if (
             commit is None
             or commit.repository_id != context.repository.id
             or commit.source_instance_uuid != record.source_instance_uuid
-            or commit.restore_point.id in known
+            or commit.restore_point.id in points
         ):
             continue
         if intent is not None and intent.restore_point_id == commit.restore_point.id:
