@@ -250,6 +250,9 @@ func (l *Lab) relocate(
 	if to == from {
 		return l.relocateReferences(ctx, vm, spec)
 	}
+	if l.isVSAN(from) || l.isVSAN(to) {
+		return &types.NotSupported{} // its folders have other names on disk, which only govcsim knows
+	}
 	mine := l.owned(vm.Self.Value)
 	for _, at := range mine {
 		if l.anyHandle(at) {
@@ -265,6 +268,12 @@ func (l *Lab) relocate(
 		return fault
 	}
 	return l.moveFiles(ctx, vm, st, mine, from, to)
+}
+
+func (l *Lab) isVSAN(store string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stores[store] != nil && l.stores[store].Type == "vsan"
 }
 
 func (l *Lab) relocateReferences(

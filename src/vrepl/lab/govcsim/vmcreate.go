@@ -113,10 +113,7 @@ func (l *Lab) nameDisks(config *types.VirtualMachineConfigSpec) {
 	store := storeOf(config.Files.VmPathName)
 	home := "[" + store + "] " + config.Name
 	dir, fault := l.folderFile(home)
-	l.mu.Lock()
-	plain := l.stores[store] != nil && l.stores[store].Type != "vsan"
-	l.mu.Unlock()
-	if fault != nil || !plain || config.Files.VmPathName != "["+store+"]" || exists(dir) {
+	if fault != nil || l.isVSAN(store) || config.Files.VmPathName != "["+store+"]" || exists(dir) {
 		return
 	}
 	n := 0
