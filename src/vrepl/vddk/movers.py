@@ -78,12 +78,12 @@ class VddkMovers:
         self._request(self._settings(site), "prepare_for_access", [site], None, vm_ref=vm_ref, identity=identity)
 
     def end_access(self, site: str, vm_ref: str, identity: str) -> None:
-        """As `ports.DataMovers.end_access`."""
-        self._request(self._settings(site), "end_access", [site], None, vm_ref=vm_ref, identity=identity)
+        """As `ports.DataMovers.end_access`; works after `stop` too, for it undoes."""
+        self._undo(site, "end_access", vm_ref=vm_ref, identity=identity)
 
     def cleanup(self, site: str, vm_ref: str) -> None:
-        """As `ports.DataMovers.cleanup`."""
-        self._request(self._settings(site), "cleanup", [site], None, vm_ref=vm_ref)
+        """As `ports.DataMovers.cleanup`; works after `stop` too, for it undoes."""
+        self._undo(site, "cleanup", vm_ref=vm_ref)
 
     def stop(self) -> None:
         """Running calls end soon with InterruptedRunError, later ones at once."""
@@ -156,6 +156,22 @@ class VddkMovers:
 
         with self._mover(settings) as mover:
             return mover.request(operation, report, sites=self._sites(sites), **arguments)
+
+    def _undo(self, site: str, operation: str, **arguments: Any) -> None:
+        """What gives things back must be done whether or not the run was stopped: then by a mover of its own."""
+        settings = self._settings(site)
+        if not self._stopped:
+            try:
+                self._request(settings, operation, [site], None, **arguments)
+            except InterruptedRunError:
+                pass  # stopped just now
+            else:
+                return
+        mover = MoverProcess(settings, self._spawner)
+        try:
+            mover.request(operation, None, sites=self._sites([site]), **arguments)
+        finally:
+            mover.close()
 
     def _sites(self, names: list[str]) -> Mapping[str, Json]:
         return {name: messages.site_to_json(self._connections(name)) for name in names}
