@@ -10,7 +10,7 @@ from vrepl.engine.context import RunContext
 from vrepl.errors import InterruptedRunError, TransportModeError, VreplError
 from vrepl.extents import Extent, intersect, subtract, union
 from vrepl.model import Disk, SnapshotState, TransportMode, TransportPlan, VirtualMachine
-from vrepl.planner.disks import DiskDecision
+from vrepl.planner.disks import DiskDecision, issued_extents
 from vrepl.ports import DigestFiles, DiskAddress, TransferOrder, TransferProgress, TransferResult
 from vrepl.report.model import DiskReport, SideTransport
 from vrepl.repository.intent import DiskIntent, Intent
@@ -161,7 +161,7 @@ class DiskMover:
             raise error
         state = read_log(self._folder.transfer_log(intent.source_key)).attempt(intent.attempt)
         done = intersect(intent.planned, state.done)
-        issued = intersect(intent.planned, [Extent(0, state.allowed)])
+        issued = issued_extents(intent.planned, state.allowed, intent.capacity)
         following = replace(
             intent,
             attempt=intent.attempt + 1,

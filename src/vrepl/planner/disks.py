@@ -13,6 +13,11 @@ from vrepl.extents import GRAIN, Extent, align, clip, intersect, subtract, total
 from vrepl.model import Disk, DiskPoint, TransferKind
 
 
+def issued_extents(planned: Sequence[Extent], allowed: int, capacity: int) -> list[Extent]:
+    """What an attempt may have written: the grains of `planned` that begin below the byte offset `allowed`."""
+    return align(intersect(planned, [Extent(0, allowed)]), GRAIN, capacity)
+
+
 @dataclass(frozen=True, slots=True)
 class UnfinishedDisk:
     """What an unsealed attempt left of one disk. Extents are normal lists, in bytes."""
@@ -35,8 +40,7 @@ class UnfinishedDisk:
     @property
     def maybe_written(self) -> list[Extent]:
         """Everything that may have been written to the leaf since the last seal, acknowledged or not."""
-        issued = intersect(self.planned, [Extent(0, self.allowed)]) if self.allowed else []
-        return union(self.dirty, issued)
+        return union(self.dirty, issued_extents(self.planned, self.allowed, self.capacity))
 
 
 @dataclass(frozen=True, slots=True)
