@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from vrepl.errors import VreplError
-from vrepl.vsphere.api import kind_of, ref_of, vim, vmodl
+from vrepl.errors import TransientVsphereError, VreplError
+from vrepl.vsphere.api import ref_of, vim, vmodl
+from vrepl.vsphere.faults import fault_name
 from vrepl.vsphere.session import Session
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def below(session: Session, wanted: Mapping[Any, Sequence[str]], root: Any = Non
             start = _query().ObjectSpec(obj=view, skip=True, selectSet=[walk])
             return _retrieve(session, [start], wanted)
         finally:
-            _quietly(view.DestroyView)
+            quietly(view.DestroyView)
 
     return _within_one_login(session, collect)
 
@@ -74,6 +75,7 @@ def _query() -> Any:
 
 def _retrieve(session: Session, starts: Sequence[Any], wanted: Mapping[Any, Sequence[str]]) -> list[Found]:
     collector = session.content.propertyCollector
+    generation = session.generation
     spec = _query().FilterSpec(
         objectSet=list(starts),
         propSet=[_query().PropertySpec(type=kind, all=False, pathSet=list(paths)) for kind, paths in wanted.items()],
@@ -81,12 +83,18 @@ def _retrieve(session: Session, starts: Sequence[Any], wanted: Mapping[Any, Sequ
     )
     page = collector.RetrievePropertiesEx(specSet=[spec], options=_query().RetrieveOptions(maxObjects=PAGE))
     found: list[Found] = []
+    refused = False
     while page is not None:
         for item in page.objects:
             found.append(Found(item.obj, {prop.name: prop.val for prop in item.propSet}))
             for missing in item.missingSet:
-                log.debug("%s: %s cannot be read: %s", ref_of(item.obj), missing.path, kind_of(missing.fault.fault))
+                refused = refused or fault_name(missing.fault) == "NotAuthenticated"
+                log.debug("%s: %s cannot be read: %s", ref_of(item.obj), missing.path, fault_name(missing.fault))
         page = collector.ContinueRetrievePropertiesEx(token=page.token) if page.token else None
+    # A session that has timed out gets empty answers, or properties that are missing, instead of a fault: nothing may
+    # be taken for gone because of that.
+    if (refused or not found) and session.revive(generation):
+        raise TransientVsphereError("the session ended while properties were read", fault="NotAuthenticated")
     return found
 
 
@@ -103,7 +111,8 @@ def _within_one_login(session: Session, action: Callable[[], T]) -> T:
     return action()
 
 
-def _quietly(action: Callable[[], None]) -> None:
+def quietly(action: Callable[[], None]) -> None:
+    """For what is only tidy: its failure is worth a line in the debug log."""
     try:
         action()
     except VreplError as error:

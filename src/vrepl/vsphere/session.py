@@ -36,8 +36,11 @@ from vrepl.vsphere.retry import Retrier, RetryPolicy
 
 log = logging.getLogger(__name__)
 
-NOT_REPEATABLE = frozenset({"CreateSnapshot_Task", "CreateVM_Task", "CloneVM_Task", "CreateFolder", "RegisterVM_Task"})
-"""Methods that make something new each time: after a lost connection the caller has to look before it asks again."""
+NOT_REPEATABLE = frozenset(
+    {"CreateSnapshot_Task", "CreateVM_Task", "CloneVM_Task", "CreateFolder", "RegisterVM_Task", "WaitForUpdatesEx"}
+)
+"""Methods that make something new each time (or hand out news once): after a lost connection their caller has to look
+before it asks again."""
 
 _WITHOUT_SESSION = frozenset({"RetrieveServiceContent", "Login", "Logout", "Fetch"})
 """Methods that a dead session does not stop, or that would only ask about it (`Fetch` reads `currentSession`)."""
@@ -240,8 +243,13 @@ class Session:
             try:
                 return send()
             except vmodl.MethodFault as fault:
-                if fault_name(fault) == "NotAuthenticated" and method not in _WITHOUT_SESSION:
-                    self._revive(generation, doing)
+                dead = fault_name(fault) == "NotAuthenticated" and method not in _WITHOUT_SESSION
+                if dead and not self.revive(generation):
+                    raise VsphereError(
+                        f"{doing}: refused as not authenticated although the session is alive",
+                        fault="NotAuthenticated",
+                        hint="the user lacks a right here: see `vrepl check`",
+                    ) from fault
                 raise error_of(fault, doing=doing) from fault
             except _DISCONNECTED as cause:
                 error = self._disconnected(cause, doing)
@@ -304,14 +312,15 @@ class Session:
             ) from error
         log.info("%s: logged in to %s as %s", self.settings.name, self.settings.server, self.settings.user)
 
-    def _revive(self, generation: int, doing: str) -> None:
+    def revive(self, generation: int) -> bool:
         """Log in again, unless another thread has, and only if the session is really dead (as oslo.vmware does).
 
-        A live session that is told NotAuthenticated lacks a right; logging in again would only fill vCenter's table.
+        `generation` is that of the login which met the trouble. False: it is alive, and the trouble another one: a
+        live session that is told NotAuthenticated lacks a right, and logging in again would only fill vCenter's table.
         """
         with self._lock:
             if self._generation != generation:
-                return
+                return True
             try:
                 alive = self._content.sessionManager.currentSession is not None
             except VreplError as error:
@@ -319,14 +328,11 @@ class Session:
                     raise
                 alive = False
             if alive:
-                raise VsphereError(
-                    f"{doing}: refused as not authenticated although the session is alive",
-                    fault="NotAuthenticated",
-                    hint="the user lacks a right here: see `vrepl check`",
-                )
+                return False
             log.warning("%s: the session has ended; logging in again", self.settings.name)
             self._authenticate(self._content)
             self._generation += 1
+            return True
 
     # --- threads
 

@@ -171,6 +171,7 @@ class Tasks:
             log.debug("the view of tasks has gone: %s", error)  # the waiter meets the same and makes a new one
 
     def _serve(self) -> None:
+        losses = 0
         while True:
             with self._lock:
                 while not self._pending and not self._closed:
@@ -179,11 +180,17 @@ class Tasks:
                     return
             try:
                 self._follow()
+                losses = 0
             except VreplError as error:
-                with self._lock:
-                    if self._view is not None and self._session.generation != self._view_generation:
+                lost = isinstance(error, OutcomeUnknownError) or self._session.generation != self._view_generation
+                losses += 1
+                if lost and losses < self._session.settings.retry.attempts and not self._session.closed:
+                    # News that got lost are not sent again, but a new view tells the state of every task.
+                    log.warning("retrying: waiting for tasks: %s", error)
+                    with self._lock:
                         self._view = None
-                        continue
+                    continue
+                with self._lock:
                     waiting = self._give_up()
                 for one in waiting:
                     one.fail(error)
@@ -212,6 +219,8 @@ class Tasks:
             return
         self._version = news.version
         for update in news.filterSet or []:
+            for missing in update.missingSet or []:
+                self._fail_one(missing.obj)
             for item in update.objectSet or []:
                 with self._lock:
                     waiting = self._pending.get(ref_of(item.obj))
@@ -230,6 +239,8 @@ class Tasks:
         query = vmodl.query.PropertyCollector
         content = self._session.content
         generation = self._session.generation
+        if self._collector is not None and generation == self._view_generation:
+            collector.quietly(self._collector.DestroyPropertyCollector)
         own = content.propertyCollector.CreatePropertyCollector()
         view = content.viewManager.CreateListView()
         walk = query.TraversalSpec(name="tasks", path="view", skip=False, type=vim.view.ListView)
@@ -245,10 +256,14 @@ class Tasks:
             self._done = []
             tasks = [waiting.task for waiting in self._pending.values()]
         for task in list(view.ModifyListView(add=tasks) or []):
-            with self._lock:
-                lost = self._pending.get(ref_of(task))
-            if lost is not None:
-                lost.fail(_vanished(task))
+            self._fail_one(task)
+
+    def _fail_one(self, task: Any) -> None:
+        """This task is gone."""
+        with self._lock:
+            lost = self._pending.pop(ref_of(task), None)
+        if lost is not None:
+            lost.fail(_vanished(task))
 
 
 def _vanished(task: Any) -> VreplError:
