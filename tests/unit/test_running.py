@@ -1,0 +1,201 @@
+"""Promises of how commands go through jobs: whom one failure stops, what is tried again, what a signal does."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from vrepl.cli import running
+from vrepl.config import LoadedConfig, parse
+from vrepl.errors import ConnectionFailedError, DiskError, InterruptedRunError, LockedError, NotFoundError
+from vrepl.report.model import ErrorReport, Result, RunReport, VmReport
+
+SITES = """
+[sites.a]
+server = "a"
+user = "u"
+password = { env = "P" }
+[sites.b]
+server = "b"
+user = "u"
+password = { env = "P" }
+[repository]
+path = "r"
+"""
+JOB = '[jobs.{name}]\nsource = "a"\ntarget = "b"\ntarget_datastore = "d"\nvms = [{vms}]\n'
+
+
+def loaded(**jobs: str) -> LoadedConfig:
+    text = SITES + "".join(JOB.format(name=name, vms=vms) for name, vms in jobs.items())
+    return LoadedConfig(Path("/vrepl.toml"), parse(text, "vrepl.toml", Path("/")))
+
+
+BOTH = loaded(one='"x", "y"', two='"z"')
+
+
+@pytest.mark.parametrize(
+    ("jobs", "vms", "expected"),
+    [
+        ((), (), [("one", ()), ("two", ())]),
+        (("two",), (), [("two", ())]),
+        ((), ("y",), [("one", ("y",))]),
+        ((), ("y", "z"), [("one", ("y",)), ("two", ("z",))]),
+    ],
+)
+def test_selection(jobs: tuple[str, ...], vms: tuple[str, ...], expected: list[tuple[str, tuple[str, ...]]]) -> None:
+    assert [(one.job.name, one.vms) for one in running.select(BOTH, jobs, vms)] == expected
+
+
+def test_a_vm_of_another_job_is_not_found() -> None:
+    with pytest.raises(NotFoundError, match='no VM "z" in job one'):
+        running.select(BOTH, ("one",), ("z",))
+
+
+def report(job: str = "one", *, failed: tuple[str, ...] = (), good: tuple[str, ...] = ("x",)) -> RunReport:
+    now = dt.datetime(2025, 3, 1, tzinfo=dt.UTC)
+    error = ErrorReport.of(DiskError("boom"))
+    return RunReport(
+        job=job,
+        id="run",
+        started=now,
+        finished=now,
+        vms=[VmReport(name, Result.SUCCESS) for name in good]
+        + [VmReport(n, Result.FAILED, error=error) for n in failed],
+    )
+
+
+def test_a_locked_job_does_not_keep_the_next_from_running() -> None:
+    def act(selection: running.Selection) -> RunReport:
+        if selection.job.name == "one":
+            raise LockedError("locked")
+        return report("two")
+
+    outcomes = running.go_through(running.select(BOTH, (), ()), act, threading.Event())
+    assert running.exit_code(outcomes) == 3
+    told = running.to_json(outcomes)
+    assert [one["run"]["result"] for one in told["runs"]] == ["failed", "success"]
+    assert told["runs"][0]["error"]["exit_code"] == 11
+
+
+def test_a_single_job_that_fails_fails_the_command() -> None:
+    def act(_: running.Selection) -> RunReport:
+        raise LockedError("locked")
+
+    with pytest.raises(LockedError):
+        running.go_through(running.select(BOTH, ("one",), ()), act, threading.Event())
+
+
+def test_a_stop_ends_the_series() -> None:
+    stopped = threading.Event()
+
+    def act(selection: running.Selection) -> RunReport:
+        stopped.set()
+        done = report(selection.job.name)
+        done.interrupted = True
+        return done
+
+    outcomes = running.go_through(running.select(BOTH, (), ()), act, stopped)
+    assert [one.job for one in outcomes] == ["one"]
+    assert running.exit_code(outcomes) == 130
+
+
+def outcome(code: int) -> running.Outcome:
+    if code == 0:
+        return running.Outcome("j", report())
+    error = {1: DiskError("x"), 11: LockedError("x"), 10: NotFoundError("x")}[code]
+    return running.Outcome("j", None, error)
+
+
+@pytest.mark.parametrize(("codes", "expected"), [([0, 0], 0), ([11, 11], 11), ([11, 10], 1), ([0, 11], 3), ([1, 1], 1)])
+def test_exit_codes_of_several_jobs(codes: list[int], expected: int) -> None:
+    assert running.exit_code([outcome(code) for code in codes]) == expected
+
+
+class Runs:
+    """Answers each run with the next of some reports or errors."""
+
+    def __init__(self, *answers: RunReport | Exception) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[str, ...]] = []
+
+    def __call__(self, vms: tuple[str, ...]) -> RunReport:
+        self.asked.append(vms)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def retry(runs: Runs, retries: int, stopped: threading.Event | None = None) -> RunReport:
+    return running.with_retries(
+        runs, (), retries=retries, wait=0.0, stopped=stopped or threading.Event(), tell=lambda _: None
+    )
+
+
+def test_only_what_failed_is_run_again() -> None:
+    runs = Runs(report(good=("x",), failed=("y", "z")), report(good=("y",), failed=("z",)), report(good=("z",)))
+    whole = retry(runs, 2)
+    assert runs.asked == [(), ("y", "z"), ("z",)]
+    assert whole.exit_code == 0
+
+
+def test_retries_are_counted() -> None:
+    runs = Runs(report(failed=("y",)), report(good=(), failed=("y",)))
+    assert retry(runs, 1).exit_code == 3
+    assert runs.answers == []
+
+
+def test_nothing_failed_nothing_repeated() -> None:
+    runs = Runs(report())
+    assert retry(runs, 5).exit_code == 0
+
+
+def test_a_connection_that_fails_is_tried_again_and_a_lock_is_not() -> None:
+    assert retry(Runs(ConnectionFailedError("x"), report()), 1).exit_code == 0
+    with pytest.raises(LockedError):
+        retry(Runs(LockedError("x"), report()), 1)
+    with pytest.raises(ConnectionFailedError):
+        retry(Runs(ConnectionFailedError("x")), 0)
+
+
+def test_a_stop_ends_the_waiting() -> None:
+    stopped = threading.Event()
+    stopped.set()
+    runs = Runs(report(failed=("y",)), report())
+    assert retry(runs, 3, stopped).interrupted
+    assert len(runs.asked) == 1
+    with pytest.raises((InterruptedRunError, ConnectionFailedError)):
+        retry(Runs(ConnectionFailedError("x"), report()), 3, stopped)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_for_a_stop_and_leaves_the_handlers_as_they_were(number: signal.Signals) -> None:
+    asked, stopped = threading.Event(), threading.Event()
+    before = signal.getsignal(number)
+    with running.stop_on_signals(asked.set, stopped):
+        os.kill(os.getpid(), number)
+        assert asked.wait(5)
+    assert stopped.is_set()
+    assert signal.getsignal(number) is before
+
+
+def test_the_third_signal_gives_up() -> None:
+    code = (
+        "import os, signal, threading, time\n"
+        "from vrepl.cli.running import stop_on_signals\n"
+        "with stop_on_signals(lambda: None, threading.Event()):\n"
+        "    for _ in range(3):\n"
+        "        os.kill(os.getpid(), signal.SIGINT); time.sleep(0.05)\n"
+        "    print('still here')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert "still here" not in done.stdout
+    assert done.stderr.count("\n") == 2
