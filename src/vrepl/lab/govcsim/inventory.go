@@ -137,7 +137,7 @@ func (l *Lab) build(inv *inventory) error {
 		}
 	}
 	for _, h := range inv.Hosts {
-		addLUNs(hosts[h.Name], h.LUNs, inv.Datastores, h.Name)
+		addLUNs(ctx, hosts[h.Name], h.LUNs, inv.Datastores)
 	}
 	if err := l.addNetworks(ctx, inv, hosts, folders.NetworkFolder.Reference()); err != nil {
 		return err
@@ -240,10 +240,10 @@ func (l *Lab) addDatastore(ctx *simulator.Context, ds *datastore, hosts map[stri
 }
 
 // addLUNs gives a host the SCSI disks of its own list and of the VMFS datastores that it mounts.
-func addLUNs(host *simulator.HostSystem, luns []string, stores []*datastore, name string) {
+func addLUNs(ctx *simulator.Context, host *simulator.HostSystem, luns []string, stores []*datastore) {
 	all := slices.Clone(luns)
 	for _, ds := range stores {
-		if ds.NAA != "" && slices.Contains(ds.Hosts, name) && !slices.Contains(all, ds.NAA) {
+		if ds.NAA != "" && slices.Contains(ds.Hosts, host.Name) && !slices.Contains(all, ds.NAA) {
 			all = append(all, ds.NAA)
 		}
 	}
@@ -265,6 +265,9 @@ func addLUNs(host *simulator.HostSystem, luns []string, stores []*datastore, nam
 		info.ScsiLun = append(info.ScsiLun, lun)
 	}
 	host.Config.StorageDevice = &info
+	if system, ok := ctx.Map.Get(*host.ConfigManager.StorageSystem).(*simulator.HostStorageSystem); ok {
+		system.StorageDeviceInfo = &info
+	}
 }
 
 func (l *Lab) addNetworks(

@@ -148,9 +148,17 @@ func (l *Lab) listen(o options, hint int) (*listeners, error) {
 	}
 	socket := filepath.Join(l.dir, "control.sock")
 	_ = os.Remove(socket)
-	if all.admin, err = (&net.ListenConfig{}).Listen(context.Background(), "unix", socket); err != nil {
+	// A socket's address holds 107 bytes; by way of its open folder it fits, however deep the lab lies.
+	folder, err := os.Open(l.dir)
+	if err != nil {
 		return nil, err
 	}
+	defer folder.Close()
+	address := fmt.Sprintf("/proc/self/fd/%d/control.sock", folder.Fd())
+	if all.admin, err = (&net.ListenConfig{}).Listen(context.Background(), "unix", address); err != nil {
+		return nil, err
+	}
+	all.admin.(*net.UnixListener).SetUnlinkOnClose(false)
 	return &all, os.Chmod(socket, 0o600)
 }
 

@@ -85,6 +85,9 @@ func (l *Lab) maySnapshot(vm *simulator.VirtualMachine, memory, quiesce *bool) t
 	if vm.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOn {
 		*memory, *quiesce = false, false
 	}
+	if vm.Config.Template {
+		return &types.NotSupported{}
+	}
 	if file := l.openForWriting(l.leafs(vm)); file != "" {
 		return fileLocked(file)
 	}
