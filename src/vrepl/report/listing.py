@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -148,9 +147,3 @@ def run_row(run: Mapping[str, Any]) -> Json:
         results = [vm["result"] for vm in run["vms"]]
         row["vms"] = {result: results.count(result) for result in sorted(set(results))}
     return row
-
-
-def newest_time(rows: Iterable[Json]) -> dt.datetime | None:
-    """When the newest of these replicas' restore points was made."""
-    times = [row["last_restore_point"]["time"] for row in rows if row["last_restore_point"]]
-    return max((dt.datetime.fromisoformat(time) for time in times), default=None)
