@@ -53,7 +53,7 @@ def start_or_skip(folder: Path, spec: LabSpec) -> Lab:
 
 @pytest.fixture(scope="session")
 def lab_folders() -> Iterator[Callable[[], Path]]:
-    """Makes short folder names (a Unix socket's path is at most 107 bytes), removed at the end."""
+    """Makes folders for labs of any scope, removed at the end."""
     made: list[Path] = []
 
     def make() -> Path:

@@ -272,6 +272,13 @@ def test_up_set_status_down_from_the_command_line(tiny: Lab, lab_folders: Callab
     assert tiny.status()
 
 
+def test_a_lab_may_lie_deep(tiny: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / ("deep-" * 20) / ("deeper-" * 20)
+    with Lab.start(folder, LabSpec.of_vms(), say=lambda line: None) as deep:
+        assert deep.status()["dr"]["port"] == deep.sites["dr"].port
+    assert tiny.status()
+
+
 def test_simulators_die_with_the_process_that_started_them(tiny: Lab, lab_folders: Callable[[], Path]) -> None:
     folder = lab_folders()
     code = (

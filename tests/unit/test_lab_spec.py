@@ -15,7 +15,7 @@ from cryptography import x509
 from vrepl.lab import configuration, guests, processes, proxies
 from vrepl.lab.certificates import Authority
 from vrepl.lab.errors import LabError
-from vrepl.lab.folder import check_path_length, read_state, reserved, write_state
+from vrepl.lab.folder import read_state, reserved, write_state
 from vrepl.lab.guests import find_tool, make_images, random_bytes, random_pieces
 from vrepl.lab.lab import Lab, clear
 from vrepl.lab.processes import ProcessIdentity
@@ -179,11 +179,6 @@ def test_a_stopped_labs_folder_is_cleared_of_its_own_files_only(tmp_path: Path) 
     (tmp_path / "export.img").write_text("mine")
     clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["export.img"]
-
-
-def test_a_path_too_long_for_a_socket_is_refused_early(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="too long"):
-        check_path_length(tmp_path / ("x" * 100))
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:

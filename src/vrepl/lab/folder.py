@@ -18,8 +18,6 @@ from vrepl.lab.processes import ProcessIdentity
 SITES = ("prod", "dr")
 STATE = "lab.json"
 KIND = "vrepl-lab"
-SOCKET_PATH_LIMIT = 107
-"""Bytes in a Unix socket's path (sockaddr_un)."""
 
 
 def default_folder() -> Path:
@@ -44,15 +42,6 @@ def starting(child: subprocess.Popen[bytes]) -> RunningSite:
     """A simulator that does not serve yet."""
     identity = ProcessIdentity.of(child.pid) or ProcessIdentity(child.pid, 0, "")
     return RunningSite(identity, 0, 0, 0, (), "", "")
-
-
-def check_path_length(folder: Path) -> None:
-    longest = max(len(os.fsencode(folder / site / "control.sock")) for site in SITES)
-    if longest > SOCKET_PATH_LIMIT:
-        raise LabError(
-            f"{folder} is too long a path for the lab's control sockets ({longest} bytes, at most {SOCKET_PATH_LIMIT})",
-            hint="give a shorter one with --dir",
-        )
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from vrepl.lab.folder import (
     SITES,
     STATE,
     RunningSite,
-    check_path_length,
     loopback_network,
     read_state,
     reserved,
@@ -61,7 +60,6 @@ class Lab:
         Unless `detached`, the simulators end when this process does. Raises LabError; nothing is left running then.
         """
         folder = folder.absolute()
-        check_path_length(folder)
         if spec.needs_file_systems:
             find_tool("mke2fs")  # before a build of a minute, not after it
         built = build(say)
