@@ -81,6 +81,18 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
     assert done.stdout.split("\n")[:2] == ["[]", "False"]
 
 
+@pytest.mark.parametrize("path", [(), ("config",), ("repository",)])
+def test_a_group_alone_shows_its_help_and_is_a_usage_error(path: tuple[str, ...]) -> None:
+    result = run(*path)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: ")
+
+
+def test_the_list_of_commands_cuts_no_sentence() -> None:
+    commands = run("--help").stdout.split("Commands:")[1].split("Example:")[0]
+    assert "..." not in commands
+
+
 def test_every_command_of_the_table_exists() -> None:
     context = click.Context(main)
     assert all(main.get_command(context, name) is not None for name in COMMANDS)

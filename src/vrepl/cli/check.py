@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command(epilog=examples("vrepl check", "vrepl check --nagios", "vrepl check --json"))
+@click.command(
+    short_help="Is everything in place?", epilog=examples("vrepl check", "vrepl check --nagios", "vrepl check --json")
+)
 @click.option("--nagios", is_flag=True, help="One line and exit codes as the Nagios plugin interface wants them.")
 @json_option
 @click.pass_context

@@ -21,9 +21,10 @@ def config() -> None:
 
 
 @config.command(
+    short_help="Write a commented configuration.",
     epilog=examples(
         "vrepl config init                       writes ./vrepl.toml", "vrepl config init /etc/vrepl/vrepl.toml"
-    )
+    ),
 )
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default="vrepl.toml")
 @click.option("--force", is_flag=True, help="Overwrite a file that exists.")
@@ -53,7 +54,10 @@ def init(state: State, path: Path, force: bool) -> None:
     )
 
 
-@config.command(epilog=examples("vrepl config validate", "vrepl --config other.toml config validate --json"))
+@config.command(
+    short_help="Every mistake at once.",
+    epilog=examples("vrepl config validate", "vrepl --config other.toml config validate --json"),
+)
 @json_option
 @pass_state
 def validate(state: State) -> None:
@@ -82,7 +86,7 @@ def validate(state: State) -> None:
     state.result(data, show)
 
 
-@config.command(epilog=examples("vrepl config show", "vrepl config show --json"))
+@config.command(short_help="The effective values.", epilog=examples("vrepl config show", "vrepl config show --json"))
 @json_option
 @pass_state
 def show(state: State) -> None:

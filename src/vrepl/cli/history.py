@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command(epilog=examples("vrepl status", "vrepl status --json"))
+@click.command(
+    short_help="Last runs and newest restore points.", epilog=examples("vrepl status", "vrepl status --json")
+)
 @json_option
 @pass_state
 def status(state: State) -> None:
@@ -63,7 +65,7 @@ def status(state: State) -> None:
     state.result({"version": 1, "jobs": jobs, "replicas": replicas}, show)
 
 
-@click.command(epilog=examples("vrepl history", "vrepl history --job web --limit 50"))
+@click.command(short_help="Runs, newest first.", epilog=examples("vrepl history", "vrepl history --job web --limit 50"))
 @click.option("--job", help="Only the runs of this job.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, newest first.")
 @json_option
@@ -99,7 +101,10 @@ def history(state: State, job: str | None, limit: int) -> None:
     state.result({"version": 1, "runs": rows}, show)
 
 
-@click.command(epilog=examples("vrepl report                the last run", "vrepl report RUN --json"))
+@click.command(
+    short_help="The report of a run.",
+    epilog=examples("vrepl report                the last run", "vrepl report RUN --json"),
+)
 @click.argument("run", required=False)
 @json_option
 @pass_state

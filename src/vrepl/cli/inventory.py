@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command(epilog=examples("vrepl vms prod", "vrepl vms prod --json"))
+@click.command(short_help="The VMs of a site.", epilog=examples("vrepl vms prod", "vrepl vms prod --json"))
 @click.argument("site")
 @json_option
 @pass_state

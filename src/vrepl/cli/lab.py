@@ -63,6 +63,7 @@ def attached(folder: Path | None) -> Lab:
 
 
 @click.group(
+    short_help="A simulated vSphere to try vrepl on.",
     epilog=examples(
         "vrepl lab up --dir mylab",
         "vrepl --config mylab/vrepl.toml replicate demo",

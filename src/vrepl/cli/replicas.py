@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command(epilog=examples("vrepl replicas", "vrepl replicas --json"))
+@click.command(
+    short_help="The replicas that the repository knows.", epilog=examples("vrepl replicas", "vrepl replicas --json")
+)
 @json_option
 @pass_state
 def replicas(state: State) -> None:
@@ -47,7 +49,10 @@ def replicas(state: State) -> None:
     state.result({"version": 1, "replicas": rows}, show)
 
 
-@click.command(epilog=examples("vrepl restore-points web-01", "vrepl restore-points web-01 --json"))
+@click.command(
+    short_help="The restore points of a replica.",
+    epilog=examples("vrepl restore-points web-01", "vrepl restore-points web-01 --json"),
+)
 @click.argument("vm")
 @json_option
 @pass_state

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from vrepl.report.model import RunReport
 
 
-@click.command(epilog=examples("vrepl plan", "vrepl plan web --vm web-01 --json"))
+@click.command(
+    short_help="What `replicate` would do, and why.", epilog=examples("vrepl plan", "vrepl plan web --vm web-01 --json")
+)
 @click.argument("jobs", metavar="[JOB]...", nargs=-1)
 @click.option("--vm", "vms", metavar="NAME", multiple=True, help="Only this VM (may be given again).")
 @json_option
@@ -32,11 +34,12 @@ def plan(state: State, context: click.Context, jobs: tuple[str, ...], vms: tuple
 
 
 @click.command(
+    short_help="Replicate the VMs of jobs.",
     epilog=examples(
         "vrepl replicate web",
         "vrepl replicate --dry-run",
         "vrepl -q replicate web --lock-wait 10m --retry 2 --retry-wait 5m --json",
-    )
+    ),
 )
 @click.argument("jobs", metavar="[JOB]...", nargs=-1)
 @click.option("--vm", "vms", metavar="NAME", multiple=True, help="Only this VM (may be given again).")

@@ -18,7 +18,10 @@ def repository() -> None:
     """Judge, rebuild and unlock the repository."""
 
 
-@repository.command(epilog=examples("vrepl repository check", "vrepl repository check --json"))
+@repository.command(
+    short_help="Report what is wrong with it.",
+    epilog=examples("vrepl repository check", "vrepl repository check --json"),
+)
 @json_option
 @click.pass_context
 @pass_state
@@ -59,7 +62,10 @@ def check(state: State, context: click.Context) -> None:
     context.exit(EXIT_OK if sound else EXIT_FAILED)
 
 
-@repository.command(epilog=examples("vrepl repository rebuild", "vrepl repository rebuild --site dr"))
+@repository.command(
+    short_help="Make it anew from the replicas.",
+    epilog=examples("vrepl repository rebuild", "vrepl repository rebuild --site dr"),
+)
 @click.option("--site", "sites", metavar="NAME", multiple=True, help="Target site to look at; default: of every job.")
 @click.option("--adopt", is_flag=True, help="Also take in replicas that another repository made.")
 @json_option
@@ -117,7 +123,7 @@ def rebuild(state: State, context: click.Context, sites: tuple[str, ...], adopt:
     context.exit(EXIT_OK if not passed_over else EXIT_PARTIAL if len(passed_over) < len(rebuilt) else EXIT_FAILED)
 
 
-@repository.command(epilog=examples("vrepl repository unlock"))
+@repository.command(short_help="Clean up after dead owners.", epilog=examples("vrepl repository unlock"))
 @json_option
 @pass_state
 def unlock(state: State) -> None:

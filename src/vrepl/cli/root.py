@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from vrepl.cli.state import State
-from vrepl.errors import EXIT_FAILED, ConfigError, InterruptedRunError, UsageError, VreplError
+from vrepl.errors import EXIT_FAILED, EXIT_USAGE, ConfigError, InterruptedRunError, UsageError, VreplError
 from vrepl.report.model import FORMAT_VERSION
 
 
@@ -64,6 +64,9 @@ class RootGroup(LazyGroup):
             # The reader of stdout (head, less) has had enough; nothing more may be flushed to it at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(EXIT_FAILED)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            sys.exit(EXIT_USAGE)
         except Exception as error:
             _fail(error, as_json=state.json or "--json" in arguments, verbose=state.verbose > 0)
         except KeyboardInterrupt:

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Read restore points back and compare.",
     epilog=examples(
         "vrepl verify", "vrepl verify web-01 --json", "vrepl verify web-01 --restore-point 20250301T220000Z-1a2b3c"
-    )
+    ),
 )
 @click.argument("vms", metavar="[VM]...", nargs=-1)
 @click.option("--restore-point", metavar="ID", help="This restore point of one VM; default: the newest.")
