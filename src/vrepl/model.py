@@ -221,6 +221,8 @@ class Datastore:
     luns: tuple[str, ...] = ()
     local: bool = False
     hosts: tuple[str, ...] = ()
+    vsan_esa: bool = False
+    """A vSAN datastore of the Express Storage Architecture."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vrepl.engine.context import RunContext
 from vrepl.errors import DiskError, NoSpaceError, NotReadyError, NotReplicableError, VreplError
-from vrepl.model import Disk, TransportMode
+from vrepl.model import Disk, JobSettings, TransportMode, VirtualMachine
 from vrepl.planner.preflight import Conflict, ConflictKind
 from vrepl.planner.vm import DiskPlan, VmPlan
 from vrepl.report.model import DiskReport, ErrorReport, Result, SideTransport, VmReport
@@ -40,8 +40,8 @@ def planned_vm_report(context: RunContext, plan: VmPlan) -> VmReport:
 
 def _planned_disk(context: RunContext, plan: VmPlan, disk_plan: DiskPlan) -> DiskReport:
     disk = disk_plan.disk
-    target_disk = _expected_target_disk(plan, disk, context.job.placement.datastore)
-    first_run = plan.replica is None
+    target_disk = _expected_target_disk(plan, disk, context.job)
+    first_run = plan.replica is None or not plan.replica.snapshots
     return DiskReport(
         index=disk.index,
         label=disk.label,
@@ -56,12 +56,23 @@ def _planned_disk(context: RunContext, plan: VmPlan, disk_plan: DiskPlan) -> Dis
     )
 
 
-def _expected_target_disk(plan: VmPlan, disk: Disk, datastore: str) -> Disk:
+def _expected_target_disk(plan: VmPlan, disk: Disk, job: JobSettings) -> Disk:
     if plan.replica is not None:
         same_place = [one for one in plan.replica.disks if one.index == disk.index]
         if same_place:
             return same_place[0]
-    return replace(disk, datastore=datastore, path="", base_path="")
+    thin = disk.thin if job.thin is None else job.thin
+    return replace(
+        disk, datastore=job.placement.datastore, path="", base_path="", thin=thin, encrypted=False, change_id=None
+    )
+
+
+def _expected_replica(plan: VmPlan, job: JobSettings) -> VirtualMachine:
+    """The replica, or what is known of one that is still to be made: its hardware, and a host if the job names one."""
+    if plan.replica is not None:
+        return plan.replica
+    host = job.placement.host or ""
+    return replace(plan.vm, ref="", name=plan.replica_name, host=host, datacenter="", disks=(), snapshots=())
 
 
 def _side(
@@ -73,7 +84,7 @@ def _side(
     first_run: bool,
     allowed: tuple[TransportMode, ...],
 ) -> SideTransport:
-    vm = plan.replica if side == "target" and plan.replica is not None else plan.vm
+    vm = plan.vm if side == "source" else _expected_replica(plan, context.job)
     try:
         transport = context.transports.plan(side, site, vm, disk, first_run=first_run, allowed=allowed)
     except DiskError as error:

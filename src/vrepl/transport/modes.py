@@ -56,10 +56,16 @@ class DiskQuestion:
 
     side: Side
     vm: VirtualMachine
+    """A replica that is still to be made has neither `ref` nor `datacenter`, and a `host` only if the job names one."""
     disk: Disk
     datastore: Datastore
     first_run: bool
     """Nothing was ever sealed: the target's disk is a base without snapshots."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Candidate ESXi hosts: the VM's own, or all that mount the datastore where a replica is still to be made."""
+        return (self.vm.host,) if self.vm.host else self.datastore.hosts
 
 
 def choose_modes(
@@ -76,7 +82,9 @@ def choose_modes(
     ruled_out: list[ModeChoice] = []
     for mode in allowed:
         failure = (failed or {}).get(mode)
-        obstacle = f"failed earlier in this run ({failure})" if failure else _OBSTACLES[mode](question, proxy)
+        obstacle = _never(question)
+        if obstacle is None:
+            obstacle = f"failed earlier in this run ({failure})" if failure else _OBSTACLES[mode](question, proxy)
         if obstacle is None:
             usable.append(ModeChoice(mode, _MERITS[mode](question, proxy)))
         else:
@@ -90,6 +98,13 @@ def choose_modes(
             )
             ruled_out.append(ModeChoice(mode, why))
     return TransportPlan(tuple(usable), tuple(ruled_out))
+
+
+def _never(question: DiskQuestion) -> str | None:
+    """What no mode can do (disks that no snapshot carries are refused before a mode is asked for)."""
+    if question.side is Side.TARGET and question.datastore.vsan_esa:
+        return f"datastore {question.datastore.name} is vSAN ESA, on which VDDK cannot write"
+    return None
 
 
 def _san_obstacle(question: DiskQuestion, proxy: ProxyFacts) -> str | None:
@@ -115,13 +130,13 @@ def _hotadd_obstacle(question: DiskQuestion, proxy: ProxyFacts) -> str | None:
     disk, store, vm = question.disk, question.datastore, proxy.vm
     if vm is None:
         return proxy.no_vm_reason
-    if vm.datacenter != question.vm.datacenter:
+    if question.vm.datacenter and vm.datacenter != question.vm.datacenter:
         return f"the proxy VM {vm.name} is in datacenter {vm.datacenter}, the disk in {question.vm.datacenter}"
     if store.name not in proxy.datastores_of_host.get(vm.host, frozenset()):
         return f"host {vm.host} of the proxy VM {vm.name} does not mount datastore {store.name}"
-    if store.kind == "NFS" and vm.host != question.vm.host:
-        return f"datastore {store.name} is NFS 3, which wants the proxy VM on the VM's host {question.vm.host}"
-    if disk.path in vm.disk_paths or question.vm.ref == vm.ref:
+    if store.kind == "NFS" and any(host != vm.host for host in question.hosts):
+        return f"datastore {store.name} is NFS 3, which wants the proxy VM on the VM's {_host_words(question)}"
+    if (disk.path and disk.path in vm.disk_paths) or question.vm.ref == vm.ref:
         return "it is a disk of the proxy VM itself"
     if _controller_kind(question) == "ide":
         return "it is on an IDE controller"
@@ -135,8 +150,11 @@ def _hotadd_obstacle(question: DiskQuestion, proxy: ProxyFacts) -> str | None:
 
 
 def _network_obstacle(question: DiskQuestion, proxy: ProxyFacts) -> str | None:
-    closed = proxy.closed_nfc_hosts.get(question.vm.host)
-    return f"the NFC port of ESXi host {question.vm.host} cannot be reached: {closed}" if closed else None
+    for host in question.hosts:
+        closed = proxy.closed_nfc_hosts.get(host)
+        if closed:
+            return f"the NFC port of ESXi host {host} cannot be reached: {closed}"
+    return None
 
 
 def _controller_kind(question: DiskQuestion) -> str:
@@ -155,12 +173,27 @@ def _hotadd_merit(question: DiskQuestion, proxy: ProxyFacts) -> str:
     return f"the proxy is VM {name}, whose host mounts {question.datastore.name}"
 
 
+def _host_words(question: DiskQuestion) -> str:
+    hosts = question.hosts
+    return f"host {hosts[0]}" if len(hosts) == 1 else f"host, which may be any of {', '.join(hosts) or 'none'}"
+
+
+def _network_words(question: DiskQuestion) -> str:
+    way = "from" if question.side is Side.SOURCE else "to"
+    hosts = question.hosts
+    if len(hosts) == 1:
+        return f"over the network {way} ESXi host {hosts[0]}"
+    return f"over the network {way} an ESXi host that mounts {question.datastore.name}"
+
+
 def _nbdssl_merit(question: DiskQuestion, proxy: ProxyFacts) -> str:
-    return f"over the network from ESXi host {question.vm.host}, encrypted"
+    del proxy
+    return f"{_network_words(question)}, encrypted"
 
 
 def _nbd_merit(question: DiskQuestion, proxy: ProxyFacts) -> str:
-    return f"over the network from ESXi host {question.vm.host}, unencrypted, as the job allows"
+    del proxy
+    return f"{_network_words(question)}, unencrypted, as the job allows"
 
 
 Rule = Callable[[DiskQuestion, ProxyFacts], str | None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vrepl.model import Datastore
@@ -18,7 +19,21 @@ _KINDS = {"VMFS": "VMFS", "NFS": "NFS", "NFS41": "NFS41", "VSAN": "vsan", "VSAND
 def read_all(session: Session, names: Names) -> list[Datastore]:
     """Every datastore, by name."""
     found = collector.below(session, {vim.Datastore: _PATHS})
-    return sorted((datastore(one, names) for one in found), key=lambda one: (one.name, one.ref))
+    stores = sorted((datastore(one, names) for one in found), key=lambda one: (one.name, one.ref))
+    if not any(store.kind == "vsan" for store in stores):
+        return stores
+    express = _hosts_with_express_storage(session, names)
+    return [replace(store, vsan_esa=store.kind == "vsan" and bool(express & set(store.hosts))) for store in stores]
+
+
+def _hosts_with_express_storage(session: Session, names: Names) -> set[str]:
+    """Names of the hosts in clusters whose vSAN is of the Express Storage Architecture (vSphere 8 and newer)."""
+    express: set[str] = set()
+    for cluster in collector.below(session, {vim.ClusterComputeResource: ["host", "configurationEx"]}):
+        config = getattr(cluster.get("configurationEx"), "vsanConfigInfo", None)
+        if getattr(config, "vsanEsaEnabled", None):
+            express.update(names.name(ref_of(host)) for host in cluster.get("host", []))
+    return express
 
 
 def datastore(found: collector.Found, names: Names) -> Datastore:
