@@ -118,12 +118,17 @@ class DiskMover:
                     intent = following
                     self._keeper.set_disk(intent)
 
-    def _attempt(self, intent: DiskIntent) -> None:
-        move = self._move
+    def describe(self) -> tuple[DiskAddress, DiskAddress]:
+        """Choose how both sides are reached and put it into the report; nothing is opened."""
         source, source_plan = self._source_address()
         target, target_plan = self._target_address()
         self._describe(self.report.source, source_plan)
         self._describe(self.report.target, target_plan)
+        return source, target
+
+    def _attempt(self, intent: DiskIntent) -> None:
+        move = self._move
+        source, target = self.describe()
         order = TransferOrder(
             kind=intent.kind,
             source=source,

@@ -213,7 +213,12 @@ class VmRun:
         movers = [DiskMover(context, folder, keeper, move) for move in moves]
         self._report.disks = [mover.report for mover in movers]
         undo.push("detach HotAdd disks", lambda: self._detach_hotadd(source_ref, target_ref))
-        waiting = [mover for mover, move in zip(movers, moves, strict=True) if move.regions]
+        waiting = []
+        for mover, move in zip(movers, moves, strict=True):
+            if move.regions:
+                waiting.append(mover)
+            else:
+                mover.describe()
         with ThreadPoolExecutor(max_workers=max(1, len(waiting)), thread_name_prefix="disk") as pool:
             running: list[Future[None]] = [pool.submit(mover.run) for mover in waiting]
         errors = [error for error in (future.exception() for future in running) if error is not None]
