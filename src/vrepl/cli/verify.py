@@ -45,7 +45,9 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
         workshop.log_in(*(folder.record.target_site for folder in folders))
         engine = workshop.engine(workshop.proxy_for([folder.record.job for folder in folders]))
         with running.stop_on_signals(engine.stop, workshop.stopped):
-            report = engine.verify(folders, restore_point_id=restore_point)
+            report = engine.verify(
+                folders, restore_point_id=restore_point, jobs={job.name: job for job in loaded.jobs(())}
+            )
 
     def show(out: Console) -> None:
         from vrepl.report import console

@@ -81,10 +81,7 @@ class RunContext:
                 self.wait(seconds)
         return action()
 
-    def timestamped_id(self) -> str:
-        """`YYYYMMDDTHHMMSSZ-xxxxxx`: sorts by time, and two in one second still differ."""
-        return timestamped_id(self.clock(), self.new_id())
-
 
 def timestamped_id(moment: dt.datetime, unique: str) -> str:
+    """`YYYYMMDDTHHMMSSZ-xxxxxx`: sorts by time, and two in one second still differ."""
     return f"{moment.astimezone(dt.UTC):%Y%m%dT%H%M%SZ}-{unique[:6]}"

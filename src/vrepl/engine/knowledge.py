@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from vrepl.engine.changes import changed_extents
 from vrepl.errors import CbtError
@@ -18,15 +18,19 @@ from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.transferlog import read_log
 
 
-@dataclass(frozen=True, slots=True)
 class TargetNames:
-    """VMs of the target by name, from one listing at the start of a run."""
+    """Finds what stands in the way of a new replica's name: the target is listed once, and only if a run asks."""
 
-    by_name: Mapping[str, VirtualMachine]
+    def __init__(self, target: Site) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._by_name: Mapping[str, VirtualMachine] | None = None
 
-    @classmethod
-    def of(cls, vms: list[VirtualMachine]) -> TargetNames:
-        return cls({vm.name: vm for vm in vms})
+    def get(self, name: str) -> VirtualMachine | None:
+        with self._lock:
+            if self._by_name is None:
+                self._by_name = {vm.name: vm for vm in self._target.list_vms()}
+            return self._by_name.get(name)
 
 
 def gather(
@@ -41,7 +45,7 @@ def gather(
     record = folder.record if folder and folder.record.target_instance_uuid else None
     replica = target.find_vm_by_instance_uuid(record.target_instance_uuid) if record else None
     if folder is None or replica is None:
-        taken_by = names.by_name.get(replica_name)
+        taken_by = names.get(replica_name)
         leftover = taken_by if taken_by and _is_leftover(taken_by, vm, repository_id) else None
         return ReplicaKnowledge(
             record=record,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from vrepl.engine.context import Patience, RunContext
+from vrepl.engine.context import Patience, RunContext, timestamped_id
 from vrepl.engine.events import EngineEvents, SilentEvents
 from vrepl.engine.knowledge import TargetNames, gather
 from vrepl.engine.reporting import planned_vm_report
@@ -51,7 +51,7 @@ class Engine:
         """What `replicate` would do, without doing anything."""
         source, target = self.sites(job.source), self.sites(job.target)
         report = RunReport(job=job.name)
-        names = TargetNames.of(target.list_vms())
+        names = TargetNames(target)
         found, missing = self._find(source, job, vm_names)
         context = self._context(job, source, target, run_id="")
         for vm in found:
@@ -66,14 +66,14 @@ class Engine:
 
     def replicate(self, job: JobSettings, vm_names: Sequence[str] = (), *, lock_wait: float = 0.0) -> RunReport:
         """Run the job. Raises LockedError if another run of it goes on after `lock_wait` seconds."""
+        self.repository.check_writable()
         with self.repository.job_lock(job.name, wait_seconds=lock_wait):
             source, target = self.sites(job.source), self.sites(job.target)
             calls_before = {site.name: site.soap_calls for site in (source, target)}
-            context = self._context(job, source, target, run_id="")
-            context = self._context(job, source, target, run_id=context.timestamped_id())
+            context = self._context(job, source, target, run_id=timestamped_id(self.clock(), self.new_id()))
             report = RunReport(job=job.name, id=context.run_id, started=self.clock())
             found, missing = self._find(source, job, vm_names)
-            names = TargetNames.of(target.list_vms())
+            names = TargetNames(target)
             self.events.run_started(context.run_id, job.name, [vm.name for vm in found])
             report.vms.extend(missing)
             for vm in missing:
@@ -87,14 +87,23 @@ class Engine:
 
     # -- verify -------------------------------------------------------------------------------------------------------
 
-    def verify(self, folders: Sequence[ReplicaFolder], *, restore_point_id: str | None = None) -> VerifyReport:
-        """Read a restore point of each of these replicas back (the newest, or the one named) against its digests."""
+    def verify(
+        self,
+        folders: Sequence[ReplicaFolder],
+        *,
+        restore_point_id: str | None = None,
+        jobs: Mapping[str, JobSettings] | None = None,
+    ) -> VerifyReport:
+        """Read a restore point of each of these replicas back (the newest, or the one named) against its digests.
+
+        `jobs` by name say which transport modes a replica's job allows; a replica whose job is gone gets the defaults.
+        """
         started = self.clock()
         report = VerifyReport(started=started, finished=started)
         for folder in folders:
             record = folder.record
             target = self.sites(record.target_site)
-            settings = JobSettings(
+            settings = (jobs or {}).get(record.job) or JobSettings(
                 name=record.job,
                 source=record.source_site,
                 target=record.target_site,

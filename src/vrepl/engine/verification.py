@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from vrepl.engine.context import RunContext
 from vrepl.engine.knowledge import restore_point_snapshots
-from vrepl.errors import InterruptedRunError, NotFoundError, NotReadyError, VerificationError, VreplError
+from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, NotReadyError, VerificationError, VreplError
 from vrepl.model import DiskPoint, RestorePoint, SnapshotState, VirtualMachine
 from vrepl.ports import DiskAddress, TransferProgress, VerifyOrder
 from vrepl.report.model import DiskVerification, ErrorReport, Result, VmVerification
@@ -25,7 +25,7 @@ def verify_replica(context: RunContext, folder: ReplicaFolder, restore_point_id:
             result.restore_point = point.id
             result.disks = _verify_disks(context, folder, point)
             _judge(context, folder, point, result)
-    except NotReadyError as error:
+    except (LockedError, NotReadyError) as error:
         result.result, result.error = Result.SKIPPED, ErrorReport.of(error)
     except InterruptedRunError as error:
         result.result, result.error = Result.INTERRUPTED, ErrorReport.of(error)
@@ -89,8 +89,9 @@ def _verify_disk(
             f"the repository holds no digests of restore point {point.id} of {folder.record.source_name}",
             hint="digests come with a run that reads the whole disk; after a rebuild older restore points have none",
         )
+    # The rules of a source: the replica's disk is only read here.
     plan = context.transports.plan(
-        "target", context.target.name, replica, disk, first_run=False, allowed=context.job.target_modes
+        "source", context.target.name, replica, disk, first_run=False, allowed=context.job.target_modes
     )
     order = VerifyOrder(
         disk=DiskAddress(
