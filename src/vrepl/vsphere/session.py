@@ -243,7 +243,10 @@ class Session:
             try:
                 return send()
             except vmodl.MethodFault as fault:
-                dead = fault_name(fault) == "NotAuthenticated" and method not in _WITHOUT_SESSION
+                dead = fault_name(fault) == "NotAuthenticated"
+                if dead and method in _WITHOUT_SESSION:
+                    # An answer to the question whether the session lives, and no passing trouble: asking on is idle.
+                    raise VsphereError(f"{doing}: not authenticated", fault="NotAuthenticated") from fault
                 if dead and not self.revive(generation):
                     raise VsphereError(
                         f"{doing}: refused as not authenticated although the session is alive",
