@@ -1,0 +1,152 @@
+"""Runs the command line against a lab as an operator would, and looks at disks from outside of vrepl."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from vrepl.lab.lab import Lab
+
+GRAIN = 65536
+VREPL = [sys.executable, "-c", "from vrepl.cli import main; main()"]
+
+
+def grains_of_image(image: Path) -> dict[int, bytes]:
+    """Digest of each 64 KiB grain of a raw image that is not zeros; holes cost nothing."""
+    found: dict[int, bytes] = {}
+    with image.open("rb") as file:
+        position, end = 0, image.stat().st_size
+        while position < end:
+            try:
+                start = os.lseek(file.fileno(), position, os.SEEK_DATA)
+            except OSError:
+                break
+            stop = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            for grain in range(start // GRAIN, -(-stop // GRAIN)):
+                file.seek(grain * GRAIN)
+                content = file.read(GRAIN)
+                if content.count(0) != len(content):
+                    found[grain] = blake2b(content, digest_size=16).digest()
+            position = stop
+    return found
+
+
+class Image:
+    """A disk as it was when it was exported: equal if size and every byte are."""
+
+    def __init__(self, file: Path) -> None:
+        self.size = file.stat().st_size
+        self.grains = grains_of_image(file)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Image) and (self.size, self.grains) == (other.size, other.grains)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<image of {self.size} bytes, {len(self.grains)} grains not zero>"
+
+    def grains_changed_since(self, before: Image) -> set[int]:
+        return {grain for grain in {*self.grains, *before.grains} if self.grains.get(grain) != before.grains.get(grain)}
+
+
+class Runs:
+    """The runs of one job over one VM of a lab."""
+
+    def __init__(self, lab: Lab, scratch: Path, vm: str = "web-01") -> None:
+        self.lab = lab
+        self.vm = vm
+        self._scratch = scratch
+        self._numbers = iter(range(10**6))
+
+    # -- the command line ---------------------------------------------------------------------------------------------
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*VREPL, "--config", str(self.lab.config_file), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def json(self, *arguments: str, code: int = 0) -> Any:
+        """What the command prints with --json; it must end with this exit code."""
+        done = self.cli(*arguments, "--json")
+        assert done.returncode == code, f"exit code {done.returncode}\n{done.stderr}\n{done.stdout}"
+        return json.loads(done.stdout)
+
+    def replicate(self, *options: str, code: int = 0) -> Any:
+        """The VM's part of the run's report."""
+        [vm] = self.json("replicate", "demo", *options, code=code)["vms"]
+        return vm
+
+    def plan(self, code: int = 0) -> Any:
+        [vm] = self.json("plan", "demo", code=code)["vms"]
+        return vm
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*VREPL, "--config", str(self.lab.config_file), "replicate", "demo", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def kill_when(self, reached: Callable[[], bool]) -> None:
+        """Start a run and SIGKILL its process once `reached`; its end before that is a failure."""
+        process = self.start()
+        deadline = time.monotonic() + 60
+        try:
+            while not reached():
+                assert process.poll() is None, f"the run ended before it could be killed: {process.communicate()}"
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+
+    def set_in_job(self, *lines: str) -> None:
+        """Add keys to the job `demo`, or change them."""
+        keys = {line.split("=")[0].strip() for line in lines}
+        kept = [
+            line for line in self.lab.config_file.read_text().splitlines() if line.split("=")[0].strip() not in keys
+        ]
+        at = kept.index("[jobs.demo]") + 1
+        self.lab.config_file.write_text("\n".join([*kept[:at], *lines, *kept[at:]]) + "\n")
+        self.lab.config_file.chmod(0o600)
+
+    # -- disks --------------------------------------------------------------------------------------------------------
+
+    def _export(self, site: str, vm: str, index: int, snapshot: str | None) -> Image:
+        out = self._scratch / f"{next(self._numbers)}.img"
+        try:
+            return Image(self.lab.export(site, vm, index, out, snapshot))
+        finally:
+            out.unlink(missing_ok=True)
+
+    def source(self, index: int = 0) -> Image:
+        return self._export("prod", self.vm, index, None)
+
+    def restore_point(self, restore_point: str, index: int = 0, vm: str | None = None) -> Image:
+        return self._export("dr", vm or f"{self.vm}-replica", index, f"vrepl {restore_point}")
+
+    def write(self, grain: int, count: int = 1, index: int = 0, seed: str = "x") -> None:
+        self.lab.write_random("prod", self.vm, index, grain * GRAIN, count * GRAIN, f"{seed} {grain}")
+
+    def written_on_target(self) -> int:
+        """Bytes that lie in the files of the replica's disks."""
+        folder = self.lab.folder / "dr" / "datastores"
+        files = folder.glob(f"*/{self.vm}-replica*/*-flat.vmdk")
+        return sum(file.stat().st_blocks * 512 for file in files)
+
+
+def moved(report: Any) -> int:
+    return sum(disk["bytes_moved"] for disk in report["disks"])
+
+
+def kinds(report: Any) -> list[str]:
+    return [disk["kind"] for disk in report["disks"]]
