@@ -158,6 +158,37 @@ def test_a_file_fault_of_change_tracking_is_a_cbt_error(lab: Lab, site: VsphereS
         site.remove_snapshot(vm.ref, made.ref)
 
 
+# --- power
+
+
+def test_power_goes_on_and_off_and_may_be_asked_for_twice(lab: Lab, site: VsphereSite) -> None:
+    (vm,) = site.find_vms(["app-01"])
+    lab.set("prod.api_fault=PowerOnVM_Task:drop_reply")
+    site.power_on(vm.ref)
+    site.power_on(vm.ref)
+    assert site.guest_state(vm.ref).power is PowerState.ON
+    site.power_off(vm.ref)
+    site.power_off(vm.ref)
+    assert site.guest_state(vm.ref).power is PowerState.OFF
+    site.shut_down_guest(vm.ref, within=5)
+
+
+def test_a_guest_shuts_down_through_its_tools_only(lab: Lab, site: VsphereSite) -> None:
+    (vm,) = site.find_vms(["legacy-01"])
+    try:
+        lab.set_tools("prod", "legacy-01", "notRunning")
+        with pytest.raises(VsphereError) as caught:
+            site.shut_down_guest(vm.ref, within=5)
+        assert caught.value.fault == "ToolsUnavailable"
+        lab.set_tools("prod", "legacy-01", "running")
+        assert site.guest_state(vm.ref).tools_running
+        site.shut_down_guest(vm.ref, within=30)
+        assert site.read_vm(vm.ref).power is PowerState.OFF
+    finally:
+        site.power_on(vm.ref)
+        lab.set_tools("prod", "legacy-01", "running")
+
+
 # --- waiting
 
 

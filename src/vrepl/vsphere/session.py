@@ -104,7 +104,8 @@ class Session:
     def __init__(self, settings: SiteSettings, *, sleep: Callable[[float], None] | None = None) -> None:
         self.settings = settings
         self._closed = threading.Event()
-        self._retrier = Retrier(settings.retry, sleep or self._wait)
+        self._sleep = sleep or self._wait
+        self._retrier = Retrier(settings.retry, self._sleep)
         self._context = tls.make_context(ca_file=settings.ca_file, thumbprint=settings.thumbprint)
         self._lock = threading.RLock()
         self._count_lock = threading.Lock()
@@ -210,6 +211,11 @@ class Session:
                 raise self._disconnected(cause, "read the certificate") from cause
         assert self._context.peer is not None
         return self._context.peer
+
+    def pause(self, seconds: float) -> None:
+        """Sleep; a close() ends it, and raises InterruptedRunError."""
+        self._sleep(seconds)
+        self._refuse_if_closed()
 
     def close(self) -> None:
         """Log out, as far as the server still answers; every later call raises InterruptedRunError."""

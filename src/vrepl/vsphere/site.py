@@ -21,6 +21,7 @@ from vrepl.ports import SiteConnection
 from vrepl.vsphere import cbt, datastores, facts, tls
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.facts import EsxiHost
+from vrepl.vsphere.guest import Guests, GuestState
 from vrepl.vsphere.inventory import Inventory
 from vrepl.vsphere.placement import find_place
 from vrepl.vsphere.privileges import Missing, Role, Scope, missing
@@ -49,6 +50,7 @@ class VsphereSite:
         self._session = Session(settings, sleep=sleep)
         self._tasks = Tasks(self._session, monotonic=monotonic)
         self._inventory = Inventory(self._session, monotonic=monotonic)
+        self._guests = Guests(self._session, self._tasks, monotonic=monotonic)
         self._snapshots = Snapshots(self._session, self._tasks, self._inventory)
         self._replicas = Replicas(self._session, self._tasks, self._inventory, new_uuid=new_uuid)
         self._reconciler = Reconciler(self._session, self._tasks, self._inventory)
@@ -173,6 +175,24 @@ class VsphereSite:
 
     def revert_to_snapshot(self, vm_ref: str, snapshot_ref: str) -> None:
         self._snapshots.revert(vm_ref, snapshot_ref)
+
+    # --- power and the guest
+
+    def guest_state(self, vm_ref: str) -> GuestState:
+        """Raises NotFoundError if the VM is gone."""
+        return self._guests.state(vm_ref)
+
+    def power_on(self, vm_ref: str) -> None:
+        """One that is on already is fine."""
+        self._guests.power_on(vm_ref)
+
+    def power_off(self, vm_ref: str) -> None:
+        """Hard; one that is off already is fine."""
+        self._guests.power_off(vm_ref)
+
+    def shut_down_guest(self, vm_ref: str, *, within: float) -> None:
+        """Through VMware Tools, waiting for so many seconds. Raises VsphereError (ToolsUnavailable, Timedout)."""
+        self._guests.shut_down(vm_ref, within=within)
 
     # --- replicas
 
