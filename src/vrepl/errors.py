@@ -166,7 +166,7 @@ class TransientDiskError(DiskError):
 
 
 class TransportModeError(DiskError):
-    """The transport mode that was used failed; `mode` names it."""
+    """The transport mode that was used failed; `mode` names it, `side` is `source` or `target` where that is known."""
 
     def __init__(
         self,
@@ -176,9 +176,11 @@ class TransportModeError(DiskError):
         code: int | None = None,
         offset: int | None = None,
         hint: str | None = None,
+        side: str | None = None,
     ) -> None:
         super().__init__(message, code=code, offset=offset, hint=hint)
         self.mode = mode
+        self.side = side
 
 
 class NfcMemoryError(DiskError):

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
-from vrepl.errors import DiskError, LibraryError, VreplError
+from vrepl.errors import DiskError, LibraryError, TransportModeError, VreplError
 from vrepl.extents import SECTOR, Extent, intersect
-from vrepl.ports import DiskAddress, SiteConnection
 from vrepl.transport.buffers import ZEROS, Buffer
 from vrepl.transport.disk import Completion
 from vrepl.vddk import abi
 from vrepl.vddk.api import DiskHandle
-from vrepl.vddk.codes import DIRECT_MODES, NFC_MODES
-from vrepl.vddk.handles import Connection, DiskInfo
-from vrepl.vddk.library import Library
+from vrepl.vddk.handles import DiskInfo
 
 CHUNK = abi.MIN_CHUNK_SECTORS * SECTOR
 """Bytes: the finest answer that QueryAllocatedBlocks gives, and vrepl's grain."""
@@ -141,8 +138,12 @@ class DirectDisk:
 
     splits_zeros = False
 
-    def __init__(self, open_handle: OpenHandle, handles: int) -> None:
-        """Raises DiskError if the first handle cannot be opened; fewer than asked for are enough."""
+    def __init__(self, open_handle: OpenHandle, handles: int, *, side: str | None = None) -> None:
+        """Raises DiskError if the first handle cannot be opened; fewer than asked for are enough.
+
+        `side`: the side of a transfer that a failure of the transport mode is held against.
+        """
+        self._side = side
         self._in_flight = 0
         self._idle = threading.Condition()
         self._owners = [_Owner(open_handle)]
@@ -194,7 +195,7 @@ class DirectDisk:
             owner.end()
         for owner in owners:
             if owner.close_error is not None:
-                raise owner.close_error
+                raise self._of_this_side(owner.close_error)
 
     def _submit(self, call: Callable[[DiskHandle], None], done: Completion) -> None:
         with self._idle:
@@ -205,13 +206,18 @@ class DirectDisk:
             try:
                 call(handle)
             except DiskError as caught:
-                error = caught
+                error = self._of_this_side(caught)
             with self._idle:
                 self._in_flight -= 1
                 self._idle.notify_all()
             done(error)
 
         min(self._owners, key=lambda owner: owner.calls.qsize()).calls.put(perform)
+
+    def _of_this_side(self, error: DiskError) -> DiskError:
+        if isinstance(error, TransportModeError):
+            error.side = self._side
+        return error
 
     def _ask(self, call: Callable[[DiskHandle], None]) -> None:
         """Have the first handle's thread make a call; raises what it raised."""
@@ -221,7 +227,7 @@ class DirectDisk:
             try:
                 call(handle)
             except VreplError as caught:
-                answers.put(caught)
+                answers.put(self._of_this_side(caught) if isinstance(caught, DiskError) else caught)
             else:
                 answers.put(None)
 
@@ -229,41 +235,3 @@ class DirectDisk:
         answer = answers.get()
         if answer is not None:
             raise answer
-
-
-def open_disk(
-    library: Library, address: DiskAddress, site: SiteConnection, *, writable: bool
-) -> AsyncDisk | DirectDisk:
-    """Open with the modes of `address`, in order; a disk that is not `writable` refuses to be written.
-
-    The calling thread owns the disk. Raises DiskError, or what VDDK's loss of memory or connection means.
-    """
-
-    def open_with(modes: Sequence[str]) -> tuple[DiskHandle, Callable[[], None]]:
-        connection = Connection(
-            library, site, address.vm_ref, address.snapshot_ref, ":".join(modes), read_only=not writable
-        )
-        try:
-            return connection.open(address.path, read_only=not writable), connection.close
-        except BaseException:
-            connection.close()
-            raise
-
-    modes = [str(mode) for mode in address.modes]
-    if modes and modes[0] in DIRECT_MODES:
-        direct = DirectDisk(lambda: open_with(modes), 1 if writable else DIRECT_READERS)
-        if direct.mode in DIRECT_MODES:
-            return direct
-        direct.close()  # VDDK fell back to NBD: asynchronous calls are real there, from this thread
-        modes = [mode for mode in modes if mode in NFC_MODES]
-    handle, close = open_with(modes)
-    if handle.mode in DIRECT_MODES:
-        handle.close()
-        close()
-        return DirectDisk(lambda: open_with([handle.mode]), 1 if writable else DIRECT_READERS)
-    try:
-        return AsyncDisk(handle, close=close)
-    except BaseException:
-        handle.close()
-        close()
-        raise

@@ -147,14 +147,14 @@ def error_to_json(error: VreplError) -> Json:
     if isinstance(error, DiskError):
         value |= {"code": error.code, "offset": error.offset}
     if isinstance(error, TransportModeError):
-        value["mode"] = error.mode
+        value |= {"mode": error.mode, "side": error.side}
     return value
 
 
 def error_from_json(value: Json) -> VreplError:
     """The exception again; a class that is not known becomes a MoverError."""
     kind = getattr(errors, str(value.get("class")), None)
-    rest = {key: value[key] for key in ("hint", "code", "offset", "mode") if key in value}
+    rest = {key: value[key] for key in ("hint", "code", "offset", "mode", "side") if key in value}
     if not (isinstance(kind, type) and issubclass(kind, VreplError)):
         return MoverError(f"a data mover failed with {value}")
     return kind(value["message"], **rest)

@@ -29,7 +29,7 @@ from vrepl.transport.pipeline import Pipeline, Tuning
 from vrepl.transport.throttle import Throttle
 from vrepl.transport.transfer import Records, perform_transfer, perform_verify
 from vrepl.vddk import handles, messages
-from vrepl.vddk.disk import open_disk
+from vrepl.vddk.opening import open_disk
 from vrepl.vddk.library import Library, find_library
 from vrepl.vddk.messages import Json
 from vrepl.vddk.probe import probe_disk

@@ -12,7 +12,7 @@ from vrepl.errors import DiskError
 from vrepl.extents import SECTOR
 from vrepl.ports import DiskAddress, SiteConnection
 from vrepl.transport.buffers import Buffer
-from vrepl.vddk.disk import open_disk
+from vrepl.vddk.opening import open_disk
 from vrepl.vddk.library import Library
 from vrepl.vddk.messages import Json
 
