@@ -173,6 +173,20 @@ def test_an_unknown_name_is_said_at_once(open_session: Open, slept: list[float])
     assert slept == []
 
 
+def test_a_silent_address_is_not_waited_for_again(open_session: Open, slept: list[float]) -> None:
+    """A firewall that drops: one limit, not one for each attempt."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(ConnectionFailedError, match="no answer in time"):
+            open_session(silent.getsockname()[1], timeout=0.2).login()
+    assert slept == []
+
+
+def test_a_server_too_old_is_said(vcenter: FakeVcenter, tmp_path: Path, open_session: Open) -> None:
+    vcenter.versions = "<namespaces><namespace><name>urn:vim25</name><version>1.0</version></namespace></namespaces>"
+    with pytest.raises(VsphereError, match="no API version"):
+        open_session(vcenter, ca_file=tmp_path / "ca.pem").login()
+
+
 @pytest.mark.parametrize("step", ["http:404", "html:"])
 def test_another_web_server_is_no_vcenter(step: str, vcenter: FakeVcenter, tmp_path: Path, open_session: Open) -> None:
     vcenter.script["vimServiceVersions.xml"] = [step]

@@ -85,6 +85,21 @@ def test_one_snapshot_comes_of_one_request(fault: str, lab: Lab, site: VsphereSi
     assert named(site, vm, "vrepl-faulty") == []
 
 
+def test_a_snapshot_that_cannot_be_read_back_is_removed(lab: Lab, site: VsphereSite) -> None:
+    (vm,) = site.find_vms(["app-01"])
+    for failing_read in range(1, 9):
+        lab.set("faults=none", f"prod.api_fault=RetrievePropertiesEx:fault:SystemError@{failing_read}")
+        lab.reset_soap_calls("prod")
+        with pytest.raises(VsphereError, match="SystemError"):
+            site.create_snapshot(vm.ref, "vrepl-unread", "", quiesce=False)
+        lab.set("faults=none")
+        assert named(site, vm, "vrepl-unread") == []
+        if lab.soap_calls("prod")["by_method"].get("CreateSnapshot_Task"):
+            break
+    else:
+        pytest.fail("no read after the creation was met")
+
+
 @pytest.mark.parametrize("fault", ["CreateVM_Task:drop_reply", "CreateVM_Task:task_fault:TaskInProgress"])
 def test_one_replica_comes_of_one_request(fault: str, lab: Lab, site: VsphereSite) -> None:
     (vm,) = site.find_vms(["app-01"])

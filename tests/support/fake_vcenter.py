@@ -50,6 +50,7 @@ class FakeVcenter:
     calls: list[str] = field(default_factory=list)
     carried_out: list[str] = field(default_factory=list)
     logins: int = 0
+    versions: str = VERSIONS
     session: str | None = None
 
     def count(self, method: str) -> int:
@@ -67,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/sdk/vimServiceVersions.xml":
             self._reply(404, "no such page")
             return
-        self._next("vimServiceVersions.xml", lambda: (200, VERSIONS))
+        self._next("vimServiceVersions.xml", lambda: (200, self.server.fake.versions))
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()

@@ -25,6 +25,9 @@ from vrepl.vsphere.session import Session
 NAMES_LAST = 300.0
 """Seconds that names of hosts, networks and folders are kept for reads of single VMs; listings gather them anew."""
 
+NAMES_NEW = 10.0
+"""Seconds that they are not gathered again whatever a VM refers to."""
+
 
 def near_names(name: str, known: Iterable[str]) -> str | None:
     """A hint for a name that nothing answers to."""
@@ -111,16 +114,25 @@ class Inventory:
 
     def _read(self, objects: Sequence[Any]) -> list[VirtualMachine]:
         found = collector.these(self._session, objects, {vim.VirtualMachine: VM_PATHS})
-        names = self.names() if found else Names()
-        if any(_unknown(one, names) for one in found):
-            names = self.names(fresh=True)
+        names = self.names_for(found)
         return [virtual_machine(one.ref, one.values, names) for one in found]
+
+    def names_for(self, found: Sequence[collector.Found]) -> Names:
+        """The kept names, or new ones if a VM stands on something that they do not hold."""
+        names = self.names() if found else Names()
+        # What the user may not see stays unknown, and must not cost a listing at each read.
+        stale = self._monotonic() - self._names_read > NAMES_NEW
+        return self.names(fresh=True) if stale and any(_unknown(one, names) for one in found) else names
 
 
 def _unknown(found: collector.Found, names: Names) -> bool:
     """Does the VM stand on something newer than the names that are known?"""
     seen = [found.get("runtime.host"), found.get("parent"), found.get("parentVApp")]
-    return any(one is not None and ref_of(one) not in names.names for one in seen)
+    if any(one is not None and ref_of(one) not in names.names for one in seen):
+        return True
+    backings = [getattr(device, "backing", None) for device in found.get("config.hardware.device", [])]
+    ports = [port for backing in backings if (port := getattr(backing, "port", None)) is not None]
+    return any(str(port.portgroupKey or "") not in names.portgroups for port in ports)
 
 
 def _not_found(

@@ -43,7 +43,7 @@ class Reconciler:
         found = collector.these(self._session, [vm], {vim.VirtualMachine: VM_PATHS})
         if not found:
             raise NotFoundError(f"replica {vm_ref} is gone", hint="was it deleted or unregistered?")
-        names = self._inventory.names()
+        names = self._inventory.names_for(found)
         replica = virtual_machine(vm_ref, found[0].values, names)
         devices = list(found[0].get("config.hardware.device", []))
         have = replica.hardware

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import ParseError
+from xml.etree import ElementTree
 from xml.parsers.expat import ExpatError
 
-from pyVim.connect import SmartStubAdapter
-from pyVmomi.SoapAdapter import SoapStubAdapter
+from pyVmomi import SoapAdapter, VmomiSupport
 
 from vrepl.errors import AuthenticationError, ConnectionFailedError, InterruptedRunError, VreplError, VsphereError
 from vrepl.vsphere import tls
@@ -45,6 +44,9 @@ before it asks again."""
 _WITHOUT_SESSION = frozenset({"RetrieveServiceContent", "Login", "Logout", "Fetch"})
 """Methods that a dead session does not stop, or that would only ask about it (`Fetch` reads `currentSession`)."""
 
+FIRST_ANSWER = 15.0
+"""Seconds for the first answer of a server: a wrong address or a firewall must not look like patience."""
+
 _DISCONNECTED = (OSError, HTTPException, ExpatError)
 
 
@@ -62,15 +64,15 @@ class SiteSettings:
     """PEM; None: the system's CAs."""
     thumbprint: str | None = None
     """SHA-256 of the server's certificate, instead of CAs."""
-    timeout: float = 120.0
-    """For one call; longer than the longest WaitForUpdatesEx."""
+    timeout: float = 180.0
+    """For one call; longer than the longest WaitForUpdatesEx, and than vSphere takes to list a big disk's changes."""
     task_timeout: float | None = None
     """For one task; None: for ever."""
     keepalive: float = 600.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
-class Stub(SoapStubAdapter):  # type: ignore[misc,unused-ignore]
+class Stub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc,unused-ignore]
     """pyVmomi's SOAP stub, with every call handed to `invoke`."""
 
     def __init__(
@@ -272,7 +274,8 @@ class Session:
         if not error.retryable or self.closed or isinstance(error, OutcomeUnknownError):
             return False
         # Until the first login has worked, a wrong name or port is likelier than a passing fault: say so at once.
-        return self._generation > 0 or may_have_happened(error.__cause__ or error)
+        cause = error.__cause__ or error
+        return self._generation > 0 or (may_have_happened(cause) and not isinstance(cause, TimeoutError))
 
     def _disconnected(self, cause: BaseException, doing: str) -> VreplError:
         settings = self.settings
@@ -290,25 +293,35 @@ class Session:
 
     def _negotiate(self) -> str:
         """The newest API version that both sides speak, by the server's vimServiceVersions.xml."""
+        return self._retrier.run(self._newest_version, what="ask for API versions", again=self._worth_another_try)
+
+    def _newest_version(self) -> str:
         settings = self.settings
-
-        def ask() -> str:
-            try:
-                adapter: Any = SmartStubAdapter  # takes our context, which verifies; made for its version only
-                return str(adapter(host=settings.server, port=settings.port, sslContext=self._context).version)
-            except _DISCONNECTED as cause:
-                raise self._disconnected(cause, "ask for API versions") from cause
-            except (ParseError, RuntimeError) as cause:
-                raise not_a_vcenter(f"{settings.server}:{settings.port}", str(cause)) from cause
-            except Exception as cause:
-                # pyVim says "is down or is not a VIM server" with a bare Exception, for any status but 200.
-                if type(cause) is not Exception:
-                    raise
-                raise not_a_vcenter(
-                    f"{settings.server}:{settings.port}", "no list of API versions that vrepl knows"
-                ) from cause
-
-        return self._retrier.run(ask, what="ask for API versions", again=self._worth_another_try)
+        place = f"{settings.server}:{settings.port}"
+        # With a time limit of its own: pyVim's negotiation waits for a silent address for minutes.
+        soap: Any = SoapAdapter
+        connection = soap.HTTPSConnection(
+            settings.server, settings.port, context=self._context, timeout=min(FIRST_ANSWER, settings.timeout)
+        )
+        try:
+            connection.request("GET", "/sdk/vimServiceVersions.xml")
+            reply = connection.getresponse()
+            status, reason, content = reply.status, reply.reason, reply.read()
+            if status != 200:
+                raise HTTPException(f"{status} {reason}")
+            # The peer is verified, and expat refuses entities that grow.
+            offered = {text for text in ElementTree.fromstring(content).itertext() if text.strip()}  # noqa: S314
+        except _DISCONNECTED as cause:
+            raise self._disconnected(cause, "ask for API versions") from cause
+        except ElementTree.ParseError as cause:
+            raise not_a_vcenter(place, "its list of API versions is none") from cause
+        finally:
+            connection.close()
+        known: Any = VmomiSupport
+        for version in known.GetServiceVersions("vim25"):
+            if known.versionIdMap[version] in offered:
+                return str(version)
+        raise not_a_vcenter(place, "it offers no API version that vrepl knows")
 
     def _authenticate(self, content: Any) -> None:
         settings = self.settings

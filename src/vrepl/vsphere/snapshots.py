@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from vrepl.errors import NotFoundError, VsphereError
+from vrepl.errors import NotFoundError, VreplError, VsphereError
 from vrepl.model import Snapshot, SnapshotState
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim
@@ -47,7 +47,13 @@ class Snapshots:
             what=what,
             recover=there,
         )
-        return self._inventory.read_snapshot(made if isinstance(made, str) else ref_of(made))
+        snapshot_ref = made if isinstance(made, str) else ref_of(made)
+        try:
+            return self._inventory.read_snapshot(snapshot_ref)
+        except VreplError:
+            # Nobody else knows of it yet, so nobody else would remove it.
+            self._remove_unread(vm_ref, snapshot_ref)
+            raise
 
     def remove(self, vm_ref: str, snapshot_ref: str) -> bool:
         """Remove one snapshot, not its children; one that is gone already is fine.
@@ -81,6 +87,12 @@ class Snapshots:
             lambda: snapshot.RevertToSnapshot_Task(suppressPowerOn=True),
             what=f"revert {vm_ref} to snapshot {snapshot_ref}",
         )
+
+    def _remove_unread(self, vm_ref: str, snapshot_ref: str) -> None:
+        try:
+            self.remove(vm_ref, snapshot_ref)
+        except VreplError as error:
+            log.warning("snapshot %s of %s stays behind: %s", snapshot_ref, vm_ref, error)
 
     def _vm(self, vm_ref: str) -> Any:
         return self._session.object(vim.VirtualMachine, vm_ref)
