@@ -152,7 +152,8 @@ def test_reset_change_tracking_is_said_and_costs_what_really_changed(start_runs:
     runs.write(900)
     runs.lab.unmap("prod", "web-01", 0, 40 * GRAIN, 2 * GRAIN)
     planned = runs.plan()["disks"][0]
-    assert planned["kind"] == "compare" or "first" not in planned["reason"]
+    assert planned["kind"] == "compare"
+    assert "CBT was reset" in planned["reason"]
     changed = len(runs.source().grains_changed_since(before)) * GRAIN
     report = runs.replicate()
     disk = report["disks"][0]
