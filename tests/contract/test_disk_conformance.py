@@ -6,20 +6,31 @@ CAPACITY bytes that is allocated, and holds PATTERN, in its third and its last g
 
 from __future__ import annotations
 
+import ctypes
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
+from vddk_site import SOURCE, make_site
+from vixdisklib_lab import FakeLab
 
-from vrepl.errors import DiskError
+from vrepl.errors import DiskError, MoverError, VreplError
 from vrepl.extents import GRAIN, Extent, intersect, normalise, subtract
 from vrepl.transport.buffers import MIB, Buffer
 from vrepl.transport.decorators import CountingDisk, FailingDisk, LateDisk, ThrottledDisk
 from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.memory import MemoryDisk, MemoryHandle
+from vrepl.transport.remote import RemoteDisk
+from vrepl.transport.serve import serve_disk
 from vrepl.transport.throttle import Throttle
+from vrepl.vddk import messages
+from vrepl.vddk.disk import AsyncDisk, DirectDisk
+from vrepl.vddk.handles import DiskInfo
+from vrepl.vddk.process import MoverProcess, Spawner
 
 CAPACITY = 5 * MIB + 3 * GRAIN + 1536
 LAST = CAPACITY // GRAIN
@@ -54,18 +65,150 @@ def decorated(wrap: Callable[[DiskReader], DiskWriter]) -> Iterator[Subject]:
         yield Subject(lambda: wrap(inner.reader()), lambda: wrap(inner.writer()))
 
 
-DISKS: dict[str, Callable[[], AbstractContextManager[Subject]]] = {
-    "memory": memory,
-    "counting": lambda: decorated(CountingDisk),
-    "failing": lambda: decorated(lambda disk: FailingDisk(disk, {})),
-    "late": lambda: decorated(LateDisk),
-    "throttled": lambda: decorated(lambda disk: ThrottledDisk(disk, Throttle(1 << 34))),
+@contextmanager
+def remote() -> Iterator[Subject]:
+    """Over a socket pair, to a thread that serves a memory disk."""
+    disk = memory_disk()
+    with ExitStack() as stack:
+
+        def connect(writable: bool) -> RemoteDisk:
+            near, far = socket.socketpair()
+            thread = threading.Thread(
+                target=serve_disk, args=(lambda: MemoryHandle(disk, writable=writable), far), daemon=True
+            )
+            thread.start()
+            stack.callback(far.close)
+            stack.callback(thread.join)
+            stack.callback(near.close)
+            return RemoteDisk(near)
+
+        yield Subject(lambda: connect(False), lambda: connect(True))
+
+
+class FakeHandle:
+    """A VDDK handle over a memory disk: asynchronous calls complete in threads of their own, out of order."""
+
+    def __init__(self, disk: MemoryDisk, mode: str, writable: bool) -> None:
+        self.mode = mode
+        self._inner = MemoryHandle(disk, writable=writable, mode=mode)
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(4)
+
+    def info(self) -> DiskInfo:
+        return DiskInfo(self._inner.capacity, 3, 1, "6000C290")
+
+    def read(self, offset: int, length: int, address: int) -> None:
+        buffer = Buffer(MIB)
+        self._do(lambda done: self._inner.submit_read(offset, buffer, 0, length, done))
+        ctypes.memmove(address, buffer.address, length)
+
+    def write(self, offset: int, length: int, address: int) -> None:
+        buffer = Buffer(MIB)
+        ctypes.memmove(buffer.address, address, length)
+        self._do(lambda done: self._inner.submit_write(offset, buffer, 0, length, done))
+
+    def _do(self, call: Callable[[Callable[[VreplError | None], None]], None]) -> None:
+        with self._lock:
+            errors: list[VreplError | None] = []
+            call(errors.append)
+            if errors[0] is not None:
+                raise errors[0]
+
+    def read_async(self, offset: int, length: int, address: int, done: Callable[[VreplError | None], None]) -> None:
+        self._pool.submit(self._then, lambda: self.read(offset, length, address), done)
+
+    def write_async(self, offset: int, length: int, address: int, done: Callable[[VreplError | None], None]) -> None:
+        self._pool.submit(self._then, lambda: self.write(offset, length, address), done)
+
+    @staticmethod
+    def _then(call: Callable[[], None], done: Callable[[VreplError | None], None]) -> None:
+        try:
+            call()
+        except DiskError as error:
+            done(error)
+        else:
+            done(None)
+
+    def wait(self) -> None:
+        """The tests wait for each completion themselves."""
+
+    def flush(self) -> None:
+        self._inner.flush()
+
+    def allocated(self, start: int, length: int, chunk: int) -> list[Extent]:
+        assert chunk >= 128 * 512
+        assert length // chunk <= 512 * 1024
+        if start + length > self._inner.capacity or length % chunk:
+            raise DiskError("One of the parameters was invalid", code=3)
+        return list(self._inner.allocated(Extent(start, length)))
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._inner.close()
+
+
+@contextmanager
+def vddk(mode: str) -> Iterator[Subject]:
+    """vrepl's disks over a handle that is not VDDK's."""
+    disk = memory_disk()
+
+    def open_disk(writable: bool) -> DiskWriter:
+        if mode == "nbdssl":
+            return AsyncDisk(FakeHandle(disk, mode, writable))
+        return DirectDisk(lambda: (FakeHandle(disk, mode, writable), lambda: None), 1 if writable else 2)
+
+    yield Subject(lambda: open_disk(False), lambda: open_disk(True))
+
+
+@contextmanager
+def lab_library(fake_lab: FakeLab) -> Iterator[Subject]:
+    """The lab's libvixDiskLib in a data mover, which serves the disk over a stream."""
+    present = {2: PATTERN, LAST: PATTERN[: CAPACITY - LAST * GRAIN]}
+    site = make_site(fake_lab, CAPACITY, present)
+    spawner = Spawner()
+    with ExitStack() as stack:
+        stack.callback(spawner.end)
+
+        def connect(writable: bool) -> RemoteDisk:
+            near, far = socket.socketpair()
+            with far:
+                mover = MoverProcess(site.settings(), spawner, pass_fds=[far.fileno()])
+                stream = far.fileno()
+            arguments = {
+                "address": messages.address_to_json(site.address(SOURCE)),
+                "sites": {"prod": messages.site_to_json(site.connection("prod"))},
+            }
+
+            def serve() -> None:
+                with suppress(MoverError):  # a test that failed leaves its disk open
+                    mover.request("serve", stream=stream, writable=writable, **arguments)
+
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            stack.callback(mover.close)
+            stack.callback(thread.join)
+            stack.callback(near.close)
+            return RemoteDisk(near)
+
+        yield Subject(lambda: connect(False), lambda: connect(True))
+
+
+DISKS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subject]]] = {
+    "memory": lambda request: memory(),
+    "counting": lambda request: decorated(CountingDisk),
+    "failing": lambda request: decorated(lambda disk: FailingDisk(disk, {})),
+    "late": lambda request: decorated(LateDisk),
+    "throttled": lambda request: decorated(lambda disk: ThrottledDisk(disk, Throttle(1 << 34))),
+    "remote": lambda request: remote(),
+    "vddk-asynchronous": lambda request: vddk("nbdssl"),
+    "vddk-direct": lambda request: vddk("hotadd"),
+    "lab-library": lambda request: lab_library(request.getfixturevalue("fake_lab")),
 }
 
 
 @pytest.fixture(params=sorted(DISKS))
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    with DISKS[request.param]() as made:
+    with DISKS[request.param](request) as made:
         yield made
 
 
@@ -229,13 +372,14 @@ def test_outside_the_disk_is_an_error_that_names_the_offset(subject: Subject) ->
 
 
 def test_a_reader_refuses_to_write(subject: Subject) -> None:
-    disk, call = subject.reader(), Call()
-    disk.submit_write(0, Buffer(GRAIN), 0, 512, call)  # type: ignore[attr-defined]
+    disk, call, buffer = subject.reader(), Call(), Buffer(GRAIN)
+    disk.submit_write(0, buffer, 0, 512, call)  # type: ignore[attr-defined]
     assert isinstance(call.result(), DiskError)
     disk.close()
 
 
 def test_close_is_idempotent(subject: Subject) -> None:
-    for disk in (subject.reader(), subject.writer()):
+    for open_disk in (subject.reader, subject.writer):
+        disk = open_disk()
         disk.close()
         disk.close()

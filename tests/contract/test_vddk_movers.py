@@ -29,6 +29,7 @@ from vrepl.model import TransportMode
 from vrepl.ports import DigestFiles, TransferOrder, TransferProgress, VerifyOrder
 from vrepl.repository.transferlog import read_log
 from vrepl.vddk.movers import VddkMovers
+from vrepl.vddk.pair import MoverPair
 
 CAPACITY = 16 * MIB + 1536
 
@@ -62,7 +63,10 @@ def resumed(site: VddkSite, attempt: int = 2) -> TransferOrder:
 
 
 def movers_of(movers: VddkMovers) -> list[int]:
-    return [mover.pid for mover in (*movers._idle, *movers._busy)]
+    pids = []
+    for mover in (*(entry[1] for entry in movers._idle), *movers._busy):
+        pids += [mover.source.pid, mover.target.pid] if isinstance(mover, MoverPair) else [mover.pid]
+    return pids
 
 
 def test_a_full_copy_moves_what_is_allocated_and_tells(site: VddkSite, movers: VddkMovers) -> None:

@@ -37,6 +37,11 @@ class PassingDisk:
         return self._writer.splits_zeros
 
     @property
+    def network_share(self) -> float:
+        """As `remote.RemoteDisk.network_share`; 0 for a disk that no stream lies before."""
+        return float(getattr(self._inner, "network_share", 0.0))
+
+    @property
     def _writer(self) -> DiskWriter:
         return self._inner  # type: ignore[return-value]
 

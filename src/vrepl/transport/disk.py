@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from vrepl.errors import DiskError
+from vrepl.errors import VreplError
 from vrepl.extents import Extent
 from vrepl.transport.buffers import Buffer
 
-Completion = Callable[[DiskError | None], None]
+Completion = Callable[[VreplError | None], None]
 
 
 class DiskReader(Protocol):

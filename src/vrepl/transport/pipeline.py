@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
 
-from vrepl.errors import DiskError, InterruptedRunError, VreplError
+from vrepl.errors import InterruptedRunError, VreplError
 from vrepl.extents import Extent, split, total
 from vrepl.ports import TransferProgress
 from vrepl.transport.buffers import MIB, POOL
@@ -75,7 +75,7 @@ class _Slot:
         self.block = Block()
         self.digests: Sequence[bytes] = ()
         self.same: Sequence[bool] | None = None
-        self.error: DiskError | None = None
+        self.error: VreplError | None = None
         self._expected = 0
         self._arrived = count(1)
 
@@ -90,13 +90,13 @@ class _Slot:
         self._arrived = count(1)  # next() is atomic, and completions come from several threads
         self.error = None
 
-    def read_done(self, error: DiskError | None) -> None:
+    def read_done(self, error: VreplError | None) -> None:
         if error is not None:
             self.error = error
         if next(self._arrived) == self._expected:
             self.pipeline.slot_read(self)
 
-    def write_done(self, error: DiskError | None) -> None:
+    def write_done(self, error: VreplError | None) -> None:
         if error is not None:
             self.error = error
         if next(self._arrived) == self._expected:
@@ -416,7 +416,7 @@ class Pipeline:
         self._hook(Point.FLUSH, self._figures.settled)
         try:
             self._writer.flush()
-        except DiskError:
+        except VreplError:
             self._write_failed = True
             raise
         self._unflushed = False

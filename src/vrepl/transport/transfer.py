@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from vrepl.errors import DiskError, VerificationError
+from vrepl.errors import DiskError, VerificationError, VreplError
 from vrepl.extents import Extent, from_grains, total
 from vrepl.ports import (
     DigestFiles,
@@ -159,14 +159,15 @@ def perform_transfer(
                 abandon()
             raise
         except BaseException:
-            with suppress(DiskError):  # the first error is the one that matters
+            with suppress(VreplError):  # the first error is the one that matters
                 target.close()
             raise
         target.close()
     finally:
-        with suppress(DiskError):  # nothing was written to it
+        with suppress(VreplError):  # nothing was written to it
             source.close()
     totals = pipeline.totals
+    pipeline.waits.move_share(getattr(target, "network_share", 0.0), "target", "network")
     return TransferResult(
         bytes_read=totals.read,
         bytes_moved=totals.moved,

@@ -23,9 +23,9 @@ class Waits:
         if stage != "mover":
             self._seconds[stage] += seconds
 
-    def move(self, seconds: float, giver: str, taker: str) -> None:
-        """Part of what `giver` took was really spent in `taker`."""
-        seconds = min(seconds, self._seconds[giver])
+    def move_share(self, share: float, giver: str, taker: str) -> None:
+        """Of what was waited for `giver`, this share (0 to 1) was really spent in `taker`."""
+        seconds = share * self._seconds[giver]
         self._seconds[giver] -= seconds
         self._seconds[taker] += seconds
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from vrepl.errors import DiskError
+from vrepl.errors import VreplError
 from vrepl.extents import Extent
 from vrepl.vddk.handles import DiskInfo
 
@@ -21,9 +21,11 @@ class DiskHandle(Protocol):
 
     def write(self, offset: int, length: int, address: int) -> None: ...
 
-    def read_async(self, offset: int, length: int, address: int, done: Callable[[DiskError | None], None]) -> None: ...
+    def read_async(self, offset: int, length: int, address: int, done: Callable[[VreplError | None], None]) -> None: ...
 
-    def write_async(self, offset: int, length: int, address: int, done: Callable[[DiskError | None], None]) -> None: ...
+    def write_async(
+        self, offset: int, length: int, address: int, done: Callable[[VreplError | None], None]
+    ) -> None: ...
 
     def wait(self) -> None: ...
 

@@ -10,7 +10,7 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
-from vrepl.errors import DiskError
+from vrepl.errors import DiskError, VreplError
 from vrepl.extents import SECTOR, Extent
 from vrepl.ports import SiteConnection
 from vrepl.vddk import abi
@@ -20,7 +20,7 @@ from vrepl.vddk.library import Library
 IDENTITY_LENGTH = 50
 """Characters that PrepareForAccess takes as identity."""
 
-Done = Callable[[DiskError | None], None]
+Done = Callable[[VreplError | None], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vrepl import errors
-from vrepl.errors import DiskError, MoverError, TransportModeError, VreplError
+from vrepl.errors import MoverError
 from vrepl.extents import Extent
 from vrepl.model import TransferKind, TransportMode
 from vrepl.ports import (
@@ -139,22 +138,3 @@ def progress_to_json(progress: TransferProgress) -> Json:
 
 def progress_from_json(value: Json) -> TransferProgress:
     return TransferProgress(**value)
-
-
-def error_to_json(error: VreplError) -> Json:
-    """Everything that the exception says, under its class's name."""
-    value: Json = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
-    if isinstance(error, DiskError):
-        value |= {"code": error.code, "offset": error.offset}
-    if isinstance(error, TransportModeError):
-        value |= {"mode": error.mode, "side": error.side}
-    return value
-
-
-def error_from_json(value: Json) -> VreplError:
-    """The exception again; a class that is not known becomes a MoverError."""
-    kind = getattr(errors, str(value.get("class")), None)
-    rest = {key: value[key] for key in ("hint", "code", "offset", "mode", "side") if key in value}
-    if not (isinstance(kind, type) and issubclass(kind, VreplError)):
-        return MoverError(f"a data mover failed with {value}")
-    return kind(value["message"], **rest)

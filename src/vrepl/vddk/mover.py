@@ -13,6 +13,7 @@ import ctypes
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -25,13 +26,16 @@ from vrepl.errors import InterruptedRunError, MoverError, VreplError
 from vrepl.ports import DiskAddress, SiteConnection, TransferProgress
 from vrepl.transport.decorators import ThrottledDisk
 from vrepl.transport.disk import DiskReader, DiskWriter
+from vrepl.transport.error_json import error_to_json
 from vrepl.transport.pipeline import Pipeline, Tuning
+from vrepl.transport.remote import RemoteDisk
+from vrepl.transport.serve import serve_disk
 from vrepl.transport.throttle import Throttle
 from vrepl.transport.transfer import Records, perform_transfer, perform_verify
 from vrepl.vddk import handles, messages
-from vrepl.vddk.opening import open_disk
 from vrepl.vddk.library import Library, find_library
 from vrepl.vddk.messages import Json
+from vrepl.vddk.opening import open_disk
 from vrepl.vddk.probe import probe_disk
 from vrepl.vddk.purity import assert_pure
 
@@ -79,11 +83,13 @@ class Mover:
         self._running: Pipeline | None = None
         self._stopped = False
         self._secrets: set[str] = set()
+        self._streams: dict[int, socket.socket] = {}
         self._read_throttle, self._write_throttle = Throttle(), Throttle()
         self._operations: dict[str, Callable[[Json], Any]] = {
             "init": self._init,
             "transfer": self._transfer,
             "verify": self._verify,
+            "serve": self._serve,
             "probe": self._probe,
             "prepare_for_access": self._prepare_for_access,
             "end_access": self._end_access,
@@ -101,9 +107,9 @@ class Mover:
             try:
                 reply["ok"] = self._operations[request["op"]](request)
             except VreplError as error:
-                reply["error"] = messages.error_to_json(error)
+                reply["error"] = error_to_json(error)
             except Exception as error:  # a mistake of ours must reach the report, not only standard error
-                reply["error"] = messages.error_to_json(MoverError(f"{type(error).__name__}: {error}"))
+                reply["error"] = error_to_json(MoverError(f"{type(error).__name__}: {error}"))
                 sys.excepthook(*sys.exc_info())
             self._pipes.send(reply)
         if self._library is not None:
@@ -169,6 +175,12 @@ class Mover:
         )  # fmt: skip
         return messages.verify_result_to_json(result)
 
+    def _serve(self, request: Json) -> int:
+        """The target's half of a pair: the other mover's pipeline writes to our disk. Returns bytes received."""
+        address = messages.address_from_json(request["address"])
+        opener = self._opener(request)
+        return serve_disk(lambda: opener.open(address, writable=request["writable"]), self._stream(request["stream"]))
+
     def _probe(self, request: Json) -> Json:
         address = messages.address_from_json(request["address"])
         site = self._sites(request)[address.site]
@@ -206,7 +218,17 @@ class Mover:
         return next(iter(self._sites(request).values()))
 
     def _opener(self, request: Json) -> _Opener:
-        return _Opener(self._vddk, self._sites(request), self._read_throttle, self._write_throttle)
+        stream = request.get("stream") if request["op"] == "transfer" else None
+        return _Opener(
+            self._vddk, self._sites(request), self._read_throttle, self._write_throttle,
+            None if stream is None else self._stream(stream),
+        )  # fmt: skip
+
+    def _stream(self, descriptor: int) -> socket.socket:
+        """The socket to the other mover of a pair, inherited under this number."""
+        if descriptor not in self._streams:
+            self._streams[descriptor] = socket.socket(fileno=descriptor)
+        return self._streams[descriptor]
 
     def _enter(self, pipeline: Pipeline, running: bool) -> None:
         with self._lock:
@@ -224,23 +246,33 @@ class Mover:
 
 
 class _Opener:
-    """Opens disks through VDDK, held to the rates of this mover."""
+    """Opens disks through VDDK, or the target's through the other mover of a pair; held to the rates of this mover."""
 
     def __init__(
-        self, library: Library, sites: Mapping[str, SiteConnection], read_throttle: Throttle, write_throttle: Throttle
+        self,
+        library: Library,
+        sites: Mapping[str, SiteConnection],
+        read_throttle: Throttle,
+        write_throttle: Throttle,
+        stream: socket.socket | None,
     ) -> None:
+        self._stream = stream
         self._library = library
         self._sites = sites
         self._read_throttle = read_throttle
         self._write_throttle = write_throttle
 
     def open_reader(self, address: DiskAddress) -> DiskReader:
-        disk = open_disk(self._library, address, self._sites[address.site], writable=False)
-        return ThrottledDisk(disk, self._read_throttle)
+        return ThrottledDisk(self.open(address, writable=False), self._read_throttle)
 
     def open_writer(self, address: DiskAddress) -> DiskWriter:
-        disk = open_disk(self._library, address, self._sites[address.site], writable=True)
-        return ThrottledDisk(disk, self._write_throttle)
+        if self._stream is not None:
+            return ThrottledDisk(RemoteDisk(self._stream), self._write_throttle)
+        return ThrottledDisk(self.open(address, writable=True), self._write_throttle)
+
+    def open(self, address: DiskAddress, *, writable: bool) -> DiskWriter:
+        """Through VDDK, at any rate."""
+        return open_disk(self._library, address, self._sites[address.site], writable=writable)
 
 
 def _named(path: str) -> Callable[..., Any]:

@@ -20,7 +20,11 @@ from vrepl.ports import (
 )
 from vrepl.vddk import messages
 from vrepl.vddk.messages import Json
+from vrepl.vddk.pair import MoverPair
 from vrepl.vddk.process import MoverProcess, MoverSettings, Spawner
+
+Key = tuple[MoverSettings] | tuple[MoverSettings, MoverSettings]
+"""What a mover (or a pair: source, target) was started with."""
 
 logger = logging.getLogger("vrepl.mover")
 
@@ -32,58 +36,55 @@ class VddkMovers:
         self,
         connections: Callable[[str], SiteConnection],
         settings: Callable[[str], MoverSettings],
+        *,
+        pair: bool = False,
     ) -> None:
-        """`connections` and `settings` by site name; asked at each call, from its thread."""
+        """`connections` and `settings` by site name; asked at each call, from its thread.
+
+        `pair`: a mover for each side of a transfer even where one could do both.
+        """
         self._connections = connections
         self._settings = settings
         self._spawner = Spawner()
         self._lock = threading.Lock()
-        self._idle: list[MoverProcess] = []
-        self._busy: set[MoverProcess] = set()
+        self._pair = pair
+        self._idle: list[tuple[Key, MoverProcess | MoverPair]] = []
+        self._busy: set[MoverProcess | MoverPair] = set()
         self._smaller: dict[str, MoverSettings] = {}
         self._stopped = False
 
     def transfer(self, order: TransferOrder, progress: Callable[[TransferProgress], None]) -> TransferResult:
         """As `ports.DataMovers.transfer`."""
         reply = self._request_with_smaller_buffers(
-            order.target.site,
-            "transfer",
-            (order.source, order.target),
-            progress,
-            order=messages.order_to_json(order),
+            "transfer", (order.source, order.target), progress, order=messages.order_to_json(order)
         )
         return messages.result_from_json(reply)
 
     def verify(self, order: VerifyOrder, progress: Callable[[TransferProgress], None]) -> VerifyResult:
         """As `ports.DataMovers.verify`."""
         reply = self._request_with_smaller_buffers(
-            order.disk.site, "verify", (order.disk,), progress, order=messages.verify_order_to_json(order)
+            "verify", (order.disk,), progress, order=messages.verify_order_to_json(order)
         )
         return messages.verify_result_from_json(reply)
 
     def probe(self, address: DiskAddress, offsets: tuple[int, ...] = (0,)) -> Json:
         """`{"mode", "capacity", "uuid", "samples": {offset: digest of up to 4 KiB}}`; opens the disk for reading."""
         reply: Json = self._request_with_smaller_buffers(
-            address.site,
-            "probe",
-            (address,),
-            None,
-            address=messages.address_to_json(address),
-            offsets=list(offsets),
+            "probe", (address,), None, address=messages.address_to_json(address), offsets=list(offsets)
         )
         return reply
 
     def prepare_for_access(self, site: str, vm_ref: str, identity: str) -> None:
         """As `ports.DataMovers.prepare_for_access`."""
-        self._request(self._settings(site), "prepare_for_access", [site], None, vm_ref=vm_ref, identity=identity)
+        self._request((self._settings(site),), "prepare_for_access", [site], None, vm_ref=vm_ref, identity=identity)
 
     def end_access(self, site: str, vm_ref: str, identity: str) -> None:
-        """As `ports.DataMovers.end_access`; works after `stop` too, for it undoes."""
-        self._undo(site, "end_access", vm_ref=vm_ref, identity=identity)
+        """As `ports.DataMovers.end_access`."""
+        self._request((self._settings(site),), "end_access", [site], None, vm_ref=vm_ref, identity=identity)
 
     def cleanup(self, site: str, vm_ref: str) -> None:
-        """As `ports.DataMovers.cleanup`; works after `stop` too, for it undoes."""
-        self._undo(site, "cleanup", vm_ref=vm_ref)
+        """As `ports.DataMovers.cleanup`."""
+        self._request((self._settings(site),), "cleanup", [site], None, vm_ref=vm_ref)
 
     def stop(self) -> None:
         """Running calls end soon with InterruptedRunError, later ones at once."""
@@ -98,7 +99,7 @@ class VddkMovers:
         with self._lock:
             self._stopped = True
             idle, self._idle = self._idle, []
-        for mover in idle:
+        for _, mover in idle:
             mover.close()
         self._spawner.end()
 
@@ -106,7 +107,6 @@ class VddkMovers:
 
     def _request_with_smaller_buffers(
         self,
-        site: str,
         operation: str,
         addresses: tuple[DiskAddress, ...],
         progress: Callable[[TransferProgress], None] | None,
@@ -116,7 +116,7 @@ class VddkMovers:
 
         Once bytes have moved, the error is the caller's: only it knows what must be written again.
         """
-        settings = self._smaller.get(site) or self._settings(site)
+        sites = [address.site for address in addresses]
         moved = False
 
         def watch(figures: TransferProgress) -> None:
@@ -126,23 +126,39 @@ class VddkMovers:
                 progress(figures)
 
         while True:
+            settings = self._settings_for(sites)
             try:
-                return self._request(settings, operation, [address.site for address in addresses], watch, **arguments)
+                return self._request(settings, operation, sites, watch, **arguments)
             except NfcMemoryError:
-                smaller = settings.smaller()
-                if smaller is None:
+                if not self._shrink(sites) or moved:
                     raise
-                logger.warning(
-                    "%s: NFC memory is short; going on with buffers of %.2f MiB a disk instead of %.2f",
-                    site, smaller.nfc_mib, settings.nfc_mib,
-                )  # fmt: skip
-                settings = self._smaller[site] = smaller
-                if moved:
-                    raise
+
+    def _settings_for(self, sites: list[str]) -> Key:
+        """One mover where one VDDK and one machine reach both sites, else a pair."""
+        each = [self._smaller.get(site) or self._settings(site) for site in sites]
+        if len(each) == 2 and (self._pair or each[0].libdir != each[1].libdir):
+            return each[0], each[1]
+        return (min(each, key=lambda settings: settings.nfc_mib),)
+
+    def _shrink(self, sites: list[str]) -> bool:
+        """Take smaller buffers for these sites from now on; False if they cannot be smaller."""
+        shrunk = False
+        for site in dict.fromkeys(sites):
+            settings = self._smaller.get(site) or self._settings(site)
+            smaller = settings.smaller()
+            if smaller is None:
+                continue
+            shrunk = True
+            self._smaller[site] = smaller
+            logger.warning(
+                "site %s: NFC memory is short; going on with buffers of %.2f MiB a disk instead of %.2f",
+                site, smaller.nfc_mib, settings.nfc_mib,
+            )  # fmt: skip
+        return shrunk
 
     def _request(
         self,
-        settings: MoverSettings,
+        settings: Key,
         operation: str,
         sites: list[str],
         progress: Callable[[TransferProgress], None] | None,
@@ -157,28 +173,12 @@ class VddkMovers:
         with self._mover(settings) as mover:
             return mover.request(operation, report, sites=self._sites(sites), **arguments)
 
-    def _undo(self, site: str, operation: str, **arguments: Any) -> None:
-        """What gives things back must be done whether or not the run was stopped: then by a mover of its own."""
-        settings = self._settings(site)
-        if not self._stopped:
-            try:
-                self._request(settings, operation, [site], None, **arguments)
-            except InterruptedRunError:
-                pass  # stopped just now
-            else:
-                return
-        mover = MoverProcess(settings, self._spawner)
-        try:
-            mover.request(operation, None, sites=self._sites([site]), **arguments)
-        finally:
-            mover.close()
-
     def _sites(self, names: list[str]) -> Mapping[str, Json]:
         return {name: messages.site_to_json(self._connections(name)) for name in names}
 
     @contextmanager
-    def _mover(self, settings: MoverSettings) -> Iterator[MoverProcess]:
-        """An idle mover with these settings, or a new one; kept afterwards if it still lives."""
+    def _mover(self, settings: Key) -> Iterator[MoverProcess | MoverPair]:
+        """An idle mover (or pair) with these settings, or a new one; kept afterwards if it still lives."""
         mover = self._take(settings)
         try:
             yield mover
@@ -187,23 +187,28 @@ class VddkMovers:
                 self._busy.discard(mover)
                 keep = mover.alive and not self._stopped
                 if keep:
-                    self._idle.append(mover)
+                    self._idle.append((settings, mover))
             if not keep:
                 mover.close()
 
-    def _take(self, settings: MoverSettings) -> MoverProcess:
+    def _take(self, settings: Key) -> MoverProcess | MoverPair:
         with self._lock:
             if self._stopped:
                 raise InterruptedRunError("stopped")
-            for mover in self._idle:
-                if mover.settings == settings and mover.alive:
-                    self._idle.remove(mover)
-                    self._busy.add(mover)
-                    return mover
-        mover = MoverProcess(settings, self._spawner)
+            for entry in self._idle:
+                if entry[0] == settings and entry[1].alive:
+                    self._idle.remove(entry)
+                    self._busy.add(entry[1])
+                    return entry[1]
+        mover = self._start(settings)
         with self._lock:
             if not self._stopped:
                 self._busy.add(mover)
                 return mover
         mover.close()
         raise InterruptedRunError("stopped")
+
+    def _start(self, settings: Key) -> MoverProcess | MoverPair:
+        if len(settings) == 2:
+            return MoverPair(*settings, self._spawner)
+        return MoverProcess(settings[0], self._spawner)

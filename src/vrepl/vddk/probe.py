@@ -8,13 +8,13 @@ from queue import SimpleQueue
 
 from blake3 import blake3
 
-from vrepl.errors import DiskError
+from vrepl.errors import DiskError, VreplError
 from vrepl.extents import SECTOR
 from vrepl.ports import DiskAddress, SiteConnection
 from vrepl.transport.buffers import Buffer
-from vrepl.vddk.opening import open_disk
 from vrepl.vddk.library import Library
 from vrepl.vddk.messages import Json
+from vrepl.vddk.opening import open_disk
 
 SAMPLE = 4096
 """Bytes that are read at each offset (fewer at the end of the disk)."""
@@ -29,7 +29,7 @@ def probe_disk(library: Library, address: DiskAddress, site: SiteConnection, off
         for offset in offsets:
             start = min(offset, disk.capacity - SECTOR) // SECTOR * SECTOR
             length = min(SAMPLE, disk.capacity - start)
-            answers: SimpleQueue[DiskError | None] = SimpleQueue()
+            answers: SimpleQueue[VreplError | None] = SimpleQueue()
             disk.submit_read(start, buffer, 0, length, answers.put)
             error = answers.get()
             if error is not None:

@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from vrepl.errors import InterruptedRunError, LibraryError, MoverError
+from vrepl.transport.error_json import error_from_json
 from vrepl.vddk import messages
 from vrepl.vddk.messages import Json
 
@@ -181,7 +182,7 @@ class MoverProcess:
                 break
         self._inbox.on_progress = None
         if "error" in reply:
-            raise messages.error_from_json(reply["error"])
+            raise error_from_json(reply["error"])
         return reply["ok"]
 
     def stop(self) -> None:
@@ -201,8 +202,8 @@ class MoverProcess:
         with suppress(ProcessLookupError):
             self._process.kill()
 
-    def close(self) -> None:
-        """Let it exit, or kill it; removes its folder. Idempotent."""
+    def end(self) -> None:
+        """Let it exit, or kill it; it stays to be closed."""
         with suppress(MoverError):
             self._send({"op": "exit"})
         try:
@@ -210,6 +211,10 @@ class MoverProcess:
         except subprocess.TimeoutExpired:
             self.kill()
             self._process.wait()
+
+    def close(self) -> None:
+        """Let it exit, or kill it; removes its folder. Idempotent."""
+        self.end()
         with suppress(OSError):
             self._pipe(self._process.stdin).close()
         self._reader.join()

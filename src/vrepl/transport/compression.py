@@ -1,0 +1,74 @@
+"""zstd when it pays: measured as the stream goes, never assumed.
+
+It pays when compressing a byte and sending what is left takes less time than sending the byte. Both are measured:
+the first blocks, and one in every few after that, are tried; sending is timed for all.
+"""
+
+from __future__ import annotations
+
+import time
+
+import zstandard
+
+LEVEL = 1
+TRY_EVERY = 32
+"""Blocks between trials while it does not pay."""
+WEIGHT = 0.2
+"""Of a new measurement in the running average."""
+
+
+class Compressor:
+    """Decides and compresses for one stream; used by its sending thread alone."""
+
+    def __init__(self) -> None:
+        self._zstd = zstandard.ZstdCompressor(level=LEVEL)
+        self._seconds_per_byte_sent = 0.0
+        self._seconds_per_byte_compressed = 0.0
+        self._ratio = 1.0
+        self._since_trial = TRY_EVERY
+
+    @property
+    def pays(self) -> bool:
+        """By what was measured so far."""
+        saved = (1.0 - self._ratio) * self._seconds_per_byte_sent
+        return saved > self._seconds_per_byte_compressed
+
+    def pack(self, data: memoryview) -> bytes | None:
+        """The compressed bytes, if compressing pays or a trial is due, and they are fewer; else None."""
+        self._since_trial += 1
+        if not self.pays and self._since_trial < TRY_EVERY:
+            return None
+        self._since_trial = 0
+        began = time.perf_counter()
+        packed = self._zstd.compress(data)
+        self._seconds_per_byte_compressed = _average(
+            self._seconds_per_byte_compressed, (time.perf_counter() - began) / len(data)
+        )
+        self._ratio = _average(self._ratio, len(packed) / len(data))
+        return packed if len(packed) < len(data) else None
+
+    def sent(self, length: int, seconds: float) -> None:
+        """`length` bytes took so long to hand to the stream (which blocks when the network is the slower)."""
+        if length:
+            self._seconds_per_byte_sent = _average(self._seconds_per_byte_sent, seconds / length)
+
+
+def _average(old: float, new: float) -> float:
+    return new if old == 0.0 else old + WEIGHT * (new - old)
+
+
+class Decompressor:
+    """Unpacks what `Compressor` packed."""
+
+    def __init__(self) -> None:
+        self._zstd = zstandard.ZstdDecompressor()
+
+    def unpack(self, packed: memoryview, view: memoryview) -> None:
+        """Fill `view` exactly. Raises ValueError if that is not what was packed."""
+        try:
+            data = self._zstd.decompress(packed, max_output_size=len(view))
+        except zstandard.ZstdError as error:
+            raise ValueError(str(error)) from error
+        if len(data) != len(view):
+            raise ValueError(f"{len(data)} bytes instead of {len(view)}")
+        view[:] = data

@@ -1,0 +1,206 @@
+"""The far end of a byte stream: serves one open disk to a `RemoteDisk`. The calling thread owns the disk."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+
+from vrepl.errors import MoverError, VreplError
+from vrepl.extents import Extent
+from vrepl.transport.buffers import MIB, POOL, Buffer
+from vrepl.transport.compression import Decompressor
+from vrepl.transport.disk import Completion, DiskWriter
+from vrepl.transport.error_json import error_to_json
+from vrepl.transport.remote import EXTENT
+from vrepl.transport.wire import COMPRESSED, HEADER, Header, Kind, prepare, receive_header, receive_into, send
+
+BUFFERS = 16
+"""1 MiB buffers: what has arrived and is not yet on the disk."""
+
+
+class DiskServer:
+    """Takes commands for one disk until CLOSE, or until the other end goes."""
+
+    def __init__(self, disk: DiskWriter, connection: socket.socket) -> None:
+        self._disk = disk
+        self._connection = connection
+        self._answers: SimpleQueue[tuple[Header, memoryview | bytes | None, Buffer | None] | None] = SimpleQueue()
+        self._buffers: SimpleQueue[Buffer] = SimpleQueue()
+        self._own = [POOL.take() for _ in range(BUFFERS)]
+        for buffer in self._own:
+            self._buffers.put(buffer)
+        self._decompressor = Decompressor()
+        self._in_flight = 0
+        self._idle = threading.Condition()
+        self._scratch = bytearray(HEADER.size)
+        self.bytes_received = 0
+        """Of payload, as it came over the stream."""
+
+    def run(self) -> None:
+        """Say hello, serve, close the disk. Raises MoverError when the other end goes without CLOSE."""
+        sender = threading.Thread(target=self._send_loop, name="stream-answers", daemon=True)
+        sender.start()
+        hello = json.dumps({"capacity": self._disk.capacity, "mode": self._disk.mode, "depth": self._disk.depth})
+        self._answer(Header(Kind.HELLO, 0, 0, 0, 0, len(hello)), hello.encode())
+        try:
+            while self._serve_one():
+                pass
+        finally:
+            self._drain()
+            self._answers.put(None)
+            sender.join()
+            for buffer in self._own:
+                POOL.give(buffer)
+
+    def _serve_one(self) -> bool:
+        header = receive_header(self._connection, self._scratch)
+        match header.kind:
+            case Kind.WRITE:
+                self._write(header)
+            case Kind.ZEROS:
+                self._begin()
+                self._disk.submit_zeros(header.offset, header.length, self._completion(header, None))
+            case Kind.READ:
+                self._read(header)
+            case Kind.ALLOCATED:
+                self._ask(header, self._allocated)
+            case Kind.FLUSH:
+                self._drain()
+                self._ask(header, self._flush)
+            case Kind.CLOSE:
+                self._drain()
+                self._ask(header, self._close)
+                return False
+            case _:
+                raise MoverError(f"the other data mover sent a message of kind {header.kind}")
+        return True
+
+    def _write(self, header: Header) -> None:
+        buffer = self._buffers.get()
+        if header.length > MIB or (not header.flag & COMPRESSED and header.payload != header.length):
+            raise MoverError(f"the other data mover wants to write {header.length} bytes with {header.payload}")
+        self.bytes_received += header.payload
+        if header.flag & COMPRESSED:
+            packed = bytearray(header.payload)
+            receive_into(self._connection, memoryview(packed))
+            try:
+                self._decompressor.unpack(memoryview(packed), buffer.view[: header.length])
+            except ValueError as error:
+                raise MoverError(f"what the other data mover compressed cannot be read: {error}") from error
+        else:
+            receive_into(self._connection, buffer.view[: header.length])
+        self._begin()
+        self._disk.submit_write(header.offset, buffer, 0, header.length, self._completion(header, buffer))
+
+    def _read(self, header: Header) -> None:
+        buffer = self._buffers.get()
+        if header.length > MIB:
+            raise MoverError(f"the other data mover wants to read {header.length} bytes")
+
+        def done(error: VreplError | None) -> None:
+            if error is not None:
+                self._buffers.put(buffer)
+                self._fail(header, error)
+            else:
+                answer = header._replace(kind=Kind.DONE, payload=header.length)
+                self._answers.put((answer, buffer.view[: header.length], buffer))
+            self._end()
+
+        self._begin()
+        self._disk.submit_read(header.offset, buffer, 0, header.length, done)
+
+    def _ask(self, header: Header, answer: Callable[[Header], bytes]) -> None:
+        try:
+            payload = answer(header)
+        except VreplError as error:
+            self._fail(header, error)
+        else:
+            self._answer(header._replace(kind=Kind.DONE, length=0, payload=len(payload)), payload)
+
+    def _allocated(self, header: Header) -> bytes:
+        return b"".join(EXTENT.pack(*extent) for extent in self._disk.allocated(Extent(header.offset, header.length)))
+
+    def _flush(self, header: Header) -> bytes:
+        self._disk.wait()
+        self._disk.flush()
+        return b""
+
+    def _close(self, header: Header) -> bytes:
+        self._disk.close()
+        return b""
+
+    def _completion(self, header: Header, buffer: Buffer | None) -> Completion:
+        began = time.perf_counter()
+
+        def done(error: VreplError | None) -> None:
+            if buffer is not None:
+                self._buffers.put(buffer)
+            if error is not None:
+                self._fail(header, error)
+            else:
+                took = int((time.perf_counter() - began) * 1e6)
+                self._answer(header._replace(kind=Kind.DONE, flag=0, length=took, payload=0), b"")
+            self._end()
+
+        return done
+
+    def _fail(self, header: Header, error: VreplError) -> None:
+        payload = json.dumps(error_to_json(error)).encode()
+        self._answer(header._replace(kind=Kind.FAILED, flag=0, payload=len(payload)), payload)
+
+    def _answer(self, header: Header, payload: bytes) -> None:
+        self._answers.put((header, payload or None, None))
+
+    def _begin(self) -> None:
+        with self._idle:
+            self._in_flight += 1
+
+    def _end(self) -> None:
+        with self._idle:
+            self._in_flight -= 1
+            self._idle.notify_all()
+
+    def _drain(self) -> None:
+        """Wait for every submitted call: their answers go out before the one that is given next."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._in_flight == 0)
+
+    def _send_loop(self) -> None:
+        """Thread: answers, so that no thread of the disk's waits for the stream."""
+        broken = False
+        while (message := self._answers.get()) is not None:
+            header, payload, buffer = message
+            if not broken:
+                try:
+                    send(self._connection, header, [] if payload is None else [payload])
+                except OSError:
+                    broken = True  # the other end is gone; receiving says so too
+            if buffer is not None:
+                self._buffers.put(buffer)
+
+
+def serve_disk(open_disk: Callable[[], DiskWriter], connection: socket.socket) -> int:
+    """Open a disk and serve it; returns the bytes of payload received.
+
+    What opening raises goes to the other end, and is raised here too.
+    """
+    prepare(connection)
+    try:
+        disk = open_disk()
+    except VreplError as error:
+        payload = json.dumps(error_to_json(error)).encode()
+        send(connection, Header(Kind.FAILED, 0, 0, 0, 0, len(payload)), [payload])
+        raise
+    server = DiskServer(disk, connection)
+    try:
+        server.run()
+    except BaseException:
+        with suppress(VreplError):  # the first error is the one that matters
+            disk.close()
+        raise
+    return server.bytes_received
