@@ -1,0 +1,34 @@
+"""Runs every benchmark, or those named, and prints a table on standard error and JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import sys
+from importlib import import_module
+
+import benchmarks
+
+
+def main(names: list[str]) -> int:
+    """A benchmark is a module of this folder with a function `run` that returns its figures."""
+    found = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_")]
+    unknown = sorted(set(names) - set(found))
+    if unknown:
+        print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(found)}", file=sys.stderr)
+        return 2
+    results = {}
+    for name in names or found:
+        run = getattr(import_module(f"benchmarks.{name}"), "run", None)
+        if run is None:
+            continue
+        print(f"{name} ...", file=sys.stderr)
+        results[name] = run()
+        for key, value in results[name].items():
+            print(f"  {key:<16} {value}", file=sys.stderr)
+    print(json.dumps({"version": 1, "benchmarks": results}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
