@@ -37,12 +37,17 @@ class RuleAdvisor:
             facts = self._facts[site]
             store = self._datastores[site].get(disk.datastore) or Datastore("", disk.datastore, "OTHER", 0, 0)
             failed = dict(self._failed.get((site, disk.datastore), {}))
-        plan = choose_modes(DiskQuestion(Side(side), vm, disk, store, first_run), facts, allowed, failed)
+        question = DiskQuestion(Side(side), vm, disk, store, first_run)
+        plan = choose_modes(question, facts, allowed, failed)
         if not plan.usable:
             reasons = "; ".join(f"{choice.mode}: {choice.reason}" for choice in plan.ruled_out)
+            closed = any(host in facts.closed_nfc_hosts for host in question.hosts)
             raise DiskError(
                 f"no transport mode reaches {disk.title} on the {side} side ({reasons})",
-                hint="allow another mode in the job's transport, or remove what stands in the way of one",
+                hint="can this machine resolve the ESXi host's name, and do all firewalls between let its NFC port "
+                "through? `vrepl check` tries each host"
+                if closed
+                else "allow another mode in the job's transport, or remove what stands in the way of one",
             )
         return plan
 

@@ -41,6 +41,13 @@ class Throttle:
             self._open = True
             self._changed.notify_all()
 
+    @property
+    def ready(self) -> bool:
+        """Whether `take` would not wait now."""
+        with self._changed:
+            self._refill()
+            return self._open or self._rate <= 0 or self._tokens > 0
+
     def take(self, length: int) -> None:
         """Take `length` bytes. The balance may become negative: whoever comes next waits for it."""
         with self._changed:

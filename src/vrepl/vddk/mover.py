@@ -159,7 +159,6 @@ class Mover:
 
     def _transfer(self, request: Json) -> Json:
         order = messages.order_from_json(request["order"])
-        self._set_rates(request)
         result = perform_transfer(
             order, self._opener(request), self._its_records, tuning=self._tuning,
             progress=self._progress, running=self._enter,
@@ -168,7 +167,6 @@ class Mover:
 
     def _verify(self, request: Json) -> Json:
         order = messages.verify_order_from_json(request["order"])
-        self._set_rates(request)
         result = perform_verify(
             order, self._opener(request), self._its_records, tuning=self._tuning,
             progress=self._progress, running=self._enter,

@@ -18,6 +18,7 @@ from vrepl.ports import (
     VerifyOrder,
     VerifyResult,
 )
+from vrepl.transport.rates import SharedRate
 from vrepl.vddk import messages
 from vrepl.vddk.messages import Json
 from vrepl.vddk.pair import MoverPair
@@ -38,16 +39,19 @@ class VddkMovers:
         settings: Callable[[str], MoverSettings],
         *,
         pair: bool = False,
+        bandwidth: Callable[[], int | None] = lambda: None,
     ) -> None:
         """`connections` and `settings` by site name; asked at each call, from its thread.
 
-        `pair`: a mover for each side of a transfer even where one could do both.
+        `pair`: a mover for each side of a transfer even where one could do both. `bandwidth`: bytes/s that all
+        transfers together may move now (None: no limit); asked about once a second, so it may follow the clock.
         """
         self._connections = connections
         self._settings = settings
         self._spawner = Spawner()
         self._lock = threading.Lock()
         self._pair = pair
+        self._rate = SharedRate(bandwidth)
         self._idle: list[tuple[Key, MoverProcess | MoverPair]] = []
         self._busy: set[MoverProcess | MoverPair] = set()
         self._smaller: dict[str, MoverSettings] = {}
@@ -86,6 +90,11 @@ class VddkMovers:
         """As `ports.DataMovers.cleanup`."""
         self._request((self._settings(site),), "cleanup", [site], None, vm_ref=vm_ref)
 
+    def warm_up(self, site: str) -> None:
+        """Start a mover for this site and keep it. Raises LibraryError or MoverError where VDDK does not load."""
+        with self._mover((self._settings(site),)):
+            pass
+
     def stop(self) -> None:
         """Running calls end soon with InterruptedRunError, later ones at once."""
         with self._lock:
@@ -101,6 +110,7 @@ class VddkMovers:
             idle, self._idle = self._idle, []
         for _, mover in idle:
             mover.close()
+        self._rate.end()
         self._spawner.end()
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -171,7 +181,16 @@ class VddkMovers:
                 progress(messages.progress_from_json(value))
 
         with self._mover(settings) as mover:
-            return mover.request(operation, report, sites=self._sites(sites), **arguments)
+            if operation != "transfer":
+                return mover.request(operation, report, sites=self._sites(sites), **arguments)
+            with self._rate.transfer(lambda rate: mover.set_rates(0, rate)) as part:
+
+                def watch(value: Json) -> None:
+                    part.moved(value["bytes_moved"])
+                    if report is not None:
+                        report(value)
+
+                return mover.request(operation, watch, sites=self._sites(sites), **arguments)
 
     def _sites(self, names: list[str]) -> Mapping[str, Json]:
         return {name: messages.site_to_json(self._connections(name)) for name in names}
