@@ -89,7 +89,7 @@ def clip(extents: Iterable[Extent], capacity: int) -> list[Extent]:
 
 
 def align(extents: Iterable[Extent], unit: int, capacity: int) -> list[Extent]:
-    """Grow every extent outward to multiples of `unit` bytes, then clip at `capacity` (whose last unit may be short)."""
+    """Grow every extent outward to multiples of `unit` bytes, then clip at `capacity` (the last unit may be short)."""
     grown = []
     for offset, length in extents:
         if length <= 0:

@@ -102,7 +102,9 @@ class Site(Protocol):
         """Create and register, with empty disks, powered off. Nothing is left behind when it raises."""
         ...
 
-    def reconcile_replica(self, vm_ref: str, hardware: Hardware, placement: ReplicaPlacement, *, keep_macs: bool) -> list[str]:
+    def reconcile_replica(
+        self, vm_ref: str, hardware: Hardware, placement: ReplicaPlacement, *, keep_macs: bool
+    ) -> list[str]:
         """Bring the replica's hardware (not its disks) to the source's; returns what was changed, in words."""
         ...
 
@@ -280,7 +282,7 @@ class TransportAdvisor(Protocol):
 
 
 class DigestLookup(Protocol):
-    """What is surely known of the grains of a leaf's parent. Digests are 16 bytes; 16 zero bytes stand for a zero grain."""
+    """What is surely known of the grains of a leaf's parent. Digests are 16 bytes; all zeros stand for a zero grain."""
 
     def digest_of(self, grain: int) -> bytes | None:
         """None: unknown."""

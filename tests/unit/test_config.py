@@ -77,7 +77,7 @@ def test_five_mistakes_are_told_at_once() -> None:
     [
         ('[sites.prod]\nserver = "vc.prod"\nprot = 443', "sites.prod.prot: unknown key; did you mean"),
         ('[sites.prod]\nserver = "https://vc.prod/ui"', "sites.prod.server: takes a DNS name"),
-        ('[sites.prod]\nserver = "vc.prod"\nport = 70000', "sites.prod.port: should be less than or equal"),
+        ('[sites.prod]\nserver = "vc.prod"\nport = 70000', "sites.prod.port: must be at most 65535"),
         ('[sites.prod]\nserver = "vc.prod"\nthumbprint_sha256 = "AB:CD"', "sites.prod.thumbprint_sha256: takes 64"),
         (
             f'[sites.prod]\nserver = "vc.prod"\nca_file = "ca.pem"\nthumbprint_sha256 = "{"ab" * 32}"',

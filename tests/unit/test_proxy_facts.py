@@ -88,7 +88,7 @@ def dial(host: str, port: int) -> None:
 
 
 def test_closed_ports_are_told_per_host() -> None:
-    assert closed_ports(["esx-1", "esx-2"], 902, dial) == {"esx-2": "Connection refused"}
+    assert closed_ports(["esx-1", "esx-2"], 902, dial) == {"esx-2": "Connection refused (port 902)"}
     assert closed_ports(["esx-1", "esx-2"], 903, dial) == {}
     assert closed_ports([], 902, dial) == {}
 

@@ -38,6 +38,7 @@ def check_repository(world: World) -> Iterator[CheckResult]:
     title = f"repository {world.loaded.config.repository.path}"
     try:
         repository = world.repository()
+        repository.check_writable()
         findings = check_repository_files(repository)
     except VreplError as error:
         yield CheckResult.failed(title, error)

@@ -54,7 +54,7 @@ def status(state: State) -> None:
             newest = row["last_restore_point"] or {}
             verified = newest.get("verified")
             points.add_row(
-                row["name"],
+                row["name"] or f"{row['source']} (not made yet)",
                 row["state"] + (" (unfinished run)" if row["unfinished"] and not row["running"] else ""),
                 str(row["restore_points"]),
                 words.age(time_from_json(newest.get("time")), now),

@@ -89,6 +89,7 @@ def replicate(
             job = selection.job
             workshop.log_in(job.source, job.target)
             engine = workshop.engine(job.proxy)
+            workshop.load_vddk(job.proxy, job.source)
             with running.stop_on_signals(engine.stop, workshop.stopped):
                 return running.with_retries(
                     lambda names: engine.replicate(job, names, lock_wait=lock_wait),

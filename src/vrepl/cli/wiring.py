@@ -113,22 +113,29 @@ class Workshop:
     def engine(self, proxy: str | None) -> Engine:
         """An engine for one run, whose data movers stand at this proxy; None: this machine."""
         place = proxy_place(self.loaded, proxy)
-        if place not in self._movers:
-            self._movers[place] = make_movers(self.loaded, place, self.sites)
         return Engine(
             repository=self.repository,
             sites=self.sites,
-            movers=self._movers[place],
+            movers=self._movers_at(place),
             transports=make_advisor(self.loaded, place, self.sites),
             clock=now,
             new_id=new_id,
             events=self._events,
         )
 
+    def load_vddk(self, proxy: str | None, site: str) -> None:
+        """Load VDDK in a data mover at this proxy now, before a run makes anything. Raises LibraryError."""
+        self._movers_at(proxy_place(self.loaded, proxy)).warm_up(site)
+
     def proxy_for(self, jobs: Sequence[str]) -> str | None:
         """The proxy of the first of these jobs that names one; None: this machine."""
         tables = self.loaded.config.jobs
         return next((tables[name].proxy for name in jobs if name in tables and tables[name].proxy), None)
+
+    def _movers_at(self, place: ProxyPlace) -> VddkMovers:
+        if place not in self._movers:
+            self._movers[place] = make_movers(self.loaded, place, self.sites)
+        return self._movers[place]
 
     def log_in(self, *sites: str) -> None:
         """Log in now, while Ctrl-C still ends the process at once, instead of in the middle of a run."""

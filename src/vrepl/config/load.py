@@ -176,6 +176,13 @@ def _describe(detail: ErrorDetails) -> str:
             message = INLINE_HINT
         case "model_type" | "dict_type":
             message = "must be a table"
+        case "too_short":
+            message = "must not be empty"
+        case "string_too_short":
+            message = "must not be empty"
+        case "greater_than_equal" | "less_than_equal":
+            bound = context.get("ge", context.get("le"))
+            message = f"must be at {'least' if kind == 'greater_than_equal' else 'most'} {bound}"
         case _:
             message = message.replace("Input should be", "should be").replace(" instance", "")
     return f"{path}: {message}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vrepl.engine.context import RunContext
-from vrepl.errors import InterruptedRunError, TransportModeError, VreplError
+from vrepl.errors import DiskError, InterruptedRunError, TransportModeError, VreplError
 from vrepl.extents import Extent, intersect, subtract, union
 from vrepl.model import Disk, SnapshotState, TransportMode, TransportPlan, VirtualMachine
 from vrepl.planner.disks import DiskDecision, issued_extents
@@ -16,6 +16,9 @@ from vrepl.report.model import DiskReport, SideTransport
 from vrepl.repository.intent import DiskIntent, Intent
 from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.transferlog import read_log
+
+UNREACHABLE = frozenset({14008, 14009, 14010, 18000})
+"""VixErrors of a connection to an ESXi host that was never made (VMware, "Virtual Disk API Errors")."""
 
 
 class IntentKeeper:
@@ -161,6 +164,7 @@ class DiskMover:
         if isinstance(error, InterruptedRunError):
             raise error
         if isinstance(error, TransportModeError):
+        self._name_host(error)
             self._mode_failed(error)
         elif not error.retryable:
             raise error
@@ -178,6 +182,16 @@ class DiskMover:
     def _pause(self, error: VreplError, seconds: float) -> None:
         again = f"trying again in {seconds:g} s" if seconds else "going on from the checkpoint"
         self._context.events.note(self._move.vm.name, f"{self._move.source_disk.title}: {error.message}; {again}")
+    def _name_host(self, error: VreplError) -> None:
+        """VDDK does not say which ESXi host it could not reach; the disk that it speaks of tells."""
+        if not isinstance(error, DiskError) or error.code not in UNREACHABLE:
+            return
+        move = self._move
+        for path, vm in ((move.source_disk.path, move.vm), (move.replica_disk.path, move.replica)):
+            if path and path in error.message and vm.host:
+                error.message += f"; the disk is reached through ESXi host {vm.host}"
+                return
+
         self._context.wait(seconds)
 
     def _mode_failed(self, error: TransportModeError) -> None:

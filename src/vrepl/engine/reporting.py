@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vrepl.engine.context import RunContext
 from vrepl.errors import DiskError, NoSpaceError, NotReadyError, NotReplicableError, VreplError
-from vrepl.model import Disk, JobSettings, TransportMode, VirtualMachine
+from vrepl.model import Disk, JobSettings, TransportPlan, VirtualMachine
 from vrepl.planner.preflight import Conflict, ConflictKind
 from vrepl.planner.vm import DiskPlan, VmPlan
 from vrepl.report.model import DiskReport, ErrorReport, Result, SideTransport, VmReport
@@ -22,8 +22,8 @@ def conflict_error(conflict: Conflict) -> VreplError:
     return kinds.get(conflict.kind, NotReplicableError)(conflict.message, hint=conflict.hint)
 
 
-def planned_vm_report(context: RunContext, plan: VmPlan) -> VmReport:
-    """What a run would do with one VM, as the report shows it."""
+def planned_vm_report(context: RunContext, plan: VmPlan, obstacle: VreplError | None) -> VmReport:
+    """What a run would do with one VM, as the report shows it; `obstacle`: what would stop it before it began."""
     report = VmReport(
         name=plan.vm.name,
         result=Result.PLANNED,
@@ -31,17 +31,15 @@ def planned_vm_report(context: RunContext, plan: VmPlan) -> VmReport:
         replica=plan.replica_name,
         notes=[*plan.notes, *(f"left out: {reason}" for _, reason in plan.left_out)],
     )
-    if plan.conflict:
+    if obstacle is not None:
         report.result = Result.FAILED
-        report.error = ErrorReport.of(conflict_error(plan.conflict))
+        report.error = ErrorReport.of(obstacle)
     report.disks = [_planned_disk(context, plan, disk) for disk in plan.disks]
     return report
 
 
 def _planned_disk(context: RunContext, plan: VmPlan, disk_plan: DiskPlan) -> DiskReport:
     disk = disk_plan.disk
-    target_disk = _expected_target_disk(plan, disk, context.job)
-    first_run = plan.replica is None or not plan.replica.snapshots
     return DiskReport(
         index=disk.index,
         label=disk.label,
@@ -51,8 +49,8 @@ def _planned_disk(context: RunContext, plan: VmPlan, disk_plan: DiskPlan) -> Dis
         bytes_bound=disk_plan.upper_bound,
         last_bytes_moved=disk_plan.last_moved,
         resumed=bool(disk_plan.decision.carry or disk_plan.decision.dirty),
-        source=_side(context, "source", context.source.name, plan, disk, first_run, context.job.source_modes),
-        target=_side(context, "target", context.target.name, plan, target_disk, first_run, context.job.target_modes),
+        source=_side(context, "source", plan, disk),
+        target=_side(context, "target", plan, disk),
     )
 
 
@@ -75,18 +73,26 @@ def _expected_replica(plan: VmPlan, job: JobSettings) -> VirtualMachine:
     return replace(plan.vm, ref="", name=plan.replica_name, host=host, datacenter="", disks=(), snapshots=())
 
 
-def _side(
-    context: RunContext,
-    side: str,
-    site: str,
-    plan: VmPlan,
-    disk: Disk,
-    first_run: bool,
-    allowed: tuple[TransportMode, ...],
-) -> SideTransport:
-    vm = plan.vm if side == "source" else _expected_replica(plan, context.job)
+def plan_side(context: RunContext, side: str, plan: VmPlan, disk: Disk) -> TransportPlan:
+    """How a run would reach this source disk, or the one that follows it at the target. Raises DiskError."""
+    first_run = plan.replica is None or not plan.replica.snapshots
+    if side == "source":
+        return context.transports.plan(
+            side, context.source.name, plan.vm, disk, first_run=first_run, allowed=context.job.source_modes
+        )
+    return context.transports.plan(
+        side,
+        context.target.name,
+        _expected_replica(plan, context.job),
+        _expected_target_disk(plan, disk, context.job),
+        first_run=first_run,
+        allowed=context.job.target_modes,
+    )
+
+
+def _side(context: RunContext, side: str, plan: VmPlan, disk: Disk) -> SideTransport:
     try:
-        transport = context.transports.plan(side, site, vm, disk, first_run=first_run, allowed=allowed)
+        transport = plan_side(context, side, plan, disk)
     except DiskError as error:
         return SideTransport(mode=None, reason=error.message)
     first = transport.usable[0]

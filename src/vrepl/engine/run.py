@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 
 from vrepl.engine.context import Patience, RunContext, timestamped_id
 from vrepl.engine.events import EngineEvents, SilentEvents
+from vrepl.engine.gate import Gate
 from vrepl.engine.knowledge import TargetNames, gather
+from vrepl.engine.preflight import refuse_impossible
 from vrepl.engine.reporting import planned_vm_report
 from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
-from vrepl.errors import NotFoundError, UsageError, VreplError
-from vrepl.model import JobSettings, ReplicaPlacement, VirtualMachine
-from vrepl.planner.vm import plan_vm
+from vrepl.errors import InterruptedRunError, NotFoundError, UsageError, VreplError
+from vrepl.model import Datastore, JobSettings, ReplicaPlacement, VirtualMachine
+from vrepl.planner.vm import VmPlan, plan_vm
 from vrepl.ports import Clock, DataMovers, NewId, Site, TransportAdvisor
 from vrepl.report.model import ErrorReport, Result, RunReport, VerifyReport, VmReport
 from vrepl.repository.replica import ReplicaFolder
@@ -54,10 +56,12 @@ class Engine:
         names = TargetNames(target)
         found, missing = self._find(source, job, vm_names)
         context = self._context(job, source, target, run_id="")
+        datastores = target.datastores()
         for vm in found:
             folder = self.repository.replica(source.name, vm.instance_uuid)
             known = gather(folder, vm, job.replica_name_of(vm.name), self.repository.id, target, names)
-            report.vms.append(planned_vm_report(context, plan_vm(vm, job, known)))
+            plan = plan_vm(vm, job, known)
+            report.vms.append(planned_vm_report(context, plan, _obstacle(context, plan, datastores)))
         report.vms.extend(missing)
         report.soap_calls = {source.name: source.soap_calls, target.name: target.soap_calls}
         return report
@@ -161,6 +165,10 @@ class Engine:
                 missing.append(VmReport(name=name, result=Result.FAILED, error=ErrorReport.of(error)))
         return found, missing
 
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise InterruptedRunError("stopped on request", hint="run the job again: it goes on where it stopped")
+
     def _context(self, job: JobSettings, source: Site, target: Site, run_id: str) -> RunContext:
         return RunContext(
             repository=self.repository,
@@ -174,6 +182,15 @@ class Engine:
             new_id=self.new_id,
             events=self.events,
             stop=self._stop,
-            disk_slots=threading.BoundedSemaphore(max(1, job.parallel_disks)),
+            gate=Gate(job, self._check_stop),
             patience=self.patience,
         )
+
+
+def _obstacle(context: RunContext, plan: VmPlan, datastores: Sequence[Datastore]) -> VreplError | None:
+    """What would stop a run of this plan before it made anything."""
+    try:
+        refuse_impossible(context, plan, datastores)
+    except VreplError as error:
+        return error
+    return None

@@ -12,16 +12,15 @@ from vrepl.engine.deciding import find_changes
 from vrepl.engine.knowledge import TargetNames, gather
 from vrepl.engine.marks import SourceMark
 from vrepl.engine.moving import DiskMove, DiskMover, IntentKeeper
+from vrepl.engine.preflight import refuse_impossible
 from vrepl.engine.recovery import recover
 from vrepl.engine.replica import PreparedReplica, prepare_replica
-from vrepl.engine.reporting import conflict_error
 from vrepl.engine.sealing import prune, seal, snapshot_name
 from vrepl.engine.source_snapshot import REMOVE, TakenSnapshot, take_snapshot
 from vrepl.engine.undo import Undo
 from vrepl.errors import (
     InterruptedRunError,
     LockedError,
-    NotFoundError,
     NotReadyError,
     VreplError,
 )
@@ -31,8 +30,7 @@ from vrepl.model import (
     RestorePoint,
     VirtualMachine,
 )
-from vrepl.planner.preflight import Conflict
-from vrepl.planner.vm import ReplicaKnowledge, VmPlan, plan_vm, space_conflict, space_needed
+from vrepl.planner.vm import ReplicaKnowledge, VmPlan, plan_vm
 from vrepl.report.model import DiskReport, ErrorReport, Result, VmReport
 from vrepl.repository.intent import Intent, Journal
 from vrepl.repository.replica import ReplicaFolder
@@ -164,20 +162,8 @@ class VmRun:
             self._note(note)
         for _, reason in plan.left_out:
             self._note(f"left out: {reason}")
-        conflict = plan.conflict or self._space_conflict(plan)
-        if conflict is not None:
-            raise conflict_error(conflict)
+        refuse_impossible(context, plan, () if plan.conflict else context.target.datastores())
         return plan, known
-
-    def _space_conflict(self, plan: VmPlan) -> Conflict | None:
-        wanted = self._context.job.placement.datastore
-        datastores = {store.name: store for store in self._context.target.datastores()}
-        if wanted not in datastores:
-            raise NotFoundError(
-                f"site {self._context.target.name} has no datastore {wanted}",
-                hint=f"its datastores are: {', '.join(sorted(datastores))}",
-            )
-        return space_conflict(space_needed(plan, self._context.job), datastores[wanted])
 
     def _begin(self, folder: ReplicaFolder) -> IntentKeeper:
         """This run's intent; what an unfinished one says of the disks stays until this run knows better."""

@@ -24,6 +24,7 @@ from vrepl.planner.disks import DiskDecision, UnfinishedDisk, decide_disk
 from vrepl.planner.preflight import Conflict, ConflictKind, not_replicable_reason, unreplicable_disk_reason
 
 MINIMUM_HARDWARE_VERSION_FOR_CBT = 7
+MIB = 1024 * 1024
 """CBT needs virtual hardware 7 or newer (VMware KB 1020128)."""
 
 
@@ -304,6 +305,7 @@ def space_conflict(needed: int, datastore: Datastore) -> Conflict | None:
         return None
     return Conflict(
         ConflictKind.NO_SPACE,
-        f"datastore {datastore.name} has {datastore.free} bytes free, and up to {needed} bytes are needed",
+        f"datastore {datastore.name} has {datastore.free / MIB:,.0f} MiB free, and up to {needed / MIB:,.0f} MiB are "
+        "needed",
         "make room there, or choose another target_datastore",
     )

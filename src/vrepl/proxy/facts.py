@@ -133,7 +133,7 @@ def closed_ports(hosts: Sequence[str], port: int, reach: Reach) -> dict[str, str
         try:
             reach(host, port)
         except OSError as error:
-            return error.strerror or str(error)
+            return f"{error.strerror or error} (port {port})"
         return None
 
     if not hosts:

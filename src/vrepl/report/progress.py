@@ -113,7 +113,7 @@ class _Transfer:
 
 
 class LogProgress:
-    """A line per disk in transfer each `interval` seconds; steps and notes go to the log (`-v` shows them)."""
+    """A line per disk in transfer each `interval` seconds; notes at once; steps go to the log (`-v` shows them)."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class LogProgress:
         )
 
     def note(self, vm: str, message: str) -> None:
-        log.info("%s", f"{vm}: {message}" if vm else message)
+        self._say(f"{vm}: {message}" if vm else message)
 
     def vm_finished(self, report: VmReport) -> None:
         with self._lock:

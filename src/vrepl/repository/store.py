@@ -139,8 +139,12 @@ class Repository:
     def check_writable(self) -> None:
         """Raises RepositoryError (with a hint) unless a small file can be written now; for before anything is begun."""
         path = self.path / f"writable.{os.getpid()}"
-        replace_bytes(path, bytes(4096))
-        remove_file(path)
+        try:
+            replace_bytes(path, bytes(4096))
+            remove_file(path)
+        except RepositoryError as error:
+            reason = error.message.rpartition(": ")[2]
+            raise RepositoryError(f"the repository {self.path} cannot be written: {reason}", hint=error.hint) from error
 
     # Replicas
 

@@ -57,13 +57,22 @@ class Library:
         try:
             self._library = c.CDLL(str(path))
         except OSError as error:
+            said = str(error).removeprefix(f"{path}: ")
+            foreign = "ELF" in said or "file too short" in said
             raise LibraryError(
-                f"{path} cannot be loaded: {error}",
-                hint="a missing library is one of VDDK's own if LD_LIBRARY_PATH lacks its lib64; a wrong ELF class or "
-                "header is an archive for another platform or a damaged one",
+                f"{path} cannot be loaded: {said}",
+                hint="this is no library for Linux x86-64: a damaged file, or the archive for another platform; unpack "
+                "VMware-vix-disklib-*.x86_64.tar.gz anew"
+                if foreign
+                else "is the folder one whole VDDK? Its lib64 holds the libraries that it needs",
             ) from error
         self._functions = abi.bind(self._library, abi.REQUIRED)
         missing = [name for name in abi.REQUIRED if name not in self._functions]
+        if len(missing) == len(abi.REQUIRED):
+            raise LibraryError(
+                f"{path} is no libvixDiskLib: it has none of VDDK's functions",
+                hint="unpack VMware-vix-disklib-*.x86_64.tar.gz and set `vddk.libdir` to the folder with its lib64",
+            )
         if missing:
             raise LibraryError(
                 f"{path} lacks {', '.join(f'VixDiskLib_{name}' for name in missing)}",

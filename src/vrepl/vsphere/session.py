@@ -330,7 +330,8 @@ class Session:
         except AuthenticationError as error:
             said = error.message.partition(": ")[2]
             raise AuthenticationError(
-                f"{settings.server} refuses the login of {settings.user} ({said})", hint=error.hint
+                f"site {settings.name}: {settings.server} refuses the login of {settings.user} ({said})",
+                hint=(error.hint or "").replace("of the site", f"in [sites.{settings.name}]"),
             ) from error
         log.info("%s: logged in to %s as %s", self.settings.name, self.settings.server, self.settings.user)
 
