@@ -83,14 +83,14 @@ def history(state: State, job: str | None, limit: int) -> None:
         from vrepl.report import format as words
         from vrepl.report.model import time_from_json
 
-        listing = console.table("Run", "Job", "Started", "Took", "Read", "Moved", "Result", right=("Read", "Moved"))
+        # A run's ID begins with the time it started at, so that a column for that would only say it again.
+        listing = console.table("Run", "Job", "Took", "Read", "Moved", "Result", right=("Took", "Read", "Moved"))
         for row in rows:
             started, finished = time_from_json(row["started"]), time_from_json(row["finished"])
             took = (finished - started).total_seconds() if started and finished else None
             listing.add_row(
                 row["id"],
                 row["job"],
-                words.moment(started),
                 words.duration(took),
                 words.size(row["bytes_read"]),
                 words.size(row["bytes_moved"]),
