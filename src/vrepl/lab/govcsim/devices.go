@@ -271,10 +271,37 @@ func (l *Lab) adopt(
 		}
 	}
 	vm.Config.ExtraConfig = config
+	labelDisks(devices)
 	l.setDevices(ctx, vm, devices)
 	l.summarize(ctx, vm)
 	l.refreshLayout(ctx, vm, st)
 	return nil
+}
+
+// labelDisks gives new disks the labels that vSphere gives them, "Hard disk 1" and so on, for govcsim's "disk-1000-0".
+func labelDisks(devices []types.BaseVirtualDevice) {
+	used := map[string]bool{}
+	var unnamed []*types.Description
+	for _, disk := range disks(devices) {
+		description := &types.Description{}
+		if disk.DeviceInfo != nil {
+			*description = *disk.DeviceInfo.GetDescription()
+		}
+		disk.DeviceInfo = description
+		if description.Label == "" || strings.HasPrefix(description.Label, "disk-") {
+			unnamed = append(unnamed, description)
+		} else {
+			used[description.Label] = true
+		}
+	}
+	number := 1
+	for _, description := range unnamed {
+		for used[fmt.Sprintf("Hard disk %d", number)] {
+			number++
+		}
+		description.Label = fmt.Sprintf("Hard disk %d", number)
+		used[description.Label] = true
+	}
 }
 
 // usedElsewhere tells whether another VM has made the link.
