@@ -88,7 +88,6 @@ def _decide(
         unfinished,
         digests_known=digests_known,
         leaf_is_sealed_state=newly_made or known.leaf_is_sealed_state,
-        newly_made=newly_made,
     )
     changed = []
     if decision.since_change_id is not None:

@@ -91,13 +91,12 @@ def decide_disk(
     *,
     digests_known: bool,
     leaf_is_sealed_state: bool = True,
-    newly_made: bool = False,
 ) -> DiskDecision:
     """How to bring the replica's disk to the source's state.
 
     `point`: the disk in the restore point that is the leaf's parent. `digests_known`: a digest set names that restore
     point. `leaf_is_sealed_state` False: the replica's chain is not what the repository thinks (a snapshot of it was
-    removed by hand, or it was mapped), so nothing is sure. `newly_made`: the replica's disk was just created empty.
+    removed by hand, or it was mapped), so nothing is sure.
     """
     dirty = tuple(clip(unfinished.maybe_written, disk.capacity)) if unfinished else ()
     if not leaf_is_sealed_state:
@@ -109,7 +108,7 @@ def decide_disk(
             compare_with_target=True,
         )
     if point is None:
-        return _decide_first(disk, unfinished, dirty, newly_made=newly_made)
+        return _decide_first(disk, unfinished, dirty)
     distrust = distrust_reason(disk, point)
     if distrust is None and unfinished is None:
         return DiskDecision(
@@ -138,12 +137,9 @@ def decide_disk(
     return DiskDecision(TransferKind.COMPARE, reason, whole_disk=True, dirty=dirty)
 
 
-def _decide_first(
-    disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Extent, ...], *, newly_made: bool
-) -> DiskDecision:
+def _decide_first(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Extent, ...]) -> DiskDecision:
     if unfinished is None:
-        reason = "first run" if newly_made else "first run: nothing of this disk was ever sealed"
-        return DiskDecision(TransferKind.FULL, reason, whole_disk=True, fresh=True)
+        return DiskDecision(TransferKind.FULL, "first run", whole_disk=True, fresh=True)
     if _same_tracking(disk, unfinished):
         return DiskDecision(
             TransferKind.FULL,
