@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vrepl.errors import InterruptedRunError, NfcMemoryError
+from vrepl.extents import total
 from vrepl.ports import (
     DiskAddress,
     SiteConnection,
@@ -28,6 +29,18 @@ Key = tuple[MoverSettings] | tuple[MoverSettings, MoverSettings]
 """What a mover (or a pair: source, target) was started with."""
 
 logger = logging.getLogger("vrepl.mover")
+
+
+SCATTERED_REGIONS = 256
+"""From so many small regions on, buffers made for them are worth a data mover of its own."""
+SCATTERED_LENGTH = 256 * 1024
+"""Bytes: a region is small up to this mean."""
+
+
+def is_scattered(order: TransferOrder) -> bool:
+    """Whether an order is made of many small regions, as an incremental transfer often is."""
+    count = len(order.regions)
+    return count >= SCATTERED_REGIONS and total(order.regions) <= count * SCATTERED_LENGTH
 
 
 class VddkMovers:
@@ -60,7 +73,11 @@ class VddkMovers:
     def transfer(self, order: TransferOrder, progress: Callable[[TransferProgress], None]) -> TransferResult:
         """As `ports.DataMovers.transfer`."""
         reply = self._request_with_smaller_buffers(
-            "transfer", (order.source, order.target), progress, order=messages.order_to_json(order)
+            "transfer",
+            (order.source, order.target),
+            progress,
+            scattered=is_scattered(order),
+            order=messages.order_to_json(order),
         )
         return messages.result_from_json(reply)
 
@@ -120,6 +137,8 @@ class VddkMovers:
         operation: str,
         addresses: tuple[DiskAddress, ...],
         progress: Callable[[TransferProgress], None] | None,
+        *,
+        scattered: bool = False,
         **arguments: Any,
     ) -> Any:
         """As `_request`; where a host has too little NFC memory to *open* a disk, with ever smaller buffers.
@@ -136,16 +155,18 @@ class VddkMovers:
                 progress(figures)
 
         while True:
-            settings = self._settings_for(sites)
+            settings = self._settings_for(sites, scattered)
             try:
                 return self._request(settings, operation, sites, watch, **arguments)
             except NfcMemoryError:
                 if not self._shrink(sites) or moved:
                     raise
 
-    def _settings_for(self, sites: list[str]) -> Key:
+    def _settings_for(self, sites: list[str], scattered: bool) -> Key:
         """One mover where one VDDK and one machine reach both sites, else a pair."""
         each = [self._smaller.get(site) or self._settings(site) for site in sites]
+        if scattered:
+            each = [settings.scattered() for settings in each]
         if len(each) == 2 and (self._pair or each[0].libdir != each[1].libdir):
             return each[0], each[1]
         return (min(each, key=lambda settings: settings.nfc_mib),)

@@ -31,6 +31,8 @@ STOP_SECONDS = 0.8
 EXIT_SECONDS = 2.0
 START_SECONDS = 60.0
 LEVELS = {"log": logging.DEBUG, "warn": logging.WARNING, "panic": logging.ERROR}
+SCATTERED_UNITS = 4
+"""256 KiB: the NFC buffer size for many small calls. A call takes whole buffers, however few bytes it moves."""
 INHERITED = ("PATH", "HOME", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "PYTHONPATH", "VIRTUAL_ENV")
 """Environment variables that a mover gets; others may hold secrets."""
 
@@ -57,6 +59,13 @@ class MoverSettings:
         if self.buffer_count > 1:
             return MoverSettings(**_fields(self) | {"buffer_count": self.buffer_count // 2})
         return None
+
+    def scattered(self) -> MoverSettings:
+        """The same memory in smaller and more buffers: more small calls in flight, and large ones as fast as before."""
+        factor = max(self.buffer_units // SCATTERED_UNITS, 1)
+        return MoverSettings(
+            **_fields(self) | {"buffer_units": self.buffer_units // factor, "buffer_count": self.buffer_count * factor}
+        )
 
     @property
     def nfc_mib(self) -> float:
