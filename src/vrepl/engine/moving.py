@@ -161,10 +161,10 @@ class DiskMover:
     def _after_failure(self, intent: DiskIntent, error: VreplError) -> tuple[DiskIntent, bool]:
         """The intent of the next attempt, and whether this one settled anything; raises what trying cannot mend."""
         error.at(vm=self._move.vm.name, disk=self._move.source_disk.title, step="transfer")
+        self._name_host(error)
         if isinstance(error, InterruptedRunError):
             raise error
         if isinstance(error, TransportModeError):
-        self._name_host(error)
             self._mode_failed(error)
         elif not error.retryable:
             raise error
@@ -179,9 +179,6 @@ class DiskMover:
         )
         return following, bool(done)
 
-    def _pause(self, error: VreplError, seconds: float) -> None:
-        again = f"trying again in {seconds:g} s" if seconds else "going on from the checkpoint"
-        self._context.events.note(self._move.vm.name, f"{self._move.source_disk.title}: {error.message}; {again}")
     def _name_host(self, error: VreplError) -> None:
         """VDDK does not say which ESXi host it could not reach; the disk that it speaks of tells."""
         if not isinstance(error, DiskError) or error.code not in UNREACHABLE:
@@ -192,6 +189,9 @@ class DiskMover:
                 error.message += f"; the disk is reached through ESXi host {vm.host}"
                 return
 
+    def _pause(self, error: VreplError, seconds: float) -> None:
+        again = f"trying again in {seconds:g} s" if seconds else "going on from the checkpoint"
+        self._context.events.note(self._move.vm.name, f"{self._move.source_disk.title}: {error.message}; {again}")
         self._context.wait(seconds)
 
     def _mode_failed(self, error: TransportModeError) -> None:
