@@ -308,6 +308,8 @@ class ReplicaRecord:
     state: ReplicaState = ReplicaState.READY
     disk_keys: Mapping[int, int] = field(default_factory=dict)
     """Source device key -> replica device key."""
+    empty_disks: tuple[int, ...] = ()
+    """Source keys of disks that vrepl made empty and has sealed nothing of: what it did not write there is zeros."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class MemoryVirtualDisk:
     mode: str = "persistent"
     thin: bool = True
     tracking: Tracking | None = None
+    unit: int = 0
     generation: int = 0
     """Of the leaf: snapshots and reverts begin a new one."""
 
@@ -155,6 +156,7 @@ class MemorySite:
             uuid=str(uuid.UUID(int=next(self._numbers) + 1000)),
             base_path=f"[{self.name}-ds] {vm_name}/{vm_name}_{index}.vmdk",
             datastore=f"{self.name}-ds",
+            unit=index,
         )
 
     def guest_write(self, vm: MemoryVm, index: int, offset: int, data: bytes) -> None:
@@ -359,10 +361,14 @@ class MemorySite:
     def add_replica_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int) -> VirtualMachine:
         self._call("add_replica_disk")
         vm = self._vm(vm_ref)
-        disk = self._new_disk(vm.name, len(vm.disks), spec.disks[disk_index].capacity)
+        wanted = spec.disks[disk_index]
+        if any(one.unit == wanted.unit_number for one in vm.disks):
+            raise VsphereError(f"unit {wanted.unit_number} of {vm.name} is taken", fault="InvalidDeviceSpec")
+        disk = self._new_disk(vm.name, wanted.unit_number, wanted.capacity)
         disk.key = max((one.key for one in vm.disks), default=1999) + 1
         disk.base_path = disk.base_path.replace(".vmdk", f"-{next(self._numbers)}.vmdk")
         vm.disks.append(disk)
+        self.after_call("add_replica_disk")
         return self._view(vm)
 
     def remove_replica_disk(self, vm_ref: str, disk_key: int) -> None:
@@ -376,7 +382,11 @@ class MemorySite:
 
     def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None:
         self._call("set_extra_config")
-        self._vm(vm_ref).extra_config.update(values)
+        config = self._vm(vm_ref).extra_config
+        config.update(values)
+        for key in [key for key, value in config.items() if not value]:
+            del config[key]
+        self.after_call("set_extra_config")
 
     def destroy_vm(self, vm_ref: str) -> None:
         self._call("destroy_vm")
@@ -430,6 +440,7 @@ class MemorySite:
             datastore=disk.datastore,
             mode=disk.mode,
             thin=disk.thin,
+            unit_number=disk.unit,
             change_id=change_id,
         )
 

@@ -131,18 +131,18 @@ class World:
             patience=Patience((0, 0)),
         )
 
-    def run(self) -> RunReport:
-        return self.engine().replicate(self.job)
+    def run(self, map_to: str | None = None) -> RunReport:
+        return self.engine().replicate(self.job, mapping={"web-01": map_to} if map_to else {})
 
-    def run_vm(self) -> VmReport:
-        [vm] = self.run().vms
+    def run_vm(self, map_to: str | None = None) -> VmReport:
+        [vm] = self.run(map_to).vms
         return vm
 
-    def run_until(self, kill_at: Callable[[str], bool]) -> VmReport | None:
+    def run_until(self, kill_at: Callable[[str], bool], map_to: str | None = None) -> VmReport | None:
         """A run that may be killed; None if it was."""
         self.kill_at = kill_at
         try:
-            return self.run_vm()
+            return self.run_vm(map_to)
         except SimulatedKill:
             return None
         finally:

@@ -101,7 +101,7 @@ class ReplicationMachine(RuleBasedStateMachine):
             target.guest_write(replica, 0, number * GRAIN, b"\x09" * 512)
         elif what == "replica reverted" and replica.current:
             target.revert_to_snapshot(replica.ref, replica.current)
-        elif what == "snapshot removed" and len(replica.snapshots) > 1:
+        elif what == "snapshot removed" and replica.snapshots:
             target.remove_snapshot(replica.ref, replica.snapshots[number % len(replica.snapshots)].ref)
         elif what == "replica deleted" and number % 4 == 0:
             target.vms.pop(replica.ref)

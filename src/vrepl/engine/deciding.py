@@ -13,7 +13,7 @@ from vrepl.engine.source_snapshot import Note, TakenSnapshot
 from vrepl.errors import CbtError, VsphereError
 from vrepl.model import Disk, SnapshotState, TransferKind
 from vrepl.planner.disks import decide_disk, regions_of, without_cbt
-from vrepl.planner.vm import ReplicaKnowledge, VmPlan
+from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
 from vrepl.ports import DigestFiles
 from vrepl.repository.digests import open_lookup
 from vrepl.repository.replica import ReplicaFolder
@@ -76,10 +76,10 @@ def _decide(
 ) -> DiskMove:
     key = source_disk.key
     newly_made = key in replica.newly_made
-    last = known.last if plan.replica is not None else None
+    last = known.last if plan.action is ReplicaAction.UPDATE else None
     point = last.disk(key) if last and not newly_made else None
     unfinished = None
-    if plan.replica is not None and not plan.revert_replica and not newly_made:
+    if plan.action is ReplicaAction.UPDATE and not plan.revert_replica and not newly_made:
         unfinished = dict(known.unfinished).get(key)
     digests_known = point is not None and key in known.digests_known
     decision = decide_disk(
@@ -87,7 +87,9 @@ def _decide(
         point,
         unfinished,
         digests_known=digests_known,
-        leaf_is_sealed_state=newly_made or known.leaf_is_sealed_state,
+        leaf_is_sealed_state=newly_made
+        or (known.mapping is None and (plan.revert_replica or known.leaf_is_sealed_state)),
+        made_empty=newly_made or (known.mapping is None and key in replica.record.empty_disks),
     )
     changed = []
     if decision.since_change_id is not None:
@@ -100,7 +102,7 @@ def _decide(
         except CbtError as error:
             decision = without_cbt(decision, f"CBT gave no answer: {error.message}", digests_known=digests_known)
             note(f"{source_disk.title}: {decision.reason}")
-    if decision.kind is TransferKind.COMPARE and digests_known and last is not None:
+    if decision.kind is TransferKind.COMPARE and not decision.compare_with_target and digests_known and last:
         # Asked only now: looking for gaps costs as much as the disk is large, and so does comparing.
         digests_known = every_grain_is_known(folder.digest_files(key, last.id), source_disk.capacity)
         if not digests_known:

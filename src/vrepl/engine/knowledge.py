@@ -10,11 +10,13 @@ from vrepl.errors import CbtError
 from vrepl.extents import intersect
 from vrepl.model import Disk, PowerState, RestorePoint, VirtualMachine
 from vrepl.planner.disks import UnfinishedDisk, change_id_uuid
+from vrepl.planner.mapping import MappingRequest
 from vrepl.planner.vm import ReplicaKnowledge
 from vrepl.ports import Site
 from vrepl.repository.commit_record import parse_commit_record, read_mark
 from vrepl.repository.intent import Intent
 from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.store import Repository
 from vrepl.repository.transferlog import read_log
 
 
@@ -40,10 +42,16 @@ def gather(
     repository_id: str,
     target: Site,
     names: TargetNames,
+    mapping: MappingRequest | None = None,
 ) -> ReplicaKnowledge:
-    """What is known of the replica of `vm`, read afresh from the target."""
+    """What is known of the replica of `vm`, read afresh from the target.
+
+    `mapping`: the VM that shall become its replica, if the operator named one.
+    """
     record = folder.record if folder and folder.record.target_instance_uuid else None
     replica = target.find_vm_by_instance_uuid(record.target_instance_uuid) if record else None
+    if mapping is not None and (replica is None or replica.ref != mapping.candidate.ref):
+        return ReplicaKnowledge(record=record, replica=replica, mapping=mapping)
     if folder is None or replica is None:
         taken_by = names.get(replica_name)
         leftover = taken_by if taken_by and _is_leftover(taken_by, vm, repository_id) else None
@@ -59,15 +67,36 @@ def gather(
     last = present[-1] if present else None
     intent = folder.intent()
     unfinished = unfinished_disks(folder, intent)
+    touched = _touched(target, replica, last, snapshots, intent, unfinished)
     return ReplicaKnowledge(
         record=record,
         replica=replica,
         restore_points=present,
         lost_restore_points=lost,
-        unfinished=tuple(unfinished.items()),
+        # Where the leaf is not the one that the unfinished run wrote to, nothing of that run counts.
+        unfinished=() if touched else tuple(unfinished.items()),
         digests_known=frozenset(_known_digests(folder, last)) if last else frozenset(),
-        touched=_touched(target, replica, last, snapshots, intent, unfinished),
+        touched=touched,
     )
+
+
+def mapping_request(
+    repository: Repository, vm: VirtualMachine, source: Site, target: Site, name: str
+) -> MappingRequest:
+    """The VM named `name` at the target, with what its mark says. Raises NotFoundError (hint: near names)."""
+    [candidate] = target.find_vms([name])
+    mark = read_mark(candidate.extra_config)
+    owner = next(
+        (one for one in repository.replicas() if one.record.target_instance_uuid == candidate.instance_uuid), None
+    )
+    replica_of = None
+    if mark is not None and (mark.source_site, mark.source_instance_uuid) != (source.name, vm.instance_uuid):
+        replica_of = f"VM {mark.source_instance_uuid} of site {mark.source_site}"
+    elif mark is not None and mark.repository_id != repository.id:
+        replica_of = f"{vm.name} in repository {mark.repository_id}"
+    elif owner is not None and owner.record.source_instance_uuid != vm.instance_uuid:
+        replica_of = owner.record.source_name
+    return MappingRequest(candidate, same_site=source.name == target.name, replica_of=replica_of)
 
 
 def restore_point_snapshots(replica: VirtualMachine) -> dict[str, str]:
@@ -92,6 +121,9 @@ def unfinished_disks(folder: ReplicaFolder, intent: Intent | None) -> dict[int, 
             change_id=disk.change_id,
             dirty=disk.dirty,
             capacity=disk.capacity,
+            source_disk_uuid=disk.source_disk_uuid,
+            source_base_path=disk.source_base_path,
+            compared_with_target=disk.compares_with_target,
         )
     return found
 
@@ -106,6 +138,7 @@ def _is_leftover(vm: VirtualMachine, source: VirtualMachine, repository_id: str)
     mark = read_mark(vm.extra_config)
     return (
         mark is not None
+        and mark.run_id != ""  # a VM that was mapped bears no run: vrepl did not make it, and never removes it
         and mark.repository_id == repository_id
         and mark.source_instance_uuid == source.instance_uuid
         and vm.power is PowerState.OFF

@@ -73,6 +73,9 @@ def first_intent(move: DiskMove) -> DiskIntent:
         fresh=move.decision.fresh,
         dirty=move.decision.dirty,
         allocated_only=move.decision.whole_disk,
+        source_disk_uuid=move.source_disk.uuid,
+        source_base_path=move.source_disk.base_path,
+        compares_with_target=move.decision.compare_with_target,
     )
 
 

@@ -100,8 +100,18 @@ def _roll_forward(context: RunContext, folder: ReplicaFolder) -> list[str]:
     return done
 
 
+def note_that_disks_were_sealed(folder: ReplicaFolder) -> None:
+    """No disk is one that vrepl made empty any more, whatever becomes of the restore points."""
+    if folder.record.empty_disks:
+        folder.save_record(replace(folder.record, empty_disks=()))
+
+
 def forget_lost_restore_points(folder: ReplicaFolder, replica: VirtualMachine) -> None:
-    """Drop restore points whose snapshots the replica no longer has."""
+    """Drop restore points whose snapshots the replica no longer has.
+
+    Only once a run has sealed: until then they are what says that the leaf's bytes are not sure.
+    """
+    note_that_disks_were_sealed(folder)
     present = restore_point_snapshots(replica)
     for point in folder.restore_points():
         if point.id not in present:

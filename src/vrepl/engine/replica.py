@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from vrepl.engine.context import RunContext
 from vrepl.engine.knowledge import restore_point_snapshots
-from vrepl.engine.recovery import forget_lost_restore_points
 from vrepl.model import Disk, ReplicaRecord, ReplicaSpec, VirtualMachine
 from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
 from vrepl.repository.commit_record import ReplicaMark
@@ -37,23 +36,28 @@ def prepare_replica(
     """Create the replica, or bring the one that exists up to the source; returns what was done, in words."""
     if plan.action is ReplicaAction.UPDATE and plan.replica is not None:
         return _update(context, folder, plan, known, plan.replica)
-    if plan.action is ReplicaAction.RECREATE:
+    if plan.action in {ReplicaAction.RECREATE, ReplicaAction.MAP}:
         folder.discard_logs()
         folder.clear_intent()
         for point in folder.restore_points():
             folder.remove_restore_point(point.id)
+    if plan.action is ReplicaAction.MAP and plan.replica is not None:
+        return _map(context, folder, plan, plan.replica)
     if known.leftover is not None:
         context.target.destroy_vm(known.leftover.ref)
     return _create(context, folder, plan), []
 
 
-def _spec(context: RunContext, plan: VmPlan) -> ReplicaSpec:
-    mark = ReplicaMark(
+def _mark(context: RunContext, plan: VmPlan, run_id: str) -> dict[str, str]:
+    return ReplicaMark(
         repository_id=context.repository.id,
         source_site=context.source.name,
         source_instance_uuid=plan.vm.instance_uuid,
-        run_id=context.run_id,
-    )
+        run_id=run_id,
+    ).to_extra_config()
+
+
+def _spec(context: RunContext, plan: VmPlan) -> ReplicaSpec:
     return ReplicaSpec(
         name=plan.replica_name,
         placement=context.job.placement,
@@ -62,7 +66,7 @@ def _spec(context: RunContext, plan: VmPlan) -> ReplicaSpec:
         disks=tuple(disk.disk for disk in plan.disks),
         keep_macs=context.job.keep_macs,
         thin=context.job.thin,
-        extra_config=mark.to_extra_config(),
+        extra_config=_mark(context, plan, context.run_id),
         annotation=ANNOTATION.format(name=plan.vm.name),
     )
 
@@ -77,15 +81,41 @@ def _create(context: RunContext, folder: ReplicaFolder, plan: VmPlan) -> Prepare
         source_name=plan.vm.name,
         job=context.job.name,
         disk_keys=_match_disks([disk.disk for disk in plan.disks], replica),
+        empty_disks=tuple(disk.disk.key for disk in plan.disks),
     )
     folder.save_record(record)
     return PreparedReplica(record, replica, frozenset(record.disk_keys))
 
 
+def _map(
+    context: RunContext, folder: ReplicaFolder, plan: VmPlan, candidate: VirtualMachine
+) -> tuple[PreparedReplica, list[str]]:
+    """Make a VM that exists the replica. Marked first: cut off after that, the same mapping goes through again."""
+    target = context.target
+    target.set_extra_config(candidate.ref, _mark(context, plan, ""))
+    if not candidate.cbt_enabled:
+        target.enable_cbt(candidate.ref)
+    record = replace(
+        folder.record,
+        target_site=target.name,
+        target_instance_uuid=candidate.instance_uuid,
+        target_name=candidate.name,
+        source_name=plan.vm.name,
+        job=context.job.name,
+        disk_keys=_match_disks([disk.disk for disk in plan.disks], candidate),
+        empty_disks=(),
+    )
+    folder.save_record(record)
+    done = target.reconcile_replica(
+        candidate.ref, plan.vm.hardware, context.job.placement, keep_macs=context.job.keep_macs
+    )
+    return PreparedReplica(record, target.read_vm(candidate.ref)), done
+
+
 def _match_disks(sources: list[Disk], replica: VirtualMachine) -> dict[int, int]:
-    """Source key -> replica key, by order: a new replica has exactly these disks in these places."""
+    """Source key -> replica key, by order: a new or a mapped replica has exactly these disks in this order."""
     if len(sources) != len(replica.disks):
-        raise AssertionError(f"replica {replica.name} was made with {len(replica.disks)} of {len(sources)} disks")
+        raise AssertionError(f"replica {replica.name} has {len(replica.disks)} of {len(sources)} disks")
     return {source.key: made.key for source, made in zip(sources, replica.disks, strict=True)}
 
 
@@ -98,18 +128,37 @@ def _update(
         target.revert_to_snapshot(replica.ref, restore_point_snapshots(replica)[known.last.id])
         folder.discard_logs()
         folder.clear_intent()
-    forget_lost_restore_points(folder, replica)
     done.extend(
         target.reconcile_replica(replica.ref, plan.vm.hardware, context.job.placement, keep_macs=context.job.keep_macs)
     )
     keys, newly_made = _reconcile_disks(context, plan, folder.record.disk_keys, replica, done)
     fresh = target.read_vm(replica.ref)
     record = replace(
-        folder.record, source_name=plan.vm.name, target_name=fresh.name, job=context.job.name, disk_keys=keys
+        folder.record,
+        source_name=plan.vm.name,
+        target_name=fresh.name,
+        job=context.job.name,
+        disk_keys=keys,
+        empty_disks=(*(key for key in folder.record.empty_disks if key in keys and key not in newly_made), *newly_made),
     )
     if record != folder.record:
         folder.save_record(record)
     return PreparedReplica(record, fresh, frozenset(newly_made)), done
+
+
+def _disk_in_its_place(
+    vm: VirtualMachine, disk: Disk, replica: VirtualMachine, *, taken: Collection[int]
+) -> Disk | None:
+    """The replica's disk of the same bus, unit and capacity as the source's `disk`; not one of `taken`."""
+    for one in replica.disks:
+        if one.key not in taken and one.capacity == disk.capacity and _place(replica, one) == _place(vm, disk):
+            return one
+    return None
+
+
+def _place(vm: VirtualMachine, disk: Disk) -> tuple[str, int, int]:
+    controller = next((one for one in vm.hardware.controllers if one.key == disk.controller_key), None)
+    return (controller.kind, controller.bus_number, disk.unit_number) if controller else ("", -1, disk.unit_number)
 
 
 def _reconcile_disks(
@@ -131,7 +180,14 @@ def _reconcile_disks(
         source_key = disk_plan.disk.key
         if source_key in keys and replica.disk(keys[source_key]) is not None:
             continue
-        before = {disk.key for disk in context.target.read_vm(replica.ref).disks}
+        now = context.target.read_vm(replica.ref)
+        left = _disk_in_its_place(plan.vm, disk_plan.disk, now, taken=keys.values())
+        if left is not None:
+            # What a run added that died before it could record it, or a rebuilt repository does not know.
+            keys[source_key] = left.key
+            done.append(f"{left.title} of the replica stands where {disk_plan.disk.title} belongs: it is compared")
+            continue
+        before = {disk.key for disk in now.disks}
         after = context.target.add_replica_disk(replica.ref, spec, position)
         made = [disk.key for disk in after.disks if disk.key not in before]
         if len(made) != 1:

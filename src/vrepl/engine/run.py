@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from vrepl.engine.context import Patience, RunContext, timestamped_id
 from vrepl.engine.events import EngineEvents, SilentEvents
-from vrepl.engine.knowledge import TargetNames, gather
+from vrepl.engine.knowledge import TargetNames, gather, mapping_request
 from vrepl.engine.preflight import refuse_impossible
 from vrepl.engine.reporting import planned_vm_report
 from vrepl.engine.verification import verify_replica
@@ -24,6 +25,8 @@ from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.store import Repository
 
 logger = logging.getLogger(__name__)
+
+NO_MAPPING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -48,7 +51,9 @@ class Engine:
 
     # -- plan ---------------------------------------------------------------------------------------------------------
 
-    def plan(self, job: JobSettings, vm_names: Sequence[str] = ()) -> RunReport:
+    def plan(
+        self, job: JobSettings, vm_names: Sequence[str] = (), *, mapping: Mapping[str, str] = NO_MAPPING
+    ) -> RunReport:
         """What `replicate` would do, without doing anything."""
         source, target = self.sites(job.source), self.sites(job.target)
         report = RunReport(job=job.name)
@@ -58,7 +63,9 @@ class Engine:
         datastores = target.datastores()
         for vm in found:
             folder = self.repository.replica(source.name, vm.instance_uuid)
-            known = gather(folder, vm, job.replica_name_of(vm.name), self.repository.id, target, names)
+            map_to = mapping.get(vm.name)
+            request = mapping_request(self.repository, vm, source, target, map_to) if map_to else None
+            known = gather(folder, vm, job.replica_name_of(vm.name), self.repository.id, target, names, request)
             plan = plan_vm(vm, job, known)
             report.vms.append(planned_vm_report(context, plan, _obstacle(context, plan, datastores)))
         report.vms.extend(missing)
@@ -67,8 +74,18 @@ class Engine:
 
     # -- replicate ----------------------------------------------------------------------------------------------------
 
-    def replicate(self, job: JobSettings, vm_names: Sequence[str] = (), *, lock_wait: float = 0.0) -> RunReport:
-        """Run the job. Raises LockedError if another run of it goes on after `lock_wait` seconds."""
+    def replicate(
+        self,
+        job: JobSettings,
+        vm_names: Sequence[str] = (),
+        *,
+        lock_wait: float = 0.0,
+        mapping: Mapping[str, str] = NO_MAPPING,
+    ) -> RunReport:
+        """Run the job. Raises LockedError if another run of it goes on after `lock_wait` seconds.
+
+        `mapping`: source VM name -> name of an existing VM of the target that shall become its replica.
+        """
         self.repository.check_writable()
         with self.repository.job_lock(job.name, wait_seconds=lock_wait):
             source, target = self.sites(job.source), self.sites(job.target)
@@ -81,7 +98,7 @@ class Engine:
             report.vms.extend(missing)
             for vm in missing:
                 self.events.vm_finished(vm)
-            report.vms.extend(self._run_all(context, found, names))
+            report.vms.extend(self._run_all(context, found, names, mapping))
             report.finished = self.clock()
             report.interrupted = self._stop.is_set()
             report.soap_calls = {site.name: site.soap_calls - calls_before[site.name] for site in (source, target)}
@@ -122,9 +139,11 @@ class Engine:
         report.interrupted = self._stop.is_set()
         return report
 
-    def _run_all(self, context: RunContext, vms: Sequence[VirtualMachine], names: TargetNames) -> list[VmReport]:
+    def _run_all(
+        self, context: RunContext, vms: Sequence[VirtualMachine], names: TargetNames, mapping: Mapping[str, str]
+    ) -> list[VmReport]:
         def run_one(vm: VirtualMachine) -> VmReport:
-            report = VmRun(context, vm, names).run()
+            report = VmRun(context, vm, names, map_to=mapping.get(vm.name)).run()
             self.events.vm_finished(report)
             return report
 

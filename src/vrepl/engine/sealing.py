@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vrepl.engine.context import RunContext
 from vrepl.engine.knowledge import restore_point_snapshots
+from vrepl.engine.recovery import note_that_disks_were_sealed
 from vrepl.errors import VreplError
 from vrepl.model import ReplicaRecord, RestorePoint
 from vrepl.repository.commit_record import CommitRecord, format_commit_record
@@ -36,6 +37,7 @@ def seal(
         ),
     )
     folder.seal(point)
+    note_that_disks_were_sealed(folder)
 
 
 def prune(context: RunContext, folder: ReplicaFolder, vm_name: str, replica_ref: str) -> list[str]:

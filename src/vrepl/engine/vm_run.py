@@ -9,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from vrepl.engine.access import prepare_access
 from vrepl.engine.context import RunContext
 from vrepl.engine.deciding import find_changes
-from vrepl.engine.knowledge import TargetNames, gather
+from vrepl.engine.knowledge import TargetNames, gather, mapping_request
 from vrepl.engine.marks import SourceMark
 from vrepl.engine.moving import DiskMove, DiskMover, IntentKeeper
 from vrepl.engine.preflight import refuse_impossible
-from vrepl.engine.recovery import recover
+from vrepl.engine.recovery import forget_lost_restore_points, recover
 from vrepl.engine.replica import PreparedReplica, prepare_replica
 from vrepl.engine.sealing import prune, seal, snapshot_name
 from vrepl.engine.source_snapshot import REMOVE, TakenSnapshot, take_snapshot
@@ -42,8 +42,12 @@ logger = logging.getLogger(__name__)
 class VmRun:
     """Replicates one VM once. `run` never raises: what happened stands in its report."""
 
-    def __init__(self, context: RunContext, vm: VirtualMachine, names: TargetNames) -> None:
+    def __init__(
+        self, context: RunContext, vm: VirtualMachine, names: TargetNames, *, map_to: str | None = None
+    ) -> None:
+        """`map_to`: name of an existing VM of the target that shall become the replica."""
         self._context = context
+        self._map_to = map_to
         self._vm = vm
         self._names = names
         self._step = "start"
@@ -143,6 +147,8 @@ class VmRun:
             self._note(failure)
         self._step = "retention"
         context.events.vm_step(self._vm.name, self._step)
+        if known.lost_restore_points:
+            forget_lost_restore_points(folder, context.target.read_vm(replica.vm.ref))
         self._report.removed_restore_points = prune(context, folder, self._vm.name, replica.vm.ref)
 
     def _plan(self, folder: ReplicaFolder) -> tuple[VmPlan, ReplicaKnowledge]:
@@ -155,6 +161,9 @@ class VmRun:
             context.repository.id,
             context.target,
             self._names,
+            mapping_request(context.repository, vm, context.source, context.target, self._map_to)
+            if self._map_to
+            else None,
         )
         plan = plan_vm(vm, context.job, known)
         self._report.replica = plan.replica_name

@@ -32,6 +32,10 @@ class UnfinishedDisk:
     dirty: Sequence[Extent]
     """What attempts before that one may have written since the last seal."""
     capacity: int
+    source_disk_uuid: str = ""
+    source_base_path: str = ""
+    compared_with_target: bool = False
+    """What the leaf held when that attempt's run began was not known: only what is `done` is sure."""
 
     @property
     def remaining(self) -> list[Extent]:
@@ -91,22 +95,19 @@ def decide_disk(
     *,
     digests_known: bool,
     leaf_is_sealed_state: bool = True,
+    made_empty: bool = True,
 ) -> DiskDecision:
     """How to bring the replica's disk to the source's state.
 
     `point`: the disk in the restore point that is the leaf's parent. `digests_known`: a digest set names that restore
     point. `leaf_is_sealed_state` False: the replica's chain is not what the repository thinks (a snapshot of it was
-    removed by hand, or it was mapped), so nothing is sure.
+    removed by hand, or it was mapped), so nothing is sure. `made_empty`: without a `point`, the replica's disk is known
+    to have been created empty.
     """
     dirty = tuple(clip(unfinished.maybe_written, disk.capacity)) if unfinished else ()
-    if not leaf_is_sealed_state:
-        return DiskDecision(
-            TransferKind.COMPARE,
-            "what the replica's disk holds is not known, so both sides are read",
-            whole_disk=True,
-            dirty=dirty,
-            compare_with_target=True,
-        )
+    unsure_since = unfinished is not None and unfinished.compared_with_target
+    if not leaf_is_sealed_state or unsure_since or (point is None and not made_empty):
+        return _decide_unknown(disk, unfinished, dirty)
     if point is None:
         return _decide_first(disk, unfinished, dirty)
     distrust = distrust_reason(disk, point)
@@ -115,12 +116,13 @@ def decide_disk(
             TransferKind.INCREMENTAL,
             "changed blocks since the last restore point",
             since_change_id=point.change_id,
-            compare_with_target=False,
         )
-    if distrust is None and unfinished is not None and _same_tracking(disk, unfinished):
+    if unfinished is not None and _same_tracking(disk, unfinished) and (distrust is None or digests_known):
+        # What it planned was all that could differ from the restore point, however that was found.
         return DiskDecision(
-            TransferKind.INCREMENTAL,
-            f"resumes an unfinished run, {_percent(unfinished)} % of which is done",
+            TransferKind.INCREMENTAL if distrust is None else TransferKind.COMPARE,
+            f"resumes an unfinished run, {_percent(unfinished)} % of which is done"
+            + (f" ({distrust})" if distrust else ""),
             since_change_id=unfinished.change_id,
             carry=tuple(clip(unfinished.remaining, disk.capacity)),
             dirty=dirty,
@@ -135,6 +137,26 @@ def decide_disk(
             compare_with_target=True,
         )
     return DiskDecision(TransferKind.COMPARE, reason, whole_disk=True, dirty=dirty)
+
+
+def _decide_unknown(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Extent, ...]) -> DiskDecision:
+    """Nothing but what an unfinished comparison has settled is sure: the target's own bytes decide."""
+    if unfinished is not None and unfinished.compared_with_target and _same_tracking(disk, unfinished):
+        return DiskDecision(
+            TransferKind.COMPARE,
+            f"resumes a comparison of both sides, {_percent(unfinished)} % of which is done",
+            since_change_id=unfinished.change_id,
+            carry=tuple(clip(unfinished.remaining, disk.capacity)),
+            dirty=dirty,
+            compare_with_target=True,
+        )
+    return DiskDecision(
+        TransferKind.COMPARE,
+        "what the replica's disk holds is not known, so both sides are read",
+        whole_disk=True,
+        dirty=dirty,
+        compare_with_target=True,
+    )
 
 
 def _decide_first(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Extent, ...]) -> DiskDecision:
@@ -159,11 +181,14 @@ def _decide_first(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Ex
 
 
 def _same_tracking(disk: Disk, unfinished: UnfinishedDisk) -> bool:
+    """Whether CBT can say what changed since the unfinished attempt's snapshot: as `distrust_reason`, of an attempt."""
     return (
         unfinished.change_id is not None
         and disk.change_id is not None
         and change_id_uuid(disk.change_id) == change_id_uuid(unfinished.change_id)
         and disk.capacity == unfinished.capacity
+        and disk.uuid == unfinished.source_disk_uuid
+        and disk.base_path == unfinished.source_base_path
     )
 
 
@@ -188,5 +213,5 @@ def without_cbt(decision: DiskDecision, reason: str, *, digests_known: bool) -> 
         reason if digests_known else f"{reason}; no digests of the last restore point, so both sides are read",
         whole_disk=True,
         dirty=decision.dirty,
-        compare_with_target=not digests_known,
+        compare_with_target=decision.compare_with_target or not digests_known,
     )

@@ -19,6 +19,7 @@ class ConflictKind(StrEnum):
     QUIESCE = "quiesce"
     NO_SPACE = "no-space"
     SAME_VM = "same-vm"
+    MAPPING = "mapping"
 
 
 @dataclass(frozen=True, slots=True)

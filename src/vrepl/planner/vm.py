@@ -21,10 +21,11 @@ from vrepl.model import (
     VirtualMachine,
 )
 from vrepl.planner.disks import DiskDecision, UnfinishedDisk, decide_disk
+from vrepl.planner.mapping import MappingRequest, mapping_conflict
 from vrepl.planner.preflight import Conflict, ConflictKind, not_replicable_reason, unreplicable_disk_reason
 
-MINIMUM_HARDWARE_VERSION_FOR_CBT = 7
 MIB = 1024 * 1024
+MINIMUM_HARDWARE_VERSION_FOR_CBT = 7
 """CBT needs virtual hardware 7 or newer (VMware KB 1020128)."""
 
 
@@ -34,6 +35,8 @@ class ReplicaAction(StrEnum):
     CREATE = "create"
     UPDATE = "update"
     RECREATE = "recreate"
+    MAP = "map"
+    """Take an existing VM of the target as the replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,8 @@ class ReplicaKnowledge:
     """Source disk keys whose digest set names the last restore point."""
     name_taken_by: str | None = None
     """What kind of VM already has the replica's name on the target, if it is not the replica."""
+    mapping: MappingRequest | None = None
+    """The operator asked for an existing VM of the target to become the replica, and it is not yet."""
     leftover: VirtualMachine | None = None
     """A VM of the replica's name that a dead run registered for this source and never sealed anything on."""
     touched: str | None = None
@@ -90,6 +95,12 @@ class ReplicaKnowledge:
     @property
     def last(self) -> RestorePoint | None:
         return self.restore_points[-1] if self.restore_points else None
+
+    def made_empty(self, source_key: int) -> bool:
+        """Whether the replica's disk is, or will be, one that vrepl made empty and has sealed nothing of."""
+        if self.record is None or self.replica is None:
+            return True
+        return source_key not in self.record.disk_keys or source_key in self.record.empty_disks
 
     @property
     def leaf_is_sealed_state(self) -> bool:
@@ -110,7 +121,12 @@ def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> Vm
     carried, left_out, conflict = _choose_disks(vm, job)
     action = ReplicaAction.UPDATE
     notes: list[str] = []
-    if known.replica is None:
+    if known.mapping is not None:
+        conflict = conflict or mapping_conflict(vm, carried, known.mapping, known.replica)
+        action, replica_name = ReplicaAction.MAP, known.mapping.candidate.name
+        known = ReplicaKnowledge(record=known.record, replica=known.mapping.candidate, mapping=known.mapping)
+        notes.append(f"{replica_name} of the target becomes the replica: only what differs crosses")
+    elif known.replica is None:
         action = ReplicaAction.RECREATE if known.record else ReplicaAction.CREATE
         if known.record:
             notes.append(f"the replica {known.record.target_name} is gone from the target: it starts anew")
@@ -227,6 +243,7 @@ def _plan_disks(
     notes: list[str] = []
     conflict: Conflict | None = None
     unfinished = {} if revert else dict(known.unfinished)
+    leaf_is_sealed_state = known.mapping is None and (revert or known.leaf_is_sealed_state)
     for disk in disks:
         point = known.last.disk(disk.key) if known.last else None
         replaced = False
@@ -249,7 +266,8 @@ def _plan_disks(
             point,
             None if replaced else unfinished.get(disk.key),
             digests_known=disk.key in known.digests_known,
-            leaf_is_sealed_state=known.leaf_is_sealed_state,
+            leaf_is_sealed_state=leaf_is_sealed_state,
+            made_empty=replaced or known.made_empty(disk.key),
         )
         bound = total(decision.carry) if decision.carry and not decision.whole_disk else disk.capacity
         plans.append(

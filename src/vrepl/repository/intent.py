@@ -33,6 +33,11 @@ class DiskIntent:
     dirty: tuple[Extent, ...]
     """What attempts before this one may have written to the leaf since the last seal."""
     allocated_only: bool = False
+    source_disk_uuid: str = ""
+    source_base_path: str = ""
+    """Of the source disk then: a change ID is believed only for the disk, in the place, that it was given for."""
+    compares_with_target: bool = False
+    """What the leaf held when its run began was not known: what is not settled yet must be compared by reading it."""
 
 
 @dataclass(frozen=True, slots=True)
