@@ -420,7 +420,11 @@ class JobSettings:
     """Disks in transfer at once, over all VMs of the run."""
     nfc_budget_mib: int = 32
     """NFC buffers per ESXi host, in MiB."""
+    nfc_mib_per_disk: float = 4.0
+    """NFC buffers that an open disk holds on its ESXi host, in MiB; what the data movers are started with."""
     vcenter_connections: int = 40
+    snapshots_per_datastore: int = 4
+    """Source snapshots that may be open at once on one datastore."""
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
     proxy: str | None = None
     """Name of the configured proxy that runs this job's data movers; None: this machine, with [vddk]."""

@@ -75,6 +75,10 @@ class Site(Protocol):
         """Takes effect with the next snapshot."""
         ...
 
+    def disable_cbt(self, vm_ref: str) -> None:
+        """Of a VM that is powered off: at once."""
+        ...
+
     def create_snapshot(self, vm_ref: str, name: str, description: str, *, quiesce: bool) -> SnapshotState:
         """Without memory. Raises VsphereError with `fault` naming the quiesce fault if quiescing fails."""
         ...

@@ -238,6 +238,13 @@ class MemorySite:
         self._call("enable_cbt")
         self._vm(vm_ref).cbt_enabled = True
 
+    def disable_cbt(self, vm_ref: str) -> None:
+        self._call("disable_cbt")
+        vm = self._vm(vm_ref)
+        vm.cbt_enabled = False
+        for disk in vm.disks:
+            disk.tracking = None
+
     def create_snapshot(self, vm_ref: str, name: str, description: str, *, quiesce: bool) -> SnapshotState:
         self._call("create_snapshot")
         vm = self._vm(vm_ref)
@@ -283,6 +290,9 @@ class MemorySite:
         if vm.current == snapshot_ref:
             vm.current = gone.parent_ref
         vm.snapshots.remove(gone)
+        if not vm.snapshots:
+            for disk in vm.disks:  # what the leaf held has gone down into the base
+                disk.generation = 0
         self.after_call("remove_snapshot")
         return False
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from vrepl.engine.events import EngineEvents
+from vrepl.engine.gate import Gate
 from vrepl.errors import InterruptedRunError, VreplError
 from vrepl.model import JobSettings
 from vrepl.ports import Clock, DataMovers, NewId, Site, TransportAdvisor
@@ -38,25 +38,14 @@ class RunContext:
     new_id: NewId
     events: EngineEvents
     stop: threading.Event
-    disk_slots: threading.Semaphore
-    """One for each disk that may be in transfer at once."""
+    gate: Gate
+    """Which disk may be in transfer now, and which VM may have a snapshot open."""
     patience: Patience = Patience()
 
     def check_stop(self) -> None:
         """Raises InterruptedRunError once the operator asked to stop."""
         if self.stop.is_set():
             raise InterruptedRunError("stopped on request", hint="run the job again: it goes on where it stopped")
-
-    @contextmanager
-    def disk_slot(self) -> Iterator[None]:
-        """Hold one of the run's slots for a disk in transfer. Raises InterruptedRunError when stopped while waiting."""
-        while not self.disk_slots.acquire(timeout=0.2):
-            self.check_stop()
-        try:
-            self.check_stop()
-            yield
-        finally:
-            self.disk_slots.release()
 
     def wait(self, seconds: float) -> None:
         """Sleep, but wake and raise InterruptedRunError when asked to stop."""

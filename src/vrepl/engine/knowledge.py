@@ -183,7 +183,13 @@ def _leaf_replaced(replica: VirtualMachine, intent: Intent | None) -> str | None
     leaves = {disk.key: leaf_identity(disk) for disk in replica.disks}
     for name, identity in (intent.journal.notes if intent else {}).items():
         kind, _, key = name.partition(":")
-        if kind == "leaf" and leaves.get(int(key), identity) != identity:
+        if kind != "leaf":
+            continue
+        now = leaves.get(int(key), identity)
+        if " " not in identity.rpartition(".vmdk")[2]:
+            # Noted without change tracking, which may have been switched on since: the file alone tells.
+            now = f"{now.rpartition('.vmdk')[0]}.vmdk"
+        if now != identity:
             return "the replica was reverted or changed by hand since the unfinished run"
     return None
 

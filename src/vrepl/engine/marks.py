@@ -1,6 +1,6 @@
-"""How vrepl marks what it makes on a source VM, so that only its own leavings are ever removed.
+"""How vrepl marks the temporary snapshots that it takes, so that only its own leavings are ever removed.
 
-The description of a source snapshot is one line for people and one line of JSON for the next run.
+The description of such a snapshot is one line for people and one line of JSON for the next run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from vrepl.model import Snapshot
 
 SOURCE_SNAPSHOT_PREFIX = "vrepl-source-"
+SAN_SNAPSHOT_PREFIX = "vrepl-san-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +26,44 @@ class SourceMark:
         return f"{SOURCE_SNAPSHOT_PREFIX}{self.run_id}"
 
     def description(self) -> str:
-        body = {"vrepl": 1, "kind": "source-snapshot", "repository": self.repository_id, "run": self.run_id}
-        return f"Temporary snapshot of a vrepl run; the run, or the next one, removes it.\n{json.dumps(body)}"
+        return _description("source-snapshot", self.repository_id, self.run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class SanMark:
+    """Which repository and run made a snapshot of a replica in order to write its disks over SAN."""
+
+    repository_id: str
+    run_id: str
+
+    @property
+    def snapshot_name(self) -> str:
+        return f"{SAN_SNAPSHOT_PREFIX}{self.run_id}"
+
+    def description(self) -> str:
+        return _description("san-snapshot", self.repository_id, self.run_id)
 
 
 def source_mark_of(snapshot: Snapshot) -> SourceMark | None:
     """The mark that a snapshot carries; None where vrepl did not make it."""
-    if not snapshot.name.startswith(SOURCE_SNAPSHOT_PREFIX):
+    found = _parse(snapshot, SOURCE_SNAPSHOT_PREFIX, "source-snapshot")
+    return SourceMark(*found) if found else None
+
+
+def san_mark_of(snapshot: Snapshot) -> SanMark | None:
+    """The mark that a snapshot of a replica carries; None where it was not taken for writing over SAN."""
+    found = _parse(snapshot, SAN_SNAPSHOT_PREFIX, "san-snapshot")
+    return SanMark(*found) if found else None
+
+
+def _description(kind: str, repository_id: str, run_id: str) -> str:
+    body = {"vrepl": 1, "kind": kind, "repository": repository_id, "run": run_id}
+    return f"Temporary snapshot of a vrepl run; the run, or the next one, removes it.\n{json.dumps(body)}"
+
+
+def _parse(snapshot: Snapshot, prefix: str, kind: str) -> tuple[str, str] | None:
+    """(repository ID, run ID)"""
+    if not snapshot.name.startswith(prefix):
         return None
     for line in snapshot.description.splitlines():
         if not line.startswith("{"):
@@ -40,8 +72,8 @@ def source_mark_of(snapshot: Snapshot) -> SourceMark | None:
             body = json.loads(line)
         except ValueError:
             continue
-        if isinstance(body, dict) and body.get("kind") == "source-snapshot":
+        if isinstance(body, dict) and body.get("kind") == kind:
             repository, run = body.get("repository"), body.get("run")
             if isinstance(repository, str) and isinstance(run, str):
-                return SourceMark(repository, run)
+                return repository, run
     return None

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vrepl.engine.context import RunContext
-from vrepl.errors import DiskError, InterruptedRunError, TransportModeError, VreplError
-from vrepl.extents import Extent, intersect, subtract, union
+from vrepl.engine.gate import disk_demand
+from vrepl.errors import DiskError, InterruptedRunError, TransportModeError, VreplError, VsphereError
+from vrepl.extents import Extent, intersect, subtract, total, union
 from vrepl.model import Disk, SnapshotState, TransportMode, TransportPlan, VirtualMachine
 from vrepl.planner.disks import DiskDecision, issued_extents
 from vrepl.ports import DigestFiles, DiskAddress, TransferOrder, TransferProgress, TransferResult
@@ -40,6 +41,25 @@ class IntentKeeper:
             lambda intent: replace(
                 intent,
                 disks=(*(one for one in intent.disks if one.source_key != disk.source_key), disk),
+            )
+        )
+
+    def note_hotadd(self, side: str, vm_ref: str) -> None:
+        """Disks of this VM may hang on the proxy from now on, until `forget_hotadd`."""
+        entry = f"{side}:{vm_ref}"
+        with self._lock:
+            known = entry in self.intent.journal.hotadd_cleanup
+        if not known:
+            self._change_hotadd(lambda entries: tuple(dict.fromkeys((*entries, entry))))
+
+    def forget_hotadd(self, side: str, vm_ref: str) -> None:
+        """What hung on the proxy has been detached."""
+        self._change_hotadd(lambda entries: tuple(one for one in entries if one != f"{side}:{vm_ref}"))
+
+    def _change_hotadd(self, edit: Callable[[tuple[str, ...]], tuple[str, ...]]) -> None:
+        self.change(
+            lambda intent: replace(
+                intent, journal=replace(intent.journal, hotadd_cleanup=edit(intent.journal.hotadd_cleanup))
             )
         )
 
@@ -82,7 +102,19 @@ def first_intent(move: DiskMove) -> DiskIntent:
 class DiskMover:
     """Moves one disk, trying again from its transfer log what may pass."""
 
-    def __init__(self, context: RunContext, folder: ReplicaFolder, keeper: IntentKeeper, move: DiskMove) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        folder: ReplicaFolder,
+        keeper: IntentKeeper,
+        move: DiskMove,
+        note: Callable[[str], None],
+    ) -> None:
+        """`note`: what the VM's report shall say beside figures."""
+        self._note = note
+        self._intent = first_intent(move)
+        self._announced = False
+        self.finished = not move.regions
         self._context = context
         self._folder = folder
         self._keeper = keeper
@@ -100,41 +132,64 @@ class DiskMover:
             seconds=0.0,
         )
 
-    def run(self) -> None:
-        """Raises the error of the last attempt, with VM, disk and step in it."""
-        move = self._move
-        intent = first_intent(move)
+    def run(self, through: SnapshotState | None = None) -> None:
+        """Raises the error of the last attempt, with VM, disk and step in it.
+
+        `through`: a temporary snapshot of the replica, through which the base of its disk is written over SAN (see
+        `engine.san_writing`); returns with the disk unfinished where SAN fails.
+        """
         waits = list(self._context.patience.waits)
-        with self._context.disk_slot():
+        while not self.finished:
+            self.report.attempts += 1
+            intent = self._intent
+            try:
+                self.finished = self._attempt(intent, through)
+                if not self.finished:
+                    return
+            except VreplError as error:
+                following, progressed = self._after_failure(intent, error)
+                if progressed:
+                    waits = list(self._context.patience.waits)
+                if not waits:
+                    raise
+                self._intent = following
+                self._keeper.set_disk(following)
+                self._pause(error, 0.0 if progressed or isinstance(error, TransportModeError) else waits.pop(0))
+
+    def writes_over_san(self) -> bool:
+        """Whether SAN is how the rules would reach the replica's disk now."""
+        return self._target_plan().modes[0] is TransportMode.SAN and not self._move.replica.snapshots
+
+    def describe(self) -> None:
+        """Choose how both sides are reached and put it into the report; nothing is opened."""
+        self._describe(self.report.source, self._source_plan())
+        self._describe(self.report.target, self._target_plan())
+
+    def _attempt(self, intent: DiskIntent, through: SnapshotState | None) -> bool:
+        """False: SAN may no longer be used, so that nothing was moved through the temporary snapshot."""
+        move, context = self._move, self._context
+        while True:
+            source, target = self._source_address(), self._target_address(through)
+            ends = ((source, move.vm, False), (target, move.replica, True))
+            with context.gate.hold(disk_demand(context.job, object(), ends, total(intent.planned))):
+                if through is not None and not self.writes_over_san():
+                    return False
+                if (source, target) != (self._source_address(), self._target_address(through)):
+                    continue  # a mode failed for another disk while this one waited
+                self.describe()
+                self._transfer(intent, source, target)
+                return True
+
+    def _transfer(self, intent: DiskIntent, source: DiskAddress, target: DiskAddress) -> None:
+        move = self._move
+        if not self._announced:
+            self._announced = True
             self._context.events.disk_started(
                 move.vm.name, move.source_disk.index, move.source_disk.title, intent.kind.value, move.decision.reason
             )
-            while True:
-                self.report.attempts += 1
-                try:
-                    self._attempt(intent)
-                    return
-                except VreplError as error:
-                    following, progressed = self._after_failure(intent, error)
-                    if progressed:
-                        waits = list(self._context.patience.waits)
-                    if not waits:
-                        raise
-                    self._pause(error, 0.0 if progressed or isinstance(error, TransportModeError) else waits.pop(0))
-                    intent = following
-                    self._keeper.set_disk(intent)
-
-    def describe(self) -> tuple[DiskAddress, DiskAddress]:
-        """Choose how both sides are reached and put it into the report; nothing is opened."""
-        source, source_plan = self._source_address()
-        target, target_plan = self._target_address()
-        self._describe(self.report.source, source_plan)
-        self._describe(self.report.target, target_plan)
-        return source, target
-
-    def _attempt(self, intent: DiskIntent) -> None:
-        move = self._move
-        source, target = self.describe()
+        for side, address in (("source", source), ("target", target)):
+            if address.modes[0] is TransportMode.HOTADD:
+                self._keeper.note_hotadd(side, address.vm_ref)
         order = TransferOrder(
             kind=intent.kind,
             source=source,
@@ -203,18 +258,22 @@ class DiskMover:
             raise error
         move = self._move
         mode = TransportMode(error.mode)
-        text = f"{mode} failed: {error.message}"
+        held = False
         for side, site, datastore, report in (
             ("source", self._context.source.name, move.source_disk.datastore, self.report.source),
             ("target", self._context.target.name, move.replica_disk.datastore, self.report.target),
         ):
-            if report.mode == error.mode and error.step in {None, side, "transfer"}:
-                self._context.transports.failed(site, datastore, mode, text)
-                report.fallbacks.append(text)
+            if report.mode == error.mode and error.side in {None, side}:
+                self._context.transports.failed(site, datastore, mode, error.message)
+                report.fallbacks.append(f"{mode} failed: {error.message}")
+                self._note(f"{move.source_disk.title}: {mode} failed at the {side}, the next mode is taken")
+                held = True
+        if not held:
+            raise error
 
-    def _source_address(self) -> tuple[DiskAddress, TransportPlan]:
+    def _source_plan(self) -> TransportPlan:
         move, context = self._move, self._context
-        plan = context.transports.plan(
+        return context.transports.plan(
             "source",
             context.source.name,
             move.vm,
@@ -222,7 +281,22 @@ class DiskMover:
             first_run=move.parent_restore_point_id is None,
             allowed=context.job.source_modes,
         )
-        address = DiskAddress(
+
+    def _target_plan(self) -> TransportPlan:
+        move, context = self._move, self._context
+        return context.transports.plan(
+            "target",
+            context.target.name,
+            move.replica,
+            move.replica_disk,
+            first_run=move.parent_restore_point_id is None and not move.replica.snapshots,
+            allowed=context.job.target_modes,
+        )
+
+    def _source_address(self) -> DiskAddress:
+        move, context = self._move, self._context
+        plan = self._source_plan()
+        return DiskAddress(
             site=context.source.name,
             vm_ref=move.vm.ref,
             snapshot_ref=move.source_snapshot.ref,
@@ -232,34 +306,33 @@ class DiskMover:
             vm_name=move.vm.name,
             disk_title=move.source_disk.title,
         )
-        return address, plan
 
-    def _target_address(self) -> tuple[DiskAddress, TransportPlan]:
+    def _target_address(self, through: SnapshotState | None) -> DiskAddress:
         move, context = self._move, self._context
-        plan = context.transports.plan(
-            "target",
-            context.target.name,
-            move.replica,
-            move.replica_disk,
-            first_run=move.parent_restore_point_id is None,
-            allowed=context.job.target_modes,
-        )
-        address = DiskAddress(
+        plan = self._target_plan()
+        disk: Disk | None = move.replica_disk
+        if through is not None:
+            # Over SAN alone: every other mode would have to write to a leaf that is going to be reverted.
+            disk = through.disk(move.replica_disk.key)
+        if disk is None:
+            raise VsphereError(f"{move.replica_disk.title} is missing from the replica's temporary snapshot")
+        modes = plan.modes if context.job.fallback else plan.modes[:1]
+        return DiskAddress(
             site=context.target.name,
             vm_ref=move.replica.ref,
-            snapshot_ref=None,
-            path=move.replica_disk.path,
+            snapshot_ref=through.ref if through else None,
+            path=disk.path,
             capacity=move.replica_disk.capacity,
-            modes=plan.modes if context.job.fallback else plan.modes[:1],
+            modes=(TransportMode.SAN,) if through else modes,
             vm_name=move.replica.name,
             disk_title=move.replica_disk.title,
         )
-        return address, plan
 
     @staticmethod
     def _describe(side: SideTransport, plan: TransportPlan) -> None:
         first = plan.usable[0]
-        side.chosen, side.reason, side.mode = first.mode.value, first.reason, first.mode.value
+        side.chosen = side.chosen or first.mode.value
+        side.reason, side.mode = first.reason, first.mode.value
         side.ruled_out = [(choice.mode.value, choice.reason) for choice in plan.ruled_out]
 
     def _count(self, result: TransferResult) -> None:

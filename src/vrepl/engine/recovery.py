@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from vrepl.engine.context import RunContext
 from vrepl.engine.knowledge import restore_point_snapshots
-from vrepl.engine.marks import source_mark_of
+from vrepl.engine.marks import san_mark_of, source_mark_of
 from vrepl.model import VirtualMachine
 from vrepl.repository.commit_record import parse_commit_record
 from vrepl.repository.replica import ReplicaFolder
@@ -39,6 +39,28 @@ def remove_source_snapshots(context: RunContext, vm: VirtualMachine, *, even_whe
         )
         removed.append(f"removed the source snapshot that run {mark.run_id} left")
     return removed
+
+
+REMOVE_SAN_SNAPSHOT = "remove the replica's temporary snapshot"
+
+
+def remove_san_snapshots(context: RunContext, replica: VirtualMachine, *, even_when_stopped: bool = False) -> list[str]:
+    """Drop what writing over SAN put over the base: an empty leaf and a snapshot. What was written is in the base."""
+    done: list[str] = []
+    for snapshot in replica.snapshots:
+        mark = san_mark_of(snapshot)
+        if mark is None or mark.repository_id != context.repository.id:
+            continue
+
+        def remove(ref: str = snapshot.ref) -> None:
+            if context.target.read_vm(replica.ref).current_snapshot_ref == ref:
+                context.target.revert_to_snapshot(replica.ref, ref)
+            if context.target.remove_snapshot(replica.ref, ref):
+                context.target.consolidate(replica.ref)
+
+        context.patiently(replica.name, REMOVE_SAN_SNAPSHOT, remove, even_when_stopped=even_when_stopped)
+        done.append(f"removed the temporary snapshot that run {mark.run_id} left on the replica")
+    return done
 
 
 def _end_access(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine) -> list[str]:
@@ -76,10 +98,10 @@ def _roll_forward(context: RunContext, folder: ReplicaFolder) -> list[str]:
     if replica is None:
         return []
     context.target.settle_tasks(replica.ref)
+    done = remove_san_snapshots(context, context.target.read_vm(replica.ref))
     replica = context.target.read_vm(replica.ref)
     points = {point.id: point for point in folder.restore_points()}
     intent = folder.intent()
-    done = []
     if intent is not None and intent.restore_point_id in points:
         # Sealed and recorded; only the intent was kept, for the access that it held.
         folder.seal(points[intent.restore_point_id])

@@ -5,10 +5,19 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from vrepl.engine.context import RunContext
+from vrepl.engine.gate import disk_demand
 from vrepl.engine.knowledge import restore_point_snapshots
-from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, NotReadyError, VerificationError, VreplError
-from vrepl.model import DiskPoint, RestorePoint, SnapshotState, VirtualMachine
-from vrepl.ports import DiskAddress, TransferProgress, VerifyOrder
+from vrepl.errors import (
+    InterruptedRunError,
+    LockedError,
+    NotFoundError,
+    NotReadyError,
+    TransportModeError,
+    VerificationError,
+    VreplError,
+)
+from vrepl.model import Disk, DiskPoint, RestorePoint, SnapshotState, TransportMode, VirtualMachine
+from vrepl.ports import DiskAddress, TransferProgress, VerifyOrder, VerifyResult
 from vrepl.report.model import DiskVerification, ErrorReport, Result, VmVerification
 from vrepl.repository.replica import ReplicaFolder, Verification
 
@@ -65,8 +74,7 @@ def _verify_disks(context: RunContext, folder: ReplicaFolder, point: RestorePoin
     snapshot = context.target.read_snapshot(snapshot_ref)
 
     def verify(disk: DiskPoint) -> DiskVerification:
-        with context.disk_slot():
-            return _verify_disk(context, folder, point, replica, snapshot, disk)
+        return _verify_disk(context, folder, point, replica, snapshot, disk)
 
     with ThreadPoolExecutor(max_workers=max(1, len(point.disks)), thread_name_prefix="verify") as pool:
         return list(pool.map(verify, point.disks))
@@ -89,23 +97,6 @@ def _verify_disk(
             f"the repository holds no digests of restore point {point.id} of {folder.record.source_name}",
             hint="digests come with a run that reads the whole disk; after a rebuild older restore points have none",
         )
-    # The rules of a source: the replica's disk is only read here.
-    plan = context.transports.plan(
-        "source", context.target.name, replica, disk, first_run=False, allowed=context.job.target_modes
-    )
-    order = VerifyOrder(
-        disk=DiskAddress(
-            site=context.target.name,
-            vm_ref=replica.ref,
-            snapshot_ref=snapshot.ref,
-            path=disk.path,
-            capacity=disk.capacity,
-            modes=plan.modes,
-            vm_name=replica.name,
-            disk_title=disk.title,
-        ),
-        digests=digests,
-    )
 
     def progressed(progress: TransferProgress) -> None:
         context.events.disk_progress(folder.record.source_name, disk_point.index, progress)
@@ -113,9 +104,26 @@ def _verify_disk(
     context.events.disk_started(
         folder.record.source_name, disk_point.index, disk.title, "verify", f"restore point {point.id}"
     )
-    read = context.patiently(
-        folder.record.source_name, f"verify {disk.title}", lambda: context.movers.verify(order, progressed)
-    )
+    used_hotadd = False
+
+    def once() -> VerifyResult:
+        nonlocal used_hotadd
+        order = VerifyOrder(_address(context, replica, snapshot, disk), digests)
+        used_hotadd = used_hotadd or order.disk.modes[0] is TransportMode.HOTADD
+        with context.gate.hold(disk_demand(context.job, object(), [(order.disk, replica, False)], disk.capacity)):
+            return context.movers.verify(order, progressed)
+
+    read: VerifyResult | None = None
+    try:
+        while read is None:
+            try:
+                read = context.patiently(folder.record.source_name, f"verify {disk.title}", once)
+            except TransportModeError as error:
+                context.transports.failed(context.target.name, disk.datastore, TransportMode(error.mode), error.message)
+                context.events.note(folder.record.source_name, f"{disk.title}: {error.message}; the next mode is taken")
+    finally:
+        if used_hotadd:
+            context.movers.cleanup(context.target.name, replica.ref)
     return DiskVerification(
         index=disk_point.index,
         label=disk_point.label,
@@ -124,6 +132,24 @@ def _verify_disk(
         bad_extents=[(extent.offset, extent.length) for extent in read.bad_extents],
         mode=read.mode,
         seconds=read.seconds,
+    )
+
+
+def _address(context: RunContext, replica: VirtualMachine, snapshot: SnapshotState, disk: Disk) -> DiskAddress:
+    """Raises DiskError once no mode is left."""
+    # The rules of a source: the replica's disk is only read here.
+    plan = context.transports.plan(
+        "source", context.target.name, replica, disk, first_run=False, allowed=context.job.target_modes
+    )
+    return DiskAddress(
+        site=context.target.name,
+        vm_ref=replica.ref,
+        snapshot_ref=snapshot.ref,
+        path=disk.path,
+        capacity=disk.capacity,
+        modes=plan.modes,
+        vm_name=replica.name,
+        disk_title=disk.title,
     )
 
 

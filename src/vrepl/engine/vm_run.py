@@ -4,39 +4,47 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 from vrepl.engine.access import prepare_access
 from vrepl.engine.context import RunContext
 from vrepl.engine.deciding import find_changes
+from vrepl.engine.gate import snapshot_demand
 from vrepl.engine.knowledge import TargetNames, gather, mapping_request
 from vrepl.engine.marks import SourceMark
 from vrepl.engine.moving import DiskMove, DiskMover, IntentKeeper
 from vrepl.engine.preflight import refuse_impossible
 from vrepl.engine.recovery import forget_lost_restore_points, recover
 from vrepl.engine.replica import PreparedReplica, prepare_replica
+from vrepl.engine.reporting import conflict_error
+from vrepl.engine.san_writing import move_side_by_side, write_over_san
 from vrepl.engine.sealing import prune, seal, snapshot_name
 from vrepl.engine.source_snapshot import REMOVE, TakenSnapshot, take_snapshot
 from vrepl.engine.undo import Undo
 from vrepl.errors import (
     InterruptedRunError,
     LockedError,
+    NoSpaceError,
     NotReadyError,
     VreplError,
 )
 from vrepl.model import (
+    Datastore,
     DiskPoint,
     ReplicaRecord,
     RestorePoint,
     VirtualMachine,
 )
-from vrepl.planner.vm import ReplicaKnowledge, VmPlan, plan_vm
-from vrepl.report.model import DiskReport, ErrorReport, Result, VmReport
+from vrepl.planner.vm import ReplicaKnowledge, VmPlan, plan_vm, space_conflict, space_needed
+from vrepl.report.model import ErrorReport, Result, VmReport
 from vrepl.repository.intent import Intent, Journal
 from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.store import replica_id
 
 logger = logging.getLogger(__name__)
+
+DETACH = "detach HotAdd disks"
+LEAVE = "leave room for other snapshots"
 
 
 class VmRun:
@@ -51,6 +59,7 @@ class VmRun:
         self._vm = vm
         self._names = names
         self._step = "start"
+        self._cbt_is_off = False
         self._report = VmReport(name=vm.name, result=Result.FAILED, instance_uuid=vm.instance_uuid)
 
     def run(self) -> VmReport:
@@ -119,6 +128,7 @@ class VmRun:
         self._enter("preflight")
         plan, known = self._plan(folder)
         with Undo() as undo:
+            self._promise_room(undo, plan)
             self._enter("replica")
             replica, done = prepare_replica(context, folder, plan, known)
             for note in done:
@@ -131,14 +141,16 @@ class VmRun:
             self._enter("prepare access")
             prepare_access(context, undo, keeper, self._vm.name, source_ref=plan.vm.ref, target_ref=replica.vm.ref)
             self._enter("source snapshot")
+            undo.push(LEAVE, context.gate.enter(snapshot_demand(context.source.name, plan.vm)))
             taken = take_snapshot(context, undo, plan, self._note, self._set_consolidation_needed)
             self._enter("find changes")
             moves = find_changes(context, folder, keeper, plan, known, replica, taken, self._note)
             self._enter("transfer")
-            self._move(undo, folder, keeper, moves, plan.vm.ref, replica.vm.ref)
+            self._move(undo, folder, keeper, moves, replica.vm.ref)
             self._enter("remove source snapshot")
-            undo.settle("detach HotAdd disks")
+            undo.settle(DETACH)
             undo.settle(REMOVE)
+            undo.settle(LEAVE)
             undo.settle("end access at the target")
             undo.settle("end access at the source")
             self._enter("seal")
@@ -174,6 +186,22 @@ class VmRun:
         refuse_impossible(context, plan, () if plan.conflict else context.target.datastores())
         return plan, known
 
+    def _promise_room(self, undo: Undo, plan: VmPlan) -> None:
+        """Keep room on the target for what this VM may add, so that VMs side by side do not count on the same bytes."""
+        context = self._context
+        wanted = context.job.placement.datastore
+        needed = space_needed(plan, context.job)
+
+        def store() -> Datastore:
+            return next(store for store in context.target.datastores() if store.name == wanted)
+
+        def refusal(free: int) -> VreplError:
+            conflict = space_conflict(needed, replace(store(), free=free))
+            return conflict_error(conflict) if conflict else NoSpaceError(f"datastore {wanted} has no room")
+
+        give_up = context.gate.promise_room(plan.vm.ref, wanted, needed, lambda: store().free, refusal)
+        undo.push("give up the room that was kept on the target", give_up)
+
     def _begin(self, folder: ReplicaFolder) -> IntentKeeper:
         """This run's intent; what an unfinished one says of the disks stays until this run knows better."""
         context = self._context
@@ -201,44 +229,39 @@ class VmRun:
         folder: ReplicaFolder,
         keeper: IntentKeeper,
         moves: Sequence[DiskMove],
-        source_ref: str,
         target_ref: str,
     ) -> None:
         context = self._context
-        movers = [DiskMover(context, folder, keeper, move) for move in moves]
+        movers = [DiskMover(context, folder, keeper, move, self._note) for move in moves]
         self._report.disks = [mover.report for mover in movers]
-        undo.push("detach HotAdd disks", lambda: self._detach_hotadd(source_ref, target_ref))
-        waiting = []
-        for mover, move in zip(movers, moves, strict=True):
-            if move.regions:
-                waiting.append(mover)
-            else:
+        undo.push(DETACH, lambda: self._detach_hotadd(keeper))
+        for mover in movers:
+            if mover.finished:
                 mover.describe()
-        with ThreadPoolExecutor(max_workers=max(1, len(waiting)), thread_name_prefix="disk") as pool:
-            running: list[Future[None]] = [pool.submit(mover.run) for mover in waiting]
-        errors = [error for error in (future.exception() for future in running) if error is not None]
-        if errors:
-            # A stop is the reason for whatever else failed meanwhile.
-            raise next((error for error in errors if isinstance(error, InterruptedRunError)), errors[0])
+        if write_over_san(context, undo, keeper, target_ref, movers, self._note):
+            self._cbt_is_off = True
+        move_side_by_side([mover.run for mover in movers if not mover.finished])
 
-    def _detach_hotadd(self, source_ref: str, target_ref: str) -> None:
+    def _detach_hotadd(self, keeper: IntentKeeper) -> None:
         """VDDK wants Cleanup after HotAdd before any snapshot operation (VDDK Programming Guide, Cleanup)."""
-        for side, site, vm_ref in (
-            ("source", self._context.source.name, source_ref),
-            ("target", self._context.target.name, target_ref),
-        ):
-            if any(self._used_hotadd(disk, side) for disk in self._report.disks):
-                self._context.movers.cleanup(site, vm_ref)
-
-    @staticmethod
-    def _used_hotadd(disk: DiskReport, side: str) -> bool:
-        transport = disk.source if side == "source" else disk.target
-        return transport.mode == "hotadd" or any(text.startswith("hotadd") for text in transport.fallbacks)
+        context = self._context
+        sites = {"source": context.source.name, "target": context.target.name}
+        for entry in keeper.intent.journal.hotadd_cleanup:
+            side, _, vm_ref = entry.partition(":")
+            context.patiently(
+                self._vm.name,
+                "detach HotAdd disks",
+                lambda site=sites[side], vm_ref=vm_ref: context.movers.cleanup(site, vm_ref),  # type: ignore[misc]
+                even_when_stopped=True,
+            )
+            keeper.forget_hotadd(side, vm_ref)
 
     def _seal(
         self, folder: ReplicaFolder, replica: PreparedReplica, taken: TakenSnapshot, moves: Sequence[DiskMove]
     ) -> None:
         context = self._context
+        if self._cbt_is_off:
+            context.target.enable_cbt(replica.vm.ref)
         moved = {report.index: report.bytes_moved or 0 for report in self._report.disks}
         point = RestorePoint(
             id=taken.point_id,

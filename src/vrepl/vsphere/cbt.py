@@ -37,6 +37,15 @@ def enable(session: Session, running: Tasks, vm_ref: str) -> None:
         raise
 
 
+def disable(session: Session, running: Tasks, vm_ref: str) -> None:
+    """Switch change tracking off, at once where the VM is powered off; every change ID it gave is void."""
+    vm = session.object(vim.VirtualMachine, vm_ref)
+    running.run(
+        lambda: vm.ReconfigVM_Task(spec=vim.vm.ConfigSpec(changeTrackingEnabled=False)),
+        what=f"disable change tracking of {vm_ref}",
+    )
+
+
 def changed_areas(
     session: Session, vm_ref: str, snapshot_ref: str | None, disk_key: int, start: int, change_id: str
 ) -> ChangedAreas:

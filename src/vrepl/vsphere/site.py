@@ -159,6 +159,9 @@ class VsphereSite:
     def enable_cbt(self, vm_ref: str) -> None:
         cbt.enable(self._session, self._tasks, vm_ref)
 
+    def disable_cbt(self, vm_ref: str) -> None:
+        cbt.disable(self._session, self._tasks, vm_ref)
+
     def changed_areas(
         self, vm_ref: str, snapshot_ref: str | None, disk_key: int, start: int, change_id: str
     ) -> ChangedAreas:

@@ -1,0 +1,128 @@
+"""The run's gate: `vrepl.admission` behind a lock, and what a disk or a VM asks of it."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from vrepl.admission import Admission, Demand, Resource, Room, Scarce, room
+from vrepl.errors import VreplError
+from vrepl.model import JobSettings, TransportMode, VirtualMachine
+from vrepl.ports import DiskAddress
+
+POLL = 0.2
+"""Seconds between looks at whether the operator asked to stop."""
+SPACE_POLL = 5.0
+"""Seconds between questions for a target's free space while others may still use it up."""
+
+DIRECT_READ_CONNECTIONS = 2
+"""Over HotAdd and SAN a source disk is read through two handles (vddk.disk), each with a connection of its own."""
+
+
+class Gate:
+    """Thread-safe. Everything that waits here wakes when the operator asks to stop."""
+
+    def __init__(self, job: JobSettings, check_stop: Callable[[], None]) -> None:
+        """`check_stop` raises InterruptedRunError."""
+        limits = {
+            Scarce.DISKS: job.parallel_disks,
+            Scarce.NFC: job.nfc_budget_mib,
+            Scarce.CONNECTIONS: job.vcenter_connections,
+            Scarce.SNAPSHOTS: job.snapshots_per_datastore,
+        }
+        self._admission = Admission(lambda resource: float(limits[resource.kind]))
+        self._check_stop = check_stop
+        self._changed = threading.Condition()
+        self._started: set[object] = set()
+        self._promised: dict[str, dict[object, int]] = defaultdict(dict)
+
+    def enter(self, demand: Demand) -> Callable[[], None]:
+        """Wait until it may start; returns what gives back all that it holds (to be called once)."""
+        with self._changed:
+            self._admission.offer(demand)
+            self._admit()
+            while demand.key not in self._started:
+                try:
+                    self._check_stop()
+                except BaseException:
+                    self._admission.withdraw(demand.key)
+                    raise
+                self._changed.wait(POLL)
+        return lambda: self._leave(demand)
+
+    @contextmanager
+    def hold(self, demand: Demand) -> Iterator[None]:
+        """As `enter`, for the length of a `with` block."""
+        leave = self.enter(demand)
+        try:
+            self._check_stop()
+            yield
+        finally:
+            leave()
+
+    def promise_room(
+        self, key: object, datastore: str, needed: int, free: Callable[[], int], refusal: Callable[[int], VreplError]
+    ) -> Callable[[], None]:
+        """Keep `needed` bytes of a datastore for one VM; returns what gives up the promise.
+
+        Waits while what runs already may need what is left; `free` is asked again meanwhile. Raises `refusal` (made
+        with the free bytes) if there is no room although nothing else runs.
+        """
+        while True:
+            now = free()
+            with self._changed:
+                promises = self._promised[datastore]
+                verdict = room(needed, now, sum(promises.values()))
+                if verdict is Room.ENOUGH:
+                    promises[key] = needed
+                    return lambda: self._give_up(datastore, key)
+                if verdict is Room.NEVER:
+                    raise refusal(now)
+                self._changed.wait(SPACE_POLL)
+            self._check_stop()
+
+    def _give_up(self, datastore: str, key: object) -> None:
+        with self._changed:
+            self._promised[datastore].pop(key, None)
+            self._changed.notify_all()
+
+    def _leave(self, demand: Demand) -> None:
+        with self._changed:
+            self._started.discard(demand.key)
+            self._admission.release(demand.key)
+            self._admit()
+
+    def _admit(self) -> None:
+        started = self._admission.admit()
+        if started:
+            self._started.update(start.demand.key for start in started)
+            self._changed.notify_all()
+
+
+def disk_demand(
+    job: JobSettings, key: object, ends: Iterable[tuple[DiskAddress, VirtualMachine, bool]], size: int
+) -> Demand:
+    """What one attempt at a disk takes. `ends`: address, VM, and whether that side is written.
+
+    Over `nbd` and `nbdssl` an open disk holds its NFC buffers on its VM's host. A disk that is written directly, or
+    reached by HotAdd at all, is first compared with what NBD reads, so it counts as well.
+    """
+    needs: dict[Resource, float] = defaultdict(float)
+    needs[Resource(Scarce.DISKS, job.name)] = 1.0
+    for address, vm, written in ends:
+        mode = address.modes[0]
+        if written or mode is not TransportMode.SAN:
+            needs[Resource(Scarce.NFC, f"{vm.host} ({address.site})")] += job.nfc_mib_per_disk
+        direct_read = mode in {TransportMode.SAN, TransportMode.HOTADD} and not written
+        connections = DIRECT_READ_CONNECTIONS if direct_read else 1
+        needs[Resource(Scarce.CONNECTIONS, address.site)] += connections
+    return Demand(key=key, needs=dict(needs), size=size)
+
+
+def snapshot_demand(site: str, vm: VirtualMachine) -> Demand:
+    """What the source snapshot of a VM takes: one place on each datastore that holds disks of it."""
+    stores = {disk.datastore for disk in vm.disks}
+    needs = {Resource(Scarce.SNAPSHOTS, f"{store} ({site})"): 1.0 for store in sorted(stores)}
+    return Demand(key=("snapshot", vm.ref), needs=needs, size=sum(disk.capacity for disk in vm.disks))
