@@ -11,12 +11,13 @@ from types import MappingProxyType
 
 from vrepl.engine.context import Patience, RunContext, timestamped_id
 from vrepl.engine.events import EngineEvents, SilentEvents
+from vrepl.engine.gate import Gate
 from vrepl.engine.knowledge import TargetNames, gather, mapping_request
 from vrepl.engine.preflight import refuse_impossible
 from vrepl.engine.reporting import planned_vm_report
 from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
-from vrepl.errors import NotFoundError, UsageError, VreplError
+from vrepl.errors import InterruptedRunError, NotFoundError, UsageError, VreplError
 from vrepl.model import Datastore, JobSettings, ReplicaPlacement, VirtualMachine
 from vrepl.planner.vm import VmPlan, plan_vm
 from vrepl.ports import Clock, DataMovers, NewId, Site, TransportAdvisor
@@ -183,6 +184,10 @@ class Engine:
                 missing.append(VmReport(name=name, result=Result.FAILED, error=ErrorReport.of(error)))
         return found, missing
 
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise InterruptedRunError("stopped on request", hint="run the job again: it goes on where it stopped")
+
     def _context(self, job: JobSettings, source: Site, target: Site, run_id: str) -> RunContext:
         return RunContext(
             repository=self.repository,
@@ -196,7 +201,7 @@ class Engine:
             new_id=self.new_id,
             events=self.events,
             stop=self._stop,
-            disk_slots=threading.BoundedSemaphore(max(1, job.parallel_disks)),
+            gate=Gate(job, self._check_stop),
             patience=self.patience,
         )
 
