@@ -15,18 +15,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from queue import SimpleQueue
 
 from vrepl.errors import InterruptedRunError, VreplError
 from vrepl.extents import Extent, split, total
 from vrepl.ports import TransferProgress
-from vrepl.transport.buffers import MIB, POOL
+from vrepl.transport.buffers import MIB
 from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.faults import Hook, Point, no_hook
-from vrepl.transport.grains import ZERO_DIGEST, digest_grains, is_equal
+from vrepl.transport.grains import ZERO_DIGEST
 from vrepl.transport.journal import Journal
 from vrepl.transport.judges import Judge, Run, Settled, WriteZeros, ZeroWork
+from vrepl.transport.slots import Slot, ZeroWrite
 from vrepl.transport.waits import Waits
 from vrepl.transport.work import BLOCK, Block, Packer, Stretch, survey
 
@@ -63,53 +63,6 @@ class Totals:
     skipped: int = 0
 
 
-class _Slot:
-    """One buffer of the ring on its way through the stages."""
-
-    __slots__ = ("_arrived", "_expected", "block", "buffer", "digests", "error", "other", "pipeline", "same")
-
-    def __init__(self, pipeline: Pipeline, other: bool) -> None:
-        self.pipeline = pipeline
-        self.buffer = POOL.take()
-        self.other = POOL.take() if other else None
-        self.block = Block()
-        self.digests: Sequence[bytes] = ()
-        self.same: Sequence[bool] | None = None
-        self.error: VreplError | None = None
-        self._expected = 0
-        self._arrived = count(1)
-
-    def give_back(self) -> None:
-        """The pipeline is done with its buffers."""
-        POOL.give(self.buffer)
-        if self.other is not None:
-            POOL.give(self.other)
-
-    def expect(self, completions: int) -> None:
-        self._expected = completions
-        self._arrived = count(1)  # next() is atomic, and completions come from several threads
-        self.error = None
-
-    def read_done(self, error: VreplError | None) -> None:
-        if error is not None:
-            self.error = error
-        if next(self._arrived) == self._expected:
-            self.pipeline.slot_read(self)
-
-    def write_done(self, error: VreplError | None) -> None:
-        if error is not None:
-            self.error = error
-        if next(self._arrived) == self._expected:
-            self.pipeline.slot_written(self)
-
-    def hash(self) -> None:
-        """Find digests, and what the target has already."""
-        block, other = self.block, self.other
-        self.digests = digest_grains(self.buffer, block.grains, block.used)
-        if other is not None and not block.from_target:
-            self.same = [is_equal(self.buffer, other, start, length) for _, start, length in block.grains]
-
-
 class Pipeline:
     """One pass over the regions of one disk; `run` once, `stop` from any thread."""
 
@@ -136,11 +89,11 @@ class Pipeline:
         self._figures = TransferProgress(planned=total(regions))
         self._work = self._work_of(regions, allocated_only)
         self._next: Block | WriteZeros | Settled | None = None
-        self._events: SimpleQueue[tuple[str, _Slot | None]] = SimpleQueue()
-        self._to_hash: SimpleQueue[_Slot | None] = SimpleQueue()
-        self._slots = [_Slot(self, judge.compares) for _ in range(tuning.buffers)]
+        self._events: SimpleQueue[tuple[str, Slot | ZeroWrite | None]] = SimpleQueue()
+        self._to_hash: SimpleQueue[Slot | None] = SimpleQueue()
+        self._slots = [Slot(self._slot_read, self._written, compares=judge.compares) for _ in range(tuning.buffers)]
         self._free = deque(self._slots)
-        self._ready: deque[_Slot] = deque()
+        self._ready: deque[Slot] = deque()
         self._reading = self._writing = 0
         self._bytes_arrived = 0
         self._read_limit = min(4, tuning.buffers)
@@ -160,15 +113,15 @@ class Pipeline:
         self._stopped = True
         self._events.put(("stop", None))
 
-    def slot_read(self, slot: _Slot) -> None:
+    def _slot_read(self, slot: Slot) -> None:
         """A disk's thread: every piece of the buffer is read, or failed."""
         if slot.error is not None or self._tuning.hashers == 0:
             self._events.put(("read", slot))
         else:
             self._to_hash.put(slot)
 
-    def slot_written(self, slot: _Slot) -> None:
-        """A disk's thread: every run of the buffer is written, or failed."""
+    def _written(self, slot: Slot | ZeroWrite) -> None:
+        """A disk's thread: every run of the buffer, or the zeros, are written, or failed."""
         self._events.put(("written", slot))
 
     # -- the owner's thread ------------------------------------------------------------------------------------
@@ -258,7 +211,7 @@ class Pipeline:
                     yield work
         yield from packer.finish()
 
-    def _read(self, slot: _Slot, block: Block) -> None:
+    def _read(self, slot: Slot, block: Block) -> None:
         slot.block = block
         slot.same = None
         self._reading += 1
@@ -291,12 +244,13 @@ class Pipeline:
                 return
             event = events.get()
 
-    def _handle(self, kind: str, slot: _Slot | None) -> None:
+    def _handle(self, kind: str, slot: Slot | ZeroWrite | None) -> None:
         if slot is None:
             return
-        if kind == "written":
+        if kind == "written" or isinstance(slot, ZeroWrite):
             self._writing -= 1
-            self._release(slot)
+            if not isinstance(slot, ZeroWrite):
+                self._free.append(slot)
             if slot.error is not None:
                 self._write_failed = True
                 raise slot.error
@@ -312,7 +266,7 @@ class Pipeline:
         else:
             self._free.append(slot)
 
-    def _judge_slot(self, slot: _Slot) -> None:
+    def _judge_slot(self, slot: Slot) -> None:
         block = slot.block
         self._bytes_arrived += block.used
         self._grow_depth()
@@ -329,7 +283,7 @@ class Pipeline:
         self._read_limit = max(2, min(self._tuning.buffers, allowed))
         self._use_limit = CACHED_BUFFERS if rate > CACHED_RATE else self._tuning.buffers
 
-    def _write(self, slot: _Slot) -> None:
+    def _write(self, slot: Slot) -> None:
         block = slot.block
         length = block.wanted
         runs = self._judge.runs(block, slot.digests, slot.same)
@@ -345,7 +299,7 @@ class Pipeline:
         if not runs:
             self._free.append(slot)
 
-    def _submit_runs(self, slot: _Slot, runs: Sequence[Run]) -> int:
+    def _submit_runs(self, slot: Slot, runs: Sequence[Run]) -> int:
         target = self._writer
         last = runs[-1]
         self._before_write(last.offset + last.length)
@@ -365,8 +319,7 @@ class Pipeline:
         self._writing += 1
         self.totals.moved += extent.length
         self.totals.skipped -= extent.length  # its stretch will be settled as skipped
-        token = _ZeroToken(self)
-        self._writer.submit_zeros(extent.offset, extent.length, token.write_done)
+        self._writer.submit_zeros(extent.offset, extent.length, ZeroWrite(self._written).write_done)
 
     def _before_write(self, end: int) -> None:
         if self._journal is not None:
@@ -380,10 +333,6 @@ class Pipeline:
         self._figures.bytes_moved = self.totals.moved
         if self._journal is not None:
             self._journal.settle_zeros(extent)
-
-    def _release(self, slot: _Slot) -> None:
-        if not isinstance(slot, _ZeroToken):
-            self._free.append(slot)
 
     @property
     def _writer(self) -> DiskWriter:
@@ -457,13 +406,3 @@ class Pipeline:
         while (slot := self._to_hash.get()) is not None:
             slot.hash()
             self._events.put(("hashed", slot))
-
-
-class _ZeroToken(_Slot):
-    """Stands for a write of zeros in flight, which holds no buffer."""
-
-    __slots__ = ()
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-        self.expect(1)
