@@ -16,33 +16,47 @@ if TYPE_CHECKING:
     from vrepl.report.model import RunReport
 
 
+map_option = click.option(
+    "--map",
+    "mappings",
+    metavar="SOURCE=VM",
+    multiple=True,
+    help="Make the VM of the target site, which is powered off, SOURCE's replica; only what differs crosses.",
+)
+
+
 @click.command(
     short_help="What `replicate` would do, and why.", epilog=examples("vrepl plan", "vrepl plan web --vm web-01 --json")
 )
 @click.argument("jobs", metavar="[JOB]...", nargs=-1)
 @click.option("--vm", "vms", metavar="NAME", multiple=True, help="Only this VM (may be given again).")
+@map_option
 @json_option
 @click.pass_context
 @pass_state
-def plan(state: State, context: click.Context, jobs: tuple[str, ...], vms: tuple[str, ...]) -> None:
+def plan(
+    state: State, context: click.Context, jobs: tuple[str, ...], vms: tuple[str, ...], mappings: tuple[str, ...]
+) -> None:
     """Show what `replicate` would do, and why; nothing is changed. Without JOB: every job.
 
     Of a running VM, what changed cannot be asked before a snapshot exists: the plan then gives an upper bound
     and the last run's figure.
     """
-    context.exit(_plan(state, jobs, vms))
+    context.exit(_plan(state, jobs, vms, mappings))
 
 
 @click.command(
     short_help="Replicate the VMs of jobs.",
     epilog=examples(
         "vrepl replicate web",
+        "vrepl replicate web --map web-01=web-01-restored",
         "vrepl replicate --dry-run",
         "vrepl -q replicate web --lock-wait 10m --retry 2 --retry-wait 5m --json",
     ),
 )
 @click.argument("jobs", metavar="[JOB]...", nargs=-1)
 @click.option("--vm", "vms", metavar="NAME", multiple=True, help="Only this VM (may be given again).")
+@map_option
 @click.option("--dry-run", is_flag=True, help="Show the plan, as `vrepl plan` does.")
 @click.option(
     "--lock-wait",
@@ -65,6 +79,7 @@ def replicate(
     context: click.Context,
     jobs: tuple[str, ...],
     vms: tuple[str, ...],
+    mappings: tuple[str, ...],
     dry_run: bool,
     lock_wait: float,
     retries: int,
@@ -72,15 +87,19 @@ def replicate(
 ) -> None:
     """Replicate the VMs of each JOB to its target; each VM ends in a new restore point. Without JOB: every job.
 
+    With --map, a VM that is at the target already (restored from a backup, shipped on a disk, left by another tool)
+    becomes the replica: both sides are read once, and later runs are incremental.
+
     Ctrl-C (or SIGTERM) stops cleanly: source snapshots are removed, and the next run goes on where this one stopped.
     """
     if dry_run:
-        context.exit(_plan(state, jobs, vms))
+        context.exit(_plan(state, jobs, vms, mappings))
     from vrepl.cli import running
     from vrepl.cli.wiring import Workshop, events_for
 
     loaded = state.config()
     selections = running.select(loaded, jobs, vms)
+    mapping = running.mapping_of(selections, mappings)
     for warning in loaded.warnings([selection.job.name for selection in selections]):
         click.echo(f"warning: {warning}", err=True)
     with events_for(state) as events, Workshop(loaded, events) as workshop:
@@ -92,7 +111,7 @@ def replicate(
             workshop.load_vddk(job.proxy, job.source)
             with running.stop_on_signals(engine.stop, workshop.stopped):
                 return running.with_retries(
-                    lambda names: engine.replicate(job, names, lock_wait=lock_wait),
+                    lambda names: engine.replicate(job, names, lock_wait=lock_wait, mapping=mapping),
                     selection.vms,
                     retries=retries,
                     wait=retry_wait,
@@ -116,16 +135,17 @@ def replicate(
     context.exit(running.exit_code(outcomes))
 
 
-def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...]) -> int:
+def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...], mappings: tuple[str, ...]) -> int:
     from vrepl.cli import running
     from vrepl.cli.wiring import Workshop
 
     loaded = state.config()
     selections = running.select(loaded, jobs, vms)
+    mapping = running.mapping_of(selections, mappings)
     with Workshop(loaded) as workshop:
         outcomes = running.go_through(
             selections,
-            lambda selection: workshop.engine(selection.job.proxy).plan(selection.job, selection.vms),
+            lambda selection: workshop.engine(selection.job.proxy).plan(selection.job, selection.vms, mapping=mapping),
             workshop.stopped,
         )
 

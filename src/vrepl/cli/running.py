@@ -22,6 +22,7 @@ from vrepl.errors import (
     EXIT_PARTIAL,
     InterruptedRunError,
     NotFoundError,
+    UsageError,
     VreplError,
 )
 from vrepl.model import JobSettings
@@ -56,6 +57,28 @@ def select(loaded: LoadedConfig, job_names: Sequence[str], vm_names: Sequence[st
             )
     wanted = [Selection(job, tuple(vm for vm in job.vms if vm in vm_names)) for job in jobs]
     return [selection for selection in wanted if selection.vms]
+
+
+def mapping_of(selections: Sequence[Selection], texts: Sequence[str]) -> dict[str, str]:
+    """`SOURCE=VM` texts as a mapping from source VM names to names of VMs of the target.
+
+    Raises UsageError for what is none, NotFoundError for a source that the selected jobs do not have.
+    """
+    mapping: dict[str, str] = {}
+    for text in texts:
+        source, _, name = text.partition("=")
+        if not source or not name:
+            raise UsageError(f"--map {text}: expected SOURCE=VM", hint="such as --map web-01=web-01-restored")
+        jobs = [one.job.name for one in selections if source in (one.vms or one.job.vms)]
+        if not jobs:
+            known = [vm for one in selections for vm in (one.vms or one.job.vms)]
+            raise NotFoundError(f'--map {text}: no VM "{source}" in what shall run{near(source, known)}')
+        if len(jobs) > 1:
+            raise UsageError(f"--map {text}: {source} is in the jobs {', '.join(jobs)}", hint="name one of them")
+        if source in mapping or name in mapping.values():
+            raise UsageError(f"--map {text}: each VM can be mapped once")
+        mapping[source] = name
+    return mapping
 
 
 @dataclass(frozen=True, slots=True)
