@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import pkgutil
+import platform
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import benchmarks
+
+LATEST = Path(__file__).parent / "results" / "latest.json"
+
+
+def write_latest(results: dict[str, dict[str, object]]) -> None:
+    """Keep the figures of this run, over those of an earlier one for what did not run."""
+    before = json.loads(LATEST.read_text())["ratios"] if LATEST.is_file() else {}
+    ratios = before | results.get("datapath", {})
+    if "admission" in results:
+        ratios["admission_makespan_vs_bound"] = results["admission"]["ratio"]
+    machine = {"processors": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
+    LATEST.parent.mkdir(exist_ok=True)
+    LATEST.write_text(json.dumps({"machine": machine, "ratios": ratios}, indent=2) + "\n")
 
 
 def main(names: list[str]) -> int:
@@ -26,6 +42,7 @@ def main(names: list[str]) -> int:
         results[name] = run()
         for key, value in results[name].items():
             print(f"  {key:<16} {value}", file=sys.stderr)
+    write_latest(results)
     print(json.dumps({"version": 1, "benchmarks": results}, indent=2))
     return 0
 

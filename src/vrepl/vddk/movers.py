@@ -28,6 +28,9 @@ from vrepl.vddk.process import MoverProcess, MoverSettings, Spawner
 Key = tuple[MoverSettings] | tuple[MoverSettings, MoverSettings]
 """What a mover (or a pair: source, target) was started with."""
 
+UNDO_SECONDS = 10.0
+"""What a call that undoes something gets once the run was stopped; what it leaves is for the next run."""
+
 logger = logging.getLogger("vrepl.mover")
 
 
@@ -100,12 +103,12 @@ class VddkMovers:
         self._request((self._settings(site),), "prepare_for_access", [site], None, vm_ref=vm_ref, identity=identity)
 
     def end_access(self, site: str, vm_ref: str, identity: str) -> None:
-        """As `ports.DataMovers.end_access`."""
-        self._request((self._settings(site),), "end_access", [site], None, vm_ref=vm_ref, identity=identity)
+        """As `ports.DataMovers.end_access`; works after `stop` too, for it undoes."""
+        self._undo(site, "end_access", vm_ref=vm_ref, identity=identity)
 
     def cleanup(self, site: str, vm_ref: str) -> None:
-        """As `ports.DataMovers.cleanup`."""
-        self._request((self._settings(site),), "cleanup", [site], None, vm_ref=vm_ref)
+        """As `ports.DataMovers.cleanup`; works after `stop` too, for it undoes."""
+        self._undo(site, "cleanup", vm_ref=vm_ref)
 
     def warm_up(self, site: str) -> None:
         """Start a mover for this site and keep it. Raises LibraryError or MoverError where VDDK does not load."""
@@ -212,6 +215,23 @@ class VddkMovers:
                         report(value)
 
                 return mover.request(operation, watch, sites=self._sites(sites), **arguments)
+
+    def _undo(self, site: str, operation: str, **arguments: Any) -> None:
+        """What gives things back is done even when the run was stopped: then by a mover of its own, in good time."""
+        settings = self._settings(site)
+        if not self._stopped:
+            try:
+                self._request((settings,), operation, [site], None, **arguments)
+            except InterruptedRunError:
+                pass  # stopped just now
+            else:
+                return
+        mover = MoverProcess(settings, self._spawner)
+        try:
+            mover.give_up_in(UNDO_SECONDS)
+            mover.request(operation, None, sites=self._sites([site]), **arguments)
+        finally:
+            mover.close()
 
     def _sites(self, names: list[str]) -> Mapping[str, Json]:
         return {name: messages.site_to_json(self._connections(name)) for name in names}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import IO, Any
 
 from vrepl.errors import InterruptedRunError, LibraryError, MoverError
@@ -201,6 +201,10 @@ class MoverProcess:
             self._send({"op": "stop"})
         self._inbox.replies.put({"id": 0})  # wakes who waits, so that the time counts
 
+    def give_up_in(self, seconds: float) -> None:
+        """The next request must be answered within so many seconds; else the mover is killed and it is interrupted."""
+        self._stop_at = time.monotonic() + seconds
+
     def set_rates(self, read: int, write: int) -> None:
         """Bytes per second, 0: no limit; takes effect at once."""
         with suppress(MoverError):
@@ -275,7 +279,7 @@ class MoverProcess:
         left = self._stop_at - time.monotonic()
         try:
             return self._inbox.replies.get(timeout=max(left, 0))
-        except Exception as empty:  # queue.Empty
+        except Empty as empty:
             logger.warning("data mover %d did not stop in time and is killed", self.pid)
             self.kill()
             raise InterruptedRunError("stopped") from empty
