@@ -5,13 +5,17 @@ Called with the replica's lock held: whichever run made these things is dead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from vrepl.engine.context import RunContext
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.engine.marks import san_mark_of, source_mark_of
+from vrepl.errors import InterruptedRunError, NotFoundError, VreplError
 from vrepl.model import VirtualMachine
+from vrepl.ports import Site
 from vrepl.repository.commit_record import parse_commit_record
+from vrepl.repository.intent import PreparedAccess
 from vrepl.repository.replica import ReplicaFolder
 
 
@@ -73,20 +77,46 @@ def _end_access(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine) 
     sites = {"source": context.source.name, "target": context.target.name}
     for entry in journal.hotadd_cleanup:
         side, _, vm_ref = entry.partition(":")
-        context.movers.cleanup(sites.get(side, context.source.name), vm_ref)
-        done.append("detached what a dead run left on the proxy by HotAdd")
+
+        def clean_up(site: str = sites.get(side, context.source.name), vm_ref: str = vm_ref) -> None:
+            context.movers.cleanup(site, vm_ref)
+
+        if _undone(context, vm, "clean up after HotAdd", sites.get(side, context.source.name), vm_ref, clean_up):
+            done.append("detached what a dead run left on the proxy by HotAdd")
     for access in journal.prepared_for_access:
-        context.patiently(
-            vm.name,
-            "end access",
-            lambda access=access: context.movers.end_access(  # type: ignore[misc]
-                access.site, access.vm_ref, access.identity
-            ),
-        )
-        done.append(f"gave back the access that run {intent.run_id} held")
-    if done:
+
+        def end(access: PreparedAccess = access) -> None:
+            context.movers.end_access(access.site, access.vm_ref, access.identity)
+
+        if _undone(context, vm, "end access", access.site, access.vm_ref, end):
+            done.append(f"gave back the access that run {intent.run_id} held")
+    if journal.prepared_for_access or journal.hotadd_cleanup:
         folder.save_intent(replace(intent, journal=replace(journal, prepared_for_access=(), hotadd_cleanup=())))
     return done
+
+
+def _undone(
+    context: RunContext, vm: VirtualMachine, what: str, site_name: str, vm_ref: str, action: Callable[[], None]
+) -> bool:
+    """Undo a journal's entry; False where its VM is gone, and what was done to it with it."""
+    try:
+        context.patiently(vm.name, what, action)
+    except InterruptedRunError:
+        raise
+    except VreplError:
+        site = next((one for one in (context.source, context.target) if one.name == site_name), None)
+        if site is None or _exists(site, vm_ref):
+            raise
+        return False
+    return True
+
+
+def _exists(site: Site, vm_ref: str) -> bool:
+    try:
+        site.read_vm(vm_ref)
+    except NotFoundError:
+        return False
+    return True
 
 
 def _roll_forward(context: RunContext, folder: ReplicaFolder) -> list[str]:

@@ -13,13 +13,13 @@ class Undo:
     """A stack of undo actions for the length of a `with` block.
 
     `settle` runs one of them now, as the regular way out (its errors are raised). Whatever is left at the end of the
-    block, with an error or without, is run then; errors of those are logged and kept in `failures`, so that none
-    hides the error that led there or keeps another undo from running.
+    block, with an error or without, is run then; errors of those are logged and told to `tell`, so that none hides
+    the error that led there or keeps another undo from running.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self._actions: list[tuple[str, Callable[[], None]]] = []
-        self.failures: list[str] = []
+        self._tell = tell
 
     def push(self, what: str, action: Callable[[], None]) -> None:
         """`what` says what the action does, as a message would: `remove the source snapshot`."""
@@ -49,4 +49,4 @@ class Undo:
                 action()
             except Exception as failure:
                 logger.warning("could not %s: %s", what, failure)
-                self.failures.append(f"could not {what}: {failure}")
+                self._tell(f"could not {what}: {failure}")

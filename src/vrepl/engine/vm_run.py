@@ -22,6 +22,7 @@ from vrepl.engine.sealing import prune, seal, snapshot_name
 from vrepl.engine.source_snapshot import REMOVE, TakenSnapshot, take_snapshot
 from vrepl.engine.undo import Undo
 from vrepl.errors import (
+    CbtError,
     InterruptedRunError,
     LockedError,
     NoSpaceError,
@@ -127,7 +128,7 @@ class VmRun:
             self._note(note)
         self._enter("preflight")
         plan, known = self._plan(folder)
-        with Undo() as undo:
+        with Undo(self._note) as undo:
             self._promise_room(undo, plan)
             self._enter("replica")
             replica, done = prepare_replica(context, folder, plan, known)
@@ -136,7 +137,7 @@ class VmRun:
             self._report.replica = replica.vm.name
             if plan.enable_cbt:
                 self._enter("enable CBT")
-                context.source.enable_cbt(plan.vm.ref)
+                self._enable_cbt(plan.vm.ref)
             keeper = self._begin(folder)
             self._enter("prepare access")
             prepare_access(context, undo, keeper, self._vm.name, source_ref=plan.vm.ref, target_ref=replica.vm.ref)
@@ -155,8 +156,6 @@ class VmRun:
             undo.settle("end access at the source")
             self._enter("seal")
             self._seal(folder, replica, taken, moves)
-        for failure in undo.failures:
-            self._note(failure)
         self._step = "retention"
         context.events.vm_step(self._vm.name, self._step)
         if known.lost_restore_points:
@@ -201,6 +200,12 @@ class VmRun:
 
         give_up = context.gate.promise_room(plan.vm.ref, wanted, needed, lambda: store().free, refusal)
         undo.push("give up the room that was kept on the target", give_up)
+
+    def _enable_cbt(self, source_ref: str) -> None:
+        try:
+            self._context.source.enable_cbt(source_ref)
+        except CbtError as error:
+            self._note(f"without change tracking, runs compare by digest: {error.message}")
 
     def _begin(self, folder: ReplicaFolder) -> IntentKeeper:
         """This run's intent; what an unfinished one says of the disks stays until this run knows better."""

@@ -1,0 +1,149 @@
+"""Sequences that once harmed a replica, lost a restore point, left something behind or told an untruth."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from tests.support.memory_site import MemoryVm
+from tests.support.world import World
+from vrepl.errors import CbtError, DiskError, MoverError, VsphereError
+from vrepl.extents import GRAIN
+from vrepl.report.model import Result
+from vrepl.repository.replica import ReplicaFolder
+from vrepl.transport import journal
+from vrepl.transport.memory import MemoryDisk
+
+CAPACITY = 40 * GRAIN + 512
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path / "repository")
+    vm = world.source.add_vm("web-01", [CAPACITY, 4 * GRAIN])
+    generator = random.Random(2)
+    for grain in range(36):
+        world.source.guest_write(vm, 0, grain * GRAIN, generator.randbytes(GRAIN))
+    world.source.guest_write(vm, 1, GRAIN, generator.randbytes(GRAIN))
+    return world
+
+
+@pytest.fixture(autouse=True)
+def eager_checkpoints() -> object:
+    """A checkpoint after every block, so that a transfer of little can be cut in two."""
+    with mock.patch.multiple(journal, LEAST_BYTES=1, LEAST_SECONDS=0.0, SHARE=0):
+        yield
+
+
+def source(world: World) -> MemoryVm:
+    return next(vm for vm in world.source.vms.values() if vm.name == "web-01")
+
+
+def folder(world: World) -> ReplicaFolder:
+    found = world.repository.replica("prod", source(world).instance_uuid)
+    assert found is not None
+    return found
+
+
+def after(where: str, times: int = 1):  # type: ignore[no-untyped-def]
+    """Dies at the n-th point whose name begins so."""
+    left = times
+
+    def kill_at(point: str) -> bool:
+        nonlocal left
+        left -= point.startswith(where)
+        return left <= 0
+
+    return kill_at
+
+
+def assert_newest_holds_the_source(world: World) -> None:
+    """The newest restore point, disk by disk as its own record says which is which, is the source as it is now."""
+    point = folder(world).restore_points()[-1]
+    [snapshot] = [one for one in world.replica().snapshots if one.name == point.snapshot_name]
+    assert len(snapshot.disks) == len(point.disks)
+    by_key = {disk.key: disk.disk.content() for disk in snapshot.disks}
+    for disk in source(world).disks:
+        of_point = point.disk(disk.key)
+        if of_point is not None:
+            assert by_key[of_point.target_key] == disk.disk.content(), disk.label
+
+
+def resize(world: World, capacity: int) -> None:
+    disk = source(world).disks[0]
+    grown = MemoryDisk(capacity)
+    grown.write(0, disk.disk.content()[:capacity])
+    disk.disk = grown
+    disk.tracking = None
+
+
+# -- what must not stay behind, and what must be said -------------------------------------------------------------
+
+
+def test_source_snapshot_that_cannot_be_removed_is_said_in_the_report_of_a_failed_run(world: World) -> None:
+    def fail(method: str) -> None:
+        if method == "remove_snapshot":
+            raise VsphereError("the disk is busy", fault="GenericVmConfigFault")
+
+    world.source.before_call = fail
+    report = world.run_vm()
+    assert report.result is Result.FAILED
+    assert any("could not remove the source snapshot" in note for note in report.notes)
+
+
+def test_change_tracking_that_cannot_be_switched_on_is_no_failure(world: World) -> None:
+    def refuse(method: str) -> None:
+        if method == "enable_cbt":
+            raise CbtError("enable change tracking: the VM has a shared disk")
+
+    world.source.before_call = refuse
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert any("shared disk" in note for note in report.notes)
+    assert_newest_holds_the_source(world)
+
+
+class Access:
+    """PrepareForAccess and EndAccess as a vCenter keeps them: of VMs that exist."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.held: set[tuple[str, str, str]] = set()
+        self.lose_replies = 0
+
+    def prepare(self, site: str, vm_ref: str, identity: str) -> None:
+        self.held.add((site, vm_ref, identity))
+        if self.lose_replies:
+            self.lose_replies -= 1
+            raise MoverError("the data mover died during prepare_for_access")
+
+    def end(self, site: str, vm_ref: str, identity: str) -> None:
+        sites = {"prod": self._world.source, "dr": self._world.target}
+        if vm_ref not in sites[site].vms:
+            raise DiskError(f"EndAccess for {vm_ref}: the object has been deleted", code=13)
+        self.held.discard((site, vm_ref, identity))
+
+
+@pytest.fixture
+def access(world: World, monkeypatch: pytest.MonkeyPatch) -> Access:
+    from vrepl.transport.local import LocalMovers
+
+    made = Access(world)
+    monkeypatch.setattr(LocalMovers, "prepare_for_access", lambda self, *of: made.prepare(*of))
+    monkeypatch.setattr(LocalMovers, "end_access", lambda self, *of: made.end(*of))
+    return made
+
+
+def test_access_of_a_replica_that_was_deleted_since_stops_nothing(world: World, access: Access) -> None:
+    world.run_vm()
+    world.source.guest_write(source(world), 0, 0, b"changed")
+    assert world.run_until(after("transfer")) is None
+    assert len(access.held) == 2
+    del world.target.vms[world.replica().ref]
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert {site for site, _, _ in access.held} <= {"dr"}
+    assert_newest_holds_the_source(world)
