@@ -247,7 +247,7 @@ def test_a_target_without_room(command: str, user: BadInput) -> None:
 def test_a_vm_that_cannot_be_replicated(command: str, user: BadInput) -> None:
     config = user.config(('vms = ["web-01", "db-01", "app-01"]', 'vms = ["legacy-01"]'))
     done = user.run(command, config=config)
-    expect(done, 1, "disk 1 (disk-1000-1) is independent", 'on_not_replicable = "skip-disk"')
+    expect(done, 1, "disk 1 (Hard disk 2) is independent", 'on_not_replicable = "skip-disk"')
     assert not any(user.made().values())
 
 

@@ -109,7 +109,12 @@ def replicate(
             workshop.log_in(job.source, job.target)
             engine = workshop.engine(job.proxy)
             workshop.load_vddk(job.proxy, job.source)
-            with running.stop_on_signals(engine.stop, workshop.stopped):
+
+            def stop() -> None:
+                engine.stop()
+                workshop.sites.hurry()
+
+            with running.stop_on_signals(stop, workshop.stopped):
                 return running.with_retries(
                     lambda names: engine.replicate(job, names, lock_wait=lock_wait, mapping=mapping),
                     selection.vms,

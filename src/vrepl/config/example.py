@@ -21,6 +21,7 @@ password = { file = "/etc/vrepl/secrets/prod" }
 # ca_file = "/etc/vrepl/prod-ca.pem"
 # thumbprint_sha256 = "AB:CD:…"        # 64 hexadecimal digits
 # nfc_port = 902                         # of the ESXi hosts, for gateways that move it
+# task_timeout_minutes = 240             # a task of vSphere that takes longer fails the run
 
 [sites.dr]
 server = "vcenter.dr.example.com"

@@ -92,6 +92,7 @@ class SiteTable(Table):
     ca_file: FilePath | None = None
     thumbprint_sha256: str | None = None
     nfc_port: int = Field(default=902, ge=1, le=65535)
+    task_timeout_minutes: int = Field(default=240, ge=1, le=7 * 24 * 60)
 
     @field_validator("server")
     @classmethod

@@ -6,12 +6,14 @@ in the journal of a dead run is ever given back by another one.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from vrepl.engine.context import RunContext
 from vrepl.engine.moving import IntentKeeper
 from vrepl.engine.undo import Undo
-from vrepl.errors import VreplError
+from vrepl.errors import DiskError, MoverError, VreplError
+from vrepl.ports import DataMovers
 from vrepl.repository.intent import PreparedAccess
 
 
@@ -38,14 +40,25 @@ def prepare_access(
             context.patiently(
                 vm_name,
                 f"prepare access at the {side}",
-                lambda access=access: context.movers.prepare_for_access(  # type: ignore[misc]
-                    access.site, access.vm_ref, access.identity
-                ),
+                lambda access=access: _prepare(context.movers, access),  # type: ignore[misc]
             )
-        except VreplError:
+        except DiskError:
             _forget_access(keeper, access)
             raise
+        except VreplError:
+            undo.push(f"end access at the {side}", end)  # it may have taken effect
+            raise
         undo.push(f"end access at the {side}", end)
+
+
+def _prepare(movers: DataMovers, access: PreparedAccess) -> None:
+    """A mover that dies in the middle may have disabled the methods already: a second try would find them so."""
+    try:
+        movers.prepare_for_access(access.site, access.vm_ref, access.identity)
+    except MoverError:
+        with suppress(VreplError):
+            movers.end_access(access.site, access.vm_ref, access.identity)
+        raise
 
 
 def _forget_access(keeper: IntentKeeper, access: PreparedAccess) -> None:

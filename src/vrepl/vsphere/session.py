@@ -66,8 +66,8 @@ class SiteSettings:
     """SHA-256 of the server's certificate, instead of CAs."""
     timeout: float = 180.0
     """For one call; longer than the longest WaitForUpdatesEx, and than vSphere takes to list a big disk's changes."""
-    task_timeout: float | None = None
-    """For one task; None: for ever."""
+    task_timeout: float = 4 * 3600.0
+    """For one task: merging a large snapshot may take hours, and one that never ends must not hold its job for ever."""
     keepalive: float = 600.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 

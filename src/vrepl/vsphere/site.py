@@ -74,6 +74,10 @@ class VsphereSite:
         """Such as `VMware vCenter Server 8.0.3 build-24022515`."""
         return self._session.product
 
+    def hurry(self) -> None:
+        """The operator asked to stop: waits for tasks end, and clean-up waits for none of its own for long."""
+        self._tasks.hurry()
+
     def login(self) -> None:
         """Connect and log in now instead of at first use."""
         self._session.login()

@@ -24,10 +24,17 @@ log = logging.getLogger(__name__)
 LONGEST_ASK = 60
 """Seconds that one WaitForUpdatesEx may stay unanswered; below the HTTP timeout, so that a dead connection shows."""
 
+GRACE = 15.0
+"""Seconds that clean-up waits for a task once the operator has asked to stop."""
+
 _ENDED = frozenset({"success", "error"})
 _PATHS = ["info.state", "info.error", "info.result"]
 
 T = TypeVar("T")
+
+
+class StillRunningError(VsphereError):
+    """A task has not ended in its time; it goes on in vSphere."""
 
 
 class _Wait:
@@ -65,6 +72,7 @@ class Tasks:
         self._version = ""
         self._work = threading.Condition(self._lock)
         self._closed = False
+        self._grace: float | None = None
 
     def run(self, start: Callable[[], Any], *, what: str, recover: Callable[[], T | None] | None = None) -> Any | T:
         """Start a task, wait for its end, return its result.
@@ -106,10 +114,18 @@ class Tasks:
         for task in still_running(self._session, entity):
             try:
                 self.wait(task, what=f"wait for {ref_of(task)} of {ref_of(entity)}")
-            except InterruptedRunError:
+            except (InterruptedRunError, StillRunningError):
                 raise
             except VreplError as error:
                 log.info("a task that was still running failed: %s", error)
+
+    def hurry(self) -> None:
+        """The operator asked to stop: who waits gets InterruptedRunError; clean-up may wait GRACE seconds a task."""
+        with self._lock:
+            self._grace = GRACE
+            waiting = list(self._pending.values())
+        for one in waiting:
+            one.fail(InterruptedRunError("stopped on request", hint="run the job again: it goes on where it stopped"))
 
     def close(self) -> None:
         """Everybody who waits gets InterruptedRunError at once; the tasks themselves go on in vSphere."""
@@ -126,16 +142,19 @@ class Tasks:
         """The last values of the task's _PATHS."""
         waiting = _Wait(task)
         limit = self._session.settings.task_timeout
-        until = None if limit is None else self._monotonic() + limit
+        if self._grace is not None:
+            limit = min(limit, self._grace)
+        until = self._monotonic() + limit
         try:
             self._watch(waiting)
-            # Never without a limit: only then does a Ctrl-C reach a waiting main thread on every platform.
-            while not waiting.ended.wait(1.0 if until is None else min(1.0, max(0.0, until - self._monotonic()))):
-                if until is not None and self._monotonic() >= until:
-                    raise VsphereError(
+            # In short waits: only then does a Ctrl-C reach a waiting main thread on every platform.
+            while not waiting.ended.wait(min(1.0, max(0.0, until - self._monotonic()))):
+                if self._monotonic() >= until:
+                    raise StillRunningError(
                         f"{what}: task {ref_of(task)} has not ended within {limit:.0f} s",
                         fault="Timedout",
-                        hint="it still runs in vSphere: look at it there; task_timeout of the site is this limit",
+                        hint="it goes on in vSphere: look at it there; the next run looks after what it leaves "
+                        "(task_timeout_minutes of the site is the limit of a run that nobody stopped)",
                     )
         finally:
             with self._lock:
