@@ -352,6 +352,8 @@ class MemorySite:
         self._call("create_replica")
         vm = self.add_vm(spec.name, [disk.capacity for disk in spec.disks], power=PowerState.OFF)
         vm.cbt_enabled = True
+        for made, disk in zip(vm.disks, spec.disks, strict=True):
+            made.thin = disk.thin if spec.thin is None else spec.thin
         vm.extra_config = dict(spec.extra_config)
         vm.hardware = spec.hardware
         self.after_call("create_replica")

@@ -102,16 +102,7 @@ def first_intent(move: DiskMove) -> DiskIntent:
 class DiskMover:
     """Moves one disk, trying again from its transfer log what may pass."""
 
-    def __init__(
-        self,
-        context: RunContext,
-        folder: ReplicaFolder,
-        keeper: IntentKeeper,
-        move: DiskMove,
-        note: Callable[[str], None],
-    ) -> None:
-        """`note`: what the VM's report shall say beside figures."""
-        self._note = note
+    def __init__(self, context: RunContext, folder: ReplicaFolder, keeper: IntentKeeper, move: DiskMove) -> None:
         self._intent = first_intent(move)
         self._announced = False
         self.finished = not move.regions
@@ -266,7 +257,6 @@ class DiskMover:
             if report.mode == error.mode and error.side in {None, side}:
                 self._context.transports.failed(site, datastore, mode, error.message)
                 report.fallbacks.append(f"{mode} failed: {error.message}")
-                self._note(f"{move.source_disk.title}: {mode} failed at the {side}, the next mode is taken")
                 held = True
         if not held:
             raise error

@@ -38,14 +38,14 @@ def move_side_by_side(runs: Sequence[Callable[[], None]]) -> None:
 
 def write_over_san(
     context: RunContext, undo: Undo, keeper: IntentKeeper, replica_ref: str, movers: Sequence[DiskMover], note: Note
-) -> bool:
+) -> None:
     """Move those disks that SAN can write; whichever it could not is left unfinished, for another mode.
 
-    Returns whether the replica's change tracking was switched off, and has to be switched on before it is sealed.
+    The replica's change tracking is off afterwards, and has to be switched on before the first seal.
     """
     chosen = [mover for mover in movers if not mover.finished and mover.writes_over_san()]
     if not chosen:
-        return False
+        return
     target = context.target
     replica = target.read_vm(replica_ref)
     if replica.cbt_enabled:
@@ -82,7 +82,6 @@ def write_over_san(
     else:
         move_side_by_side([lambda mover=mover: mover.run(snapshot) for mover in chosen])  # type: ignore[misc]
     undo.settle(REMOVE_SAN_SNAPSHOT)
-    return True
 
 
 def _note_leaves(keeper: IntentKeeper, replica: VirtualMachine) -> None:

@@ -60,7 +60,6 @@ class VmRun:
         self._vm = vm
         self._names = names
         self._step = "start"
-        self._cbt_is_off = False
         self._report = VmReport(name=vm.name, result=Result.FAILED, instance_uuid=vm.instance_uuid)
 
     def run(self) -> VmReport:
@@ -237,14 +236,13 @@ class VmRun:
         target_ref: str,
     ) -> None:
         context = self._context
-        movers = [DiskMover(context, folder, keeper, move, self._note) for move in moves]
+        movers = [DiskMover(context, folder, keeper, move) for move in moves]
         self._report.disks = [mover.report for mover in movers]
         undo.push(DETACH, lambda: self._detach_hotadd(keeper))
         for mover in movers:
             if mover.finished:
                 mover.describe()
-        if write_over_san(context, undo, keeper, target_ref, movers, self._note):
-            self._cbt_is_off = True
+        write_over_san(context, undo, keeper, target_ref, movers, self._note)
         move_side_by_side([mover.run for mover in movers if not mover.finished])
 
     def _detach_hotadd(self, keeper: IntentKeeper) -> None:
@@ -261,12 +259,22 @@ class VmRun:
             )
             keeper.forget_hotadd(side, vm_ref)
 
+    def _track_replica(self, replica_ref: str) -> None:
+        """Change tracking must be on at the first seal, for failback; writing over SAN (or a mapped VM) has it off."""
+        replica = self._context.target.read_vm(replica_ref)
+        if replica.cbt_enabled or replica.snapshots:
+            return
+        try:
+            self._context.target.enable_cbt(replica_ref)
+        except CbtError as error:
+            self._note(f"the replica gets no change tracking, so that a failback compares: {error.message}")
+
     def _seal(
         self, folder: ReplicaFolder, replica: PreparedReplica, taken: TakenSnapshot, moves: Sequence[DiskMove]
     ) -> None:
         context = self._context
-        if self._cbt_is_off:
-            context.target.enable_cbt(replica.vm.ref)
+        if not any(move.parent_restore_point_id for move in moves):
+            self._track_replica(replica.vm.ref)
         moved = {report.index: report.bytes_moved or 0 for report in self._report.disks}
         point = RestorePoint(
             id=taken.point_id,
