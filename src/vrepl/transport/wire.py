@@ -20,6 +20,8 @@ from vrepl.errors import MoverError
 
 HEADER = struct.Struct("<BB6xQQQQ")
 COMPRESSED = 1
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+"""Linux's numbers (asm-generic/socket.h); Python's socket module does not name them."""
 SOCKET_BUFFER = 4 * 1024 * 1024
 
 
@@ -47,9 +49,12 @@ class Header(NamedTuple):
 
 
 def prepare(connection: socket.socket) -> None:
-    """Big socket buffers, as far as the system allows."""
-    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        connection.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+    """Big socket buffers, as far as the system allows: past net.core.wmem_max only to the privileged."""
+    for forced, option in ((SO_SNDBUFFORCE, socket.SO_SNDBUF), (SO_RCVBUFFORCE, socket.SO_RCVBUF)):
+        try:
+            connection.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER)
+        except PermissionError:
+            connection.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
 
 
 def send(connection: socket.socket, header: Header, parts: Sequence[bytes | memoryview] = ()) -> None:
