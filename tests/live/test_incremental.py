@@ -121,6 +121,25 @@ def test_a_resumed_run_needs_no_snapshot_of_the_killed_one(start_runs: StartRuns
     assert_sealed(runs, report)
 
 
+def test_what_a_killed_run_held_is_given_back_and_consolidated(start_runs: StartRuns) -> None:
+    """Its data mover's locks outlive it: the snapshot goes at once, its files once the locks are gone."""
+    runs = start_runs(DiskSpec(32 * MIB, content="random", fill=0.9))
+    runs.lab.set("prod.bandwidth_mib_s=24", "lock_linger_s=4")
+    runs.kill_when(lambda: runs.written_on_target() >= 8 * MIB)
+    runs.lab.set("prod.bandwidth_mib_s=0")
+    report = runs.replicate()
+    for words in ("access to web-01 at prod", "access to the replica web-01-replica at dr", "snapshot of web-01"):
+        assert any(words in note for note in report["notes"]), report["notes"]
+    with plain_api.session(runs.lab) as api:
+        vm = vm_named(api, "web-01")
+        assert not vm.runtime.consolidationNeeded
+        assert not vm.disabledMethod or "RelocateVM_Task" not in vm.disabledMethod
+    with plain_api.session(runs.lab, "dr") as api:
+        assert "RelocateVM_Task" not in vm_named(api, "web-01-replica").disabledMethod
+    assert any("consolidated the source's disks" in note for note in report["notes"]), report["notes"]
+    assert_sealed(runs, report)
+
+
 def test_a_data_mover_that_crashes_costs_an_attempt_and_not_the_run(start_runs: StartRuns) -> None:
     runs = start_runs(DiskSpec(32 * MIB, content="random", fill=0.9))
     runs.lab.set("prod.bandwidth_mib_s=24", "lock_linger_s=0", "prod.fault=read:crash@20")

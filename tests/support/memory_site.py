@@ -109,6 +109,7 @@ class MemoryVm:
     readers: int = 0
     generations: int = 0
     template: bool = False
+    consolidation_needed: bool = False
 
     def snapshot(self, ref: str) -> MemorySnapshot:
         for snapshot in self.snapshots:
@@ -293,11 +294,16 @@ class MemorySite:
         if not vm.snapshots:
             for disk in vm.disks:  # what the leaf held has gone down into the base
                 disk.generation = 0
+        vm.consolidation_needed = vm.consolidation_needed or vm.readers > 0
         self.after_call("remove_snapshot")
-        return False
+        return vm.consolidation_needed
 
     def consolidate(self, vm_ref: str) -> None:
         self._call("consolidate")
+        vm = self._vm(vm_ref)
+        if vm.readers:
+            raise TransientVsphereError(f"a disk of {vm.name} is open", fault="FileLocked")
+        vm.consolidation_needed = False
 
     def revert_to_snapshot(self, vm_ref: str, snapshot_ref: str) -> None:
         self._call("revert_to_snapshot")
@@ -424,6 +430,7 @@ class MemorySite:
             ),
             current_snapshot_ref=vm.current,
             template=vm.template,
+            consolidation_needed=vm.consolidation_needed,
             cbt_enabled=vm.cbt_enabled,
             cbt_supported=vm.cbt_supported,
             tools_running=vm.tools_running,

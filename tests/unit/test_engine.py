@@ -302,6 +302,56 @@ def test_source_snapshot_goes_whatever_fails(world: World) -> None:
     assert world.our_source_snapshots() == []
 
 
+def test_what_a_dead_run_left_is_named_and_undone(world: World) -> None:
+    """Its snapshot, its access to both VMs, and files that its data mover still held when the snapshot went."""
+    killed = world.run_until(lambda where: where.startswith("transfer write"))
+    assert killed is None
+    assert len(world.our_source_snapshots()) == 1
+    vm = source(world)
+    held = 2
+
+    def mover_lingers(method: str) -> None:
+        nonlocal held
+        if method == "remove_snapshot" and held == 2:
+            vm.readers = 1
+        if method == "consolidate":
+            held -= 1
+            vm.readers = min(vm.readers, held)
+
+    world.source.before_call = mover_lingers
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert [note for note in report.notes if "access to web-01 at prod" in note]
+    assert [note for note in report.notes if "access to the replica web-01-replica at dr" in note]
+    assert [note for note in report.notes if "removed the snapshot of web-01" in note]
+    assert [note for note in report.notes if "consolidated the source's disks" in note]
+    assert not vm.consolidation_needed
+    assert not report.consolidation_needed
+
+
+@pytest.mark.parametrize("tries_until_free", [1, 2, 99])
+def test_a_disk_that_is_still_open_when_its_snapshot_goes(world: World, tries_until_free: int) -> None:
+    world.run_vm()
+    vm = source(world)
+    tries = 0
+
+    def somebody_reads(method: str) -> None:
+        nonlocal tries
+        tries += method == "consolidate"
+        if method in {"remove_snapshot", "consolidate"}:
+            vm.readers = int(tries < tries_until_free)
+
+    world.source.before_call = somebody_reads
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert vm.consolidation_needed == report.consolidation_needed == (tries_until_free == 99)
+    vm.readers = 0
+    world.source.before_call = lambda method: None
+    report = world.run_vm()
+    assert not vm.consolidation_needed
+    assert any("consolidated the source's disks" in note for note in report.notes) == (tries_until_free == 99)
+
+
 def test_api_calls_per_vm_are_few(world: World) -> None:
     world.run_vm()
     before = len(world.source.calls), len(world.target.calls)

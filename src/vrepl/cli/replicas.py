@@ -75,13 +75,16 @@ def restore_points(state: State, vm: str) -> None:
         from vrepl.report import console
         from vrepl.report import format as words
 
-        listing = console.table("Restore point", "Time", "Consistency", "Moved", "Verified", right=("Moved",))
+        listing = console.table(
+            "Restore point", "Time", "Size", "Moved", "Consistency", "Verified", right=("Size", "Moved")
+        )
         for row in rows:
             listing.add_row(
                 row["id"],
                 words.moment(dt.datetime.fromisoformat(row["time"])),
-                row["consistency"],
+                words.size(row["capacity"]),
                 words.size(row["bytes_moved"]),
+                row["consistency"],
                 _verdict(row["verified"]),
             )
         out.print(listing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from vrepl.engine.consolidation import consolidate_source
 from vrepl.engine.context import RunContext
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.engine.marks import san_mark_of, source_mark_of
@@ -23,9 +24,21 @@ def recover(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine) -> l
     """Returns what was found and done, in words."""
     found = _end_access(context, folder, vm)
     context.source.settle_tasks(vm.ref)
-    found += remove_source_snapshots(context, context.source.read_vm(vm.ref))
+    now = context.source.read_vm(vm.ref)
+    removed = remove_source_snapshots(context, now)
+    found += removed
+    found += _consolidate(context, context.source.read_vm(vm.ref) if removed else now)
     found += _roll_forward(context, folder)
     return found
+
+
+def _consolidate(context: RunContext, vm: VirtualMachine) -> list[str]:
+    """A dead run's data mover may have had a disk open when the run's snapshot was removed."""
+    if not vm.consolidation_needed:
+        return []
+    if consolidate_source(context, vm, wait_for_locks=True):
+        return ["consolidated the source's disks, which a removed snapshot had left in need of it"]
+    return ["the source needs disk consolidation, and a disk is still locked"]
 
 
 def remove_source_snapshots(context: RunContext, vm: VirtualMachine, *, even_when_stopped: bool = False) -> list[str]:
@@ -41,7 +54,7 @@ def remove_source_snapshots(context: RunContext, vm: VirtualMachine, *, even_whe
             lambda ref=snapshot.ref: context.source.remove_snapshot(vm.ref, ref),  # type: ignore[misc]
             even_when_stopped=even_when_stopped,
         )
-        removed.append(f"removed the source snapshot that run {mark.run_id} left")
+        removed.append(f"removed the snapshot of {vm.name} that run {mark.run_id} left")
     return removed
 
 
@@ -77,19 +90,22 @@ def _end_access(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine) 
     sites = {"source": context.source.name, "target": context.target.name}
     for entry in journal.hotadd_cleanup:
         side, _, vm_ref = entry.partition(":")
+        site = sites.get(side, context.source.name)
+        name = _name(context, folder, vm, site, vm_ref)
 
-        def clean_up(site: str = sites.get(side, context.source.name), vm_ref: str = vm_ref) -> None:
+        def clean_up(site: str = site, vm_ref: str = vm_ref) -> None:
             context.movers.cleanup(site, vm_ref)
 
-        if _undone(context, vm, "clean up after HotAdd", sites.get(side, context.source.name), vm_ref, clean_up):
-            done.append("detached what a dead run left on the proxy by HotAdd")
+        if _undone(context, vm, "clean up after HotAdd", site, vm_ref, clean_up):
+            done.append(f"detached the disks of {name} that run {intent.run_id} left on the proxy by HotAdd")
     for access in journal.prepared_for_access:
+        name = _name(context, folder, vm, access.site, access.vm_ref)
 
         def end(access: PreparedAccess = access) -> None:
             context.movers.end_access(access.site, access.vm_ref, access.identity)
 
         if _undone(context, vm, "end access", access.site, access.vm_ref, end):
-            done.append(f"gave back the access that run {intent.run_id} held")
+            done.append(f"gave back the access to {name} that run {intent.run_id} held")
     if journal.prepared_for_access or journal.hotadd_cleanup:
         folder.save_intent(replace(intent, journal=replace(journal, prepared_for_access=(), hotadd_cleanup=())))
     return done
@@ -117,6 +133,13 @@ def _exists(site: Site, vm_ref: str) -> bool:
     except NotFoundError:
         return False
     return True
+
+
+def _name(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine, site: str, vm_ref: str) -> str:
+    """How a note names a VM that a journal holds by its ref."""
+    if (site, vm_ref) == (context.source.name, vm.ref):
+        return f"{vm.name} at {site}"
+    return f"the replica {folder.record.target_name or vm_ref} at {site}"
 
 
 def _roll_forward(context: RunContext, folder: ReplicaFolder) -> list[str]:

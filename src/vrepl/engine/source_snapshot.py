@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vrepl.engine.consolidation import consolidate_source
 from vrepl.engine.context import RunContext, timestamped_id
 from vrepl.engine.marks import SourceMark
 from vrepl.engine.recovery import remove_source_snapshots
 from vrepl.engine.undo import Undo
-from vrepl.errors import VreplError, VsphereError
+from vrepl.errors import VsphereError
 from vrepl.model import Consistency, PowerState, Quiesce, SnapshotState, VirtualMachine
 from vrepl.planner.vm import VmPlan
-
-logger = logging.getLogger(__name__)
 
 REMOVE = "remove the source snapshot"
 Note = Callable[[str], None]
@@ -99,11 +97,6 @@ def _mend_consolidation(context: RunContext, vm: VirtualMachine, note: Note, pen
     """After the snapshot is gone: mend a pending consolidation, and say so where it stays."""
     if not needed:
         return
-    source = context.source
-    try:
-        source.consolidate(vm.ref)
-    except VreplError as error:
-        logger.warning("VM %s: consolidation failed: %s", vm.name, error)
-    if source.read_vm(vm.ref).consolidation_needed:
+    if not consolidate_source(context, vm, wait_for_locks=False):
         pending(True)
         note("the source needs disk consolidation: its snapshot is gone, but not yet its files")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vrepl.engine.access import prepare_access
+from vrepl.engine.consolidation import consolidate_source
 from vrepl.engine.context import RunContext
 from vrepl.engine.deciding import find_changes
 from vrepl.engine.gate import snapshot_demand
@@ -160,6 +161,10 @@ class VmRun:
         if known.lost_restore_points:
             forget_lost_restore_points(folder, context.target.read_vm(replica.vm.ref))
         self._report.removed_restore_points = prune(context, folder, self._vm.name, replica.vm.ref)
+        # Only now: what held the disk open is given time to go, and the restore point did not have to wait for it.
+        if self._report.consolidation_needed and consolidate_source(context, plan.vm, wait_for_locks=True):
+            self._set_consolidation_needed(False)
+            self._note("the source's disks are consolidated")
 
     def _plan(self, folder: ReplicaFolder) -> tuple[VmPlan, ReplicaKnowledge]:
         context = self._context

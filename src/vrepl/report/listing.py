@@ -53,6 +53,7 @@ def restore_point_row(point: RestorePoint, verification: Verification | None) ->
         "consistency": point.consistency.value,
         "run": point.run_id,
         "job": point.job,
+        "capacity": sum(disk.capacity for disk in point.disks),
         "bytes_moved": sum(disk.bytes_moved for disk in point.disks),
         "verified": None
         if verification is None
