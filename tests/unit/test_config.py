@@ -163,27 +163,27 @@ def test_defaults_reach_the_engine(tmp_path: Path) -> None:
     assert job.bandwidth.rate_at(dt.time(12)) is None
 
 
-@pytest.mark.parametrize(
-    ("lines", "disks"),
-    [
-        ("", 9),
-        ('proxy = "p"\n[proxies.p]\nslots = 2', 2),
-        ("nfc_budget_mib = 12", 3),
-        ("vcenter_connections = 5", 5),
-        ('source = "dr"\nreplica_name = "r-{name}"\nnfc_budget_mib = 24', 3),
-    ],
-)
-def test_the_limits_of_proxy_hosts_and_vcenter_bound_the_disks_at_once(tmp_path: Path, lines: str, disks: int) -> None:
+def test_the_slots_of_a_proxy_bound_the_disks_at_once(tmp_path: Path) -> None:
     path = tmp_path / "vrepl.toml"
-    text = MINIMAL.replace('source = "prod"', "") if "source" in lines else MINIMAL
-    budget = "" if "nfc_budget" in lines else "nfc_budget_mib = 90\n"
-    path.write_text(f"{text}parallel_disks = 9\n{budget}{lines}\n")
-    assert load(path).job("demo").parallel_disks == disks
+    path.write_text(f'{MINIMAL}parallel_disks = 9\nproxy = "p"\n[proxies.p]\nslots = 2\n')
+    assert load(path).job("demo").parallel_disks == 2
+
+
+def test_the_engine_knows_what_memory_a_disk_takes_of_a_host(tmp_path: Path) -> None:
+    path = tmp_path / "vrepl.toml"
+    path.write_text(f"{MINIMAL}[vddk]\nnfc_buffer_kib = 512\nnfc_buffer_count = 3\n")
+    assert load(path).job("demo").nfc_mib_per_disk == 1.5
 
 
 def test_one_disks_buffers_must_fit_the_budget() -> None:
     (problem,) = problems_of(MINIMAL + "nfc_budget_mib = 3\n")
     assert problem == "jobs.demo.nfc_budget_mib: one disk's NFC buffers ([vddk]) take 4 MiB of it"
+
+
+def test_where_both_ends_are_one_site_a_disk_takes_its_buffers_twice() -> None:
+    lines = MINIMAL.replace('source = "prod"', 'source = "dr"') + 'replica_name = "r-{name}"\nnfc_budget_mib = 7\n'
+    (problem,) = problems_of(lines)
+    assert problem == "jobs.demo.nfc_budget_mib: one disk's NFC buffers ([vddk]) take 8 MiB of it"
 
 
 def test_what_is_not_applied_yet_is_said(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ target_datastore = "dr-vmfs-01"
 # parallel_disks = 4
 # nfc_budget_mib = 32          # NFC buffers per ESXi host
 # vcenter_connections = 40
+# snapshots_per_datastore = 4  # source snapshots open at once
 # proxy = "proxy-1"            # default: this machine, with [vddk]
 # bandwidth = "50 MiB/s"       # or:
 # bandwidth = { limit = "50 MiB/s", windows = { "22:00-06:00" = "unlimited" } }

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vrepl.config.model import INLINE_HINT, Config, JobTable
+from vrepl.config.model import INLINE_HINT, Config
 from vrepl.config.references import near, reference_problems
 from vrepl.errors import ConfigError, NotFoundError, UsageError
 from vrepl.model import JobSettings
@@ -39,17 +39,12 @@ class LoadedConfig:
                 hint=f"jobs in {self.path}: {', '.join(self.config.jobs) or 'none'}",
             )
         settings = table.settings(name)
-        return replace(settings, parallel_disks=min(settings.parallel_disks, self._disks_at_once(table)))
-
-    def _disks_at_once(self, table: JobTable) -> int:
-        """How many disks the limits of proxy, ESXi hosts and vCenters allow, were they all on one host.
-
-        A disk in transfer holds its NFC buffers on one host and one connection per vCenter at each end.
-        """
-        slots = [] if table.proxy is None else [self.config.proxies[table.proxy].slots]
-        ends = 2 if table.source == table.target else 1
-        by_memory = int(table.nfc_budget_mib / (self.config.vddk.nfc_mib_per_disk * ends))
-        return max(1, min([*slots, by_memory, table.vcenter_connections // ends]))
+        slots = settings.parallel_disks if table.proxy is None else self.config.proxies[table.proxy].slots
+        return replace(
+            settings,
+            parallel_disks=min(settings.parallel_disks, slots),
+            nfc_mib_per_disk=self.config.vddk.nfc_mib_per_disk,
+        )
 
     def warnings(self, job_names: typing.Sequence[str] = ()) -> list[str]:
         """What the file asks for and this version does not do, as `key path: what`."""
@@ -145,13 +140,13 @@ def parse(text: str, source: str, folder: Path) -> Config:
 
 
 def _budget_problems(config: Config) -> list[str]:
-    """A single disk's NFC buffers must fit the budget of a host."""
-    needed = config.vddk.nfc_mib_per_disk
-    return [
-        f"jobs.{name}.nfc_budget_mib: one disk's NFC buffers ([vddk]) take {needed:g} MiB of it"
-        for name, job in config.jobs.items()
-        if job.nfc_budget_mib < needed
-    ]
+    """A single disk's NFC buffers must fit the budget of a host: twice where both ends may lie on one host."""
+    problems = []
+    for name, job in config.jobs.items():
+        needed = config.vddk.nfc_mib_per_disk * (2 if job.source == job.target else 1)
+        if job.nfc_budget_mib < needed:
+            problems.append(f"jobs.{name}.nfc_budget_mib: one disk's NFC buffers ([vddk]) take {needed:g} MiB of it")
+    return problems
 
 
 def _describe(detail: ErrorDetails) -> str:

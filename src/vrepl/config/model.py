@@ -228,7 +228,8 @@ class JobTable(Table):
     parallel_disks: int = Field(default=4, ge=1, le=256)
     bandwidth: BandwidthTable = Field(default_factory=BandwidthTable)
     nfc_budget_mib: int = Field(default=32, ge=1, le=96)
-    vcenter_connections: int = Field(default=40, ge=1, le=52)
+    vcenter_connections: int = Field(default=40, ge=4, le=52)
+    snapshots_per_datastore: int = Field(default=4, ge=1, le=64)
     proxy: Name | None = None
 
     @field_validator("vms")
@@ -277,6 +278,7 @@ class JobTable(Table):
             parallel_disks=self.parallel_disks,
             nfc_budget_mib=self.nfc_budget_mib,
             vcenter_connections=self.vcenter_connections,
+            snapshots_per_datastore=self.snapshots_per_datastore,
             bandwidth=self.bandwidth.bandwidth(),
             proxy=self.proxy,
         )

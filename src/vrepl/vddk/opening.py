@@ -79,9 +79,9 @@ def open_disk(
 ) -> AsyncDisk | DirectDisk:
     """Open over the first mode of `address`; a disk that is not `writable` refuses to be written.
 
-    The calling thread owns the disk. Raises TransportModeError if the mode fails and `address` names others, or if the
-    disk that it reaches is not the one that NBD reaches; else DiskError, or what VDDK's loss of memory or connection
-    means.
+    The calling thread owns the disk. Raises TransportModeError if HotAdd or SAN fails, or reaches another disk than NBD
+    does, and if a network mode fails while `address` names others; else DiskError, or what VDDK's loss of memory or
+    connection means.
     """
     mode = address.modes[0]
     side = "target" if writable else "source"
@@ -118,9 +118,7 @@ def open_disk(
     except DiskLockedError:
         raise
     except DiskError as error:
-        if len(address.modes) > 1:
-            raise against_the_mode(error, error.message) from error
-        raise
+        raise against_the_mode(error, error.message) from error
     if disk.mode not in DIRECT_MODES:
         disk.close()  # VDDK fell back to NBD all the same: its asynchronous calls are real there, from this thread
         return _open_network(library, address, site, disk.mode, writable=writable)

@@ -1,0 +1,144 @@
+"""Promises of the run's gate: what a disk or a snapshot takes, who waits, and who wakes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from vrepl.admission import Demand, Resource, Scarce
+from vrepl.engine.gate import Gate, disk_demand, snapshot_demand
+from vrepl.errors import InterruptedRunError, NoSpaceError, VreplError
+from vrepl.model import Disk, Hardware, JobSettings, PowerState, ReplicaPlacement, TransportMode, VirtualMachine
+from vrepl.ports import DiskAddress
+
+SAN, HOTADD, NBDSSL, NBD = TransportMode.SAN, TransportMode.HOTADD, TransportMode.NBDSSL, TransportMode.NBD
+JOB = JobSettings(
+    "job", "prod", "dr", ("web",), ReplicaPlacement(None, "ds"), parallel_disks=2, nfc_mib_per_disk=4.0,
+    snapshots_per_datastore=1,
+)  # fmt: skip
+HARDWARE = Hardware(19, "other", "efi", False, 1, 1, 512)
+
+
+def machine(host: str, *datastores: str) -> VirtualMachine:
+    disks = tuple(Disk(2000 + n, n, "", "", "", 1 << 20, "", store) for n, store in enumerate(datastores))
+    return VirtualMachine("vm-1", "web", "i", "b", PowerState.ON, host, "dc", "group", HARDWARE, disks)
+
+
+def address(site: str, mode: TransportMode) -> DiskAddress:
+    return DiskAddress(site, "vm-1", None, "[a] b/c.vmdk", 1 << 20, (mode, NBDSSL), "web", "disk 0")
+
+
+def needs(source: TransportMode, target: TransportMode, target_site: str = "dr") -> dict[Resource, float]:
+    ends = (address("prod", source), machine("esx-1"), False), (address(target_site, target), machine("esx-1"), True)
+    return dict(disk_demand(JOB, 1, ends, 0).needs)
+
+
+PROD, DR = Resource(Scarce.NFC, "esx-1 (prod)"), Resource(Scarce.NFC, "esx-1 (dr)")
+VIA_PROD, VIA_DR = Resource(Scarce.CONNECTIONS, "prod"), Resource(Scarce.CONNECTIONS, "dr")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        (NBDSSL, NBDSSL, {PROD: 4.0, DR: 4.0, VIA_PROD: 1.0, VIA_DR: 1.0}),
+        (NBD, NBD, {PROD: 4.0, DR: 4.0, VIA_PROD: 1.0, VIA_DR: 1.0}),
+        (SAN, NBDSSL, {DR: 4.0, VIA_PROD: 2.0, VIA_DR: 1.0}),
+        (SAN, SAN, {DR: 4.0, VIA_PROD: 2.0, VIA_DR: 1.0}),
+        (HOTADD, HOTADD, {PROD: 4.0, DR: 4.0, VIA_PROD: 2.0, VIA_DR: 1.0}),
+    ],
+)
+def test_what_a_disk_takes(source: TransportMode, target: TransportMode, expected: dict[Resource, float]) -> None:
+    assert needs(source, target) == expected | {Resource(Scarce.DISKS, "job"): 1.0}
+
+
+def test_both_ends_on_one_host_take_it_twice() -> None:
+    assert needs(NBDSSL, NBDSSL, "prod")[PROD] == 8.0
+
+
+def test_a_snapshot_takes_a_place_on_each_datastore() -> None:
+    demand = snapshot_demand("prod", machine("esx-1", "a", "b", "a"))
+    assert demand.needs == {Resource(Scarce.SNAPSHOTS, "a (prod)"): 1.0, Resource(Scarce.SNAPSHOTS, "b (prod)"): 1.0}
+
+
+def disk(key: object) -> Demand:
+    return Demand(key, {Resource(Scarce.DISKS, "job"): 1.0})
+
+
+def test_who_waits_starts_when_another_has_ended() -> None:
+    gate = Gate(JOB, lambda: None)
+    order: list[str] = []
+    leave = [gate.enter(disk(1)), gate.enter(disk(2))]
+
+    def third() -> None:
+        with gate.hold(disk(3)):
+            order.append("third")
+
+    thread = threading.Thread(target=third)
+    thread.start()
+    order.append("first leaves")
+    leave[0]()
+    thread.join(10)
+    assert order == ["first leaves", "third"]
+    leave[1]()
+
+
+def test_who_waits_is_woken_by_a_stop_and_takes_nothing_along() -> None:
+    stopped = threading.Event()
+
+    def check() -> None:
+        if stopped.is_set():
+            raise InterruptedRunError("stopped")
+
+    gate = Gate(JOB, check)
+    leave = [gate.enter(disk(1)), gate.enter(disk(2))]
+    seen: list[BaseException] = []
+
+    def third() -> None:
+        try:
+            gate.enter(disk(3))
+        except InterruptedRunError as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=third)
+    thread.start()
+    stopped.set()
+    thread.join(10)
+    assert len(seen) == 1
+    stopped.clear()
+    for give_back in leave:
+        give_back()
+    for key in (4, 5):
+        gate.enter(disk(key))
+
+
+def refusal(free: int) -> VreplError:
+    return NoSpaceError(f"{free} free")
+
+
+def test_vms_side_by_side_do_not_count_on_the_same_bytes() -> None:
+    gate = Gate(JOB, lambda: None)
+    free = 100
+    give_up = gate.promise_room("a", "ds", 70, lambda: free, refusal)
+    gate.promise_room("elsewhere", "other", 70, lambda: free, refusal)
+    done: list[Callable[[], None]] = []
+    thread = threading.Thread(target=lambda: done.append(gate.promise_room("b", "ds", 70, lambda: free, refusal)))
+    thread.start()
+    assert done == []
+    give_up()
+    thread.join(10)
+    assert len(done) == 1
+
+
+def test_without_room_and_without_others_it_is_refused() -> None:
+    gate = Gate(JOB, lambda: None)
+    with pytest.raises(NoSpaceError, match="50 free"):
+        gate.promise_room("a", "ds", 70, lambda: 50, refusal)
+
+
+def test_a_job_may_take_more_snapshots_at_once() -> None:
+    gate = Gate(replace(JOB, snapshots_per_datastore=2), lambda: None)
+    for vm in ("vm-1", "vm-2"):
+        gate.enter(snapshot_demand("prod", replace(machine("esx-1", "a"), ref=vm)))
