@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import random
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -10,8 +12,9 @@ import pytest
 
 from tests.support.memory_site import MemoryVm
 from tests.support.world import World
-from vrepl.errors import CbtError, DiskError, MoverError, VsphereError
+from vrepl.errors import CbtError, DiskError, MoverError, TransientVsphereError, VsphereError
 from vrepl.extents import GRAIN
+from vrepl.model import RetentionPolicy, TransferKind
 from vrepl.report.model import Result
 from vrepl.repository.replica import ReplicaFolder
 from vrepl.transport import journal
@@ -78,6 +81,74 @@ def resize(world: World, capacity: int) -> None:
     grown.write(0, disk.disk.content()[:capacity])
     disk.disk = grown
     disk.tracking = None
+
+
+# -- restore points -----------------------------------------------------------------------------------------------
+
+
+def test_clock_that_goes_backwards_loses_no_restore_point(world: World) -> None:
+    world.job = replace(world.job, retention=RetentionPolicy(last=1))
+    world.run_vm()
+    world.clock.now -= dt.timedelta(hours=3)
+    world.source.guest_write(source(world), 0, 0, b"later")
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert list(world.restore_point_contents()) == [report.restore_point]
+    assert any("clock" in note for note in report.notes)
+    assert_newest_holds_the_source(world)
+    world.source.guest_write(source(world), 0, GRAIN, b"later still")
+    report = world.run_vm()
+    assert report.disks[0].kind is TransferKind.INCREMENTAL
+    assert not any("revert" in note for note in report.notes)
+    assert list(world.restore_point_contents()) == [report.restore_point]
+
+
+def test_seal_whose_reply_is_lost_is_no_failure(world: World) -> None:
+    lost = [True]
+
+    def lose(method: str) -> None:
+        if method == "create_snapshot" and lost:
+            lost.pop()
+            raise TransientVsphereError("the connection is gone")
+
+    world.target.after_call = lose
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert list(world.restore_point_contents()) == [report.restore_point]
+    assert [point.id for point in folder(world).restore_points()] == [report.restore_point]
+
+
+def test_chain_that_is_full_is_pruned_before_the_next_seal(world: World) -> None:
+    """Were retention only asked after a seal, a chain that takes no more snapshots could never be shortened."""
+    world.job = replace(world.job, retention=RetentionPolicy(last=28))
+    for _ in range(6):
+        world.run_vm()
+
+    def refuse(method: str) -> None:
+        if method == "create_snapshot" and len(world.replica().snapshots) >= 6:
+            raise VsphereError("too many snapshots", fault="TooManySnapshotLevels")
+
+    world.target.before_call = refuse
+    world.job = replace(world.job, retention=RetentionPolicy(last=3))
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert len(world.restore_point_contents()) == 3
+
+
+def test_restore_point_that_is_gone_does_not_count_for_what_is_kept(world: World) -> None:
+    first = world.run_vm().restore_point
+    second = world.run_vm().restore_point
+    world.target.remove_snapshot(world.replica().ref, world.replica().snapshots[-1].ref)
+    world.job = replace(world.job, retention=RetentionPolicy(last=1))
+
+    def die(method: str) -> None:
+        if method == "create_snapshot":
+            raise VsphereError("no")
+
+    world.source.before_call = die
+    report = world.run_vm()
+    assert report.result is Result.FAILED
+    assert (list(world.restore_point_contents()), report.removed_restore_points) == ([first], []), second
 
 
 # -- what must not stay behind, and what must be said -------------------------------------------------------------

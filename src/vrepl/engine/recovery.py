@@ -167,6 +167,7 @@ def _roll_forward(context: RunContext, folder: ReplicaFolder) -> list[str]:
             or commit.restore_point.id in points
         ):
             continue
+        note_that_disks_were_sealed(folder)
         if intent is not None and intent.restore_point_id == commit.restore_point.id:
             folder.seal(commit.restore_point)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vrepl.engine.context import RunContext
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.engine.recovery import note_that_disks_were_sealed
@@ -29,24 +31,33 @@ def seal(
         source_name=record.source_name,
         restore_point=point,
     )
-    context.patiently(
-        record.source_name,
-        "seal the restore point",
-        lambda: context.target.create_snapshot(
-            replica_ref, point.snapshot_name, format_commit_record(commit), quiesce=False
-        ),
-    )
-    folder.seal(point)
+
+    def make() -> None:
+        try:
+            context.target.create_snapshot(
+                replica_ref, point.snapshot_name, format_commit_record(commit), quiesce=False
+            )
+        except VreplError:
+            # It may have been made, now or by the try before this one, and only the reply got lost.
+            context.target.settle_tasks(replica_ref)
+            if point.id not in restore_point_snapshots(context.target.read_vm(replica_ref)):
+                raise
+
+    context.patiently(record.source_name, "seal the restore point", make)
     note_that_disks_were_sealed(folder)
+    folder.seal(point)
 
 
-def prune(context: RunContext, folder: ReplicaFolder, vm_name: str, replica_ref: str) -> list[str]:
-    """Remove what the policy lets go, oldest first and one at a time; returns the IDs that went.
+def prune(
+    context: RunContext, folder: ReplicaFolder, vm_name: str, replica_ref: str, points: Sequence[RestorePoint]
+) -> list[str]:
+    """Remove what the policy lets go of `points`, oldest first and one at a time; returns the IDs that went.
 
+    `points`: those whose snapshots exist; others must not count for what is kept.
     What cannot be removed now is said and left for the next run: the new restore point is sealed already.
     """
     removed: list[str] = []
-    decisions = apply_retention(folder.restore_points(), context.job.retention, context.clock())
+    decisions = apply_retention(points, context.job.retention, context.clock())
     for decision in decisions:
         if decision.keep or context.stop.is_set():
             continue

@@ -13,7 +13,7 @@ from vrepl.engine.recovery import remove_source_snapshots
 from vrepl.engine.undo import Undo
 from vrepl.errors import VsphereError
 from vrepl.model import Consistency, PowerState, Quiesce, SnapshotState, VirtualMachine
-from vrepl.planner.vm import VmPlan
+from vrepl.planner.vm import ReplicaKnowledge, VmPlan
 
 REMOVE = "remove the source snapshot"
 Note = Callable[[str], None]
@@ -32,13 +32,15 @@ class TakenSnapshot:
     time: dt.datetime
 
 
-def take_snapshot(context: RunContext, undo: Undo, plan: VmPlan, note: Note, pending: Pending) -> TakenSnapshot:
+def take_snapshot(
+    context: RunContext, undo: Undo, plan: VmPlan, known: ReplicaKnowledge, note: Note, pending: Pending
+) -> TakenSnapshot:
     """Snapshot the source, quiesced as the job wants; `undo` removes it by the name `REMOVE`.
 
     `pending` is told whether the source needs consolidation once the snapshot is gone.
     """
     mark = SourceMark(context.repository.id, context.run_id)
-    moment = context.clock()
+    moment = _after_all(context.clock(), known, note)
     point_id = timestamped_id(moment, context.new_id())
 
     def remove() -> None:
@@ -91,6 +93,18 @@ def take_snapshot(context: RunContext, undo: Undo, plan: VmPlan, note: Note, pen
     else:
         consistency = Consistency.QUIESCED if state.quiesced else Consistency.CRASH
     return TakenSnapshot(state, consistency, point_id, moment)
+
+
+def _after_all(now: dt.datetime, known: ReplicaKnowledge, note: Note) -> dt.datetime:
+    """The time of a new restore point: restore points are ordered by time, so it lies after all that there are."""
+    newest = max((point.time for point in (*known.restore_points, *known.lost_restore_points)), default=None)
+    if newest is None or now > newest:
+        return now
+    note(
+        f"the clock says {now:%Y-%m-%d %H:%M:%S} UTC, which is before the last restore point "
+        f"({newest:%Y-%m-%d %H:%M:%S} UTC): the new one is dated right after that"
+    )
+    return newest + dt.timedelta(seconds=1)
 
 
 def _mend_consolidation(context: RunContext, vm: VirtualMachine, note: Note, pending: Pending, needed: bool) -> None:

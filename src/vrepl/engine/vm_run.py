@@ -37,7 +37,7 @@ from vrepl.model import (
     RestorePoint,
     VirtualMachine,
 )
-from vrepl.planner.vm import ReplicaKnowledge, VmPlan, plan_vm, space_conflict, space_needed
+from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan, plan_vm, space_conflict, space_needed
 from vrepl.report.model import ErrorReport, Result, VmReport
 from vrepl.repository.intent import Intent, Journal
 from vrepl.repository.replica import ReplicaFolder
@@ -131,6 +131,9 @@ class VmRun:
         with Undo(self._note) as undo:
             self._promise_room(undo, plan)
             self._enter("replica")
+            if plan.action is ReplicaAction.UPDATE and known.replica is not None:
+                # What an earlier run could not remove: a chain that has grown too long takes no further restore point.
+                self._prune(folder, known.replica.ref, known.restore_points)
             replica, done = prepare_replica(context, folder, plan, known)
             for note in done:
                 self._note(note)
@@ -143,7 +146,7 @@ class VmRun:
             prepare_access(context, undo, keeper, self._vm.name, source_ref=plan.vm.ref, target_ref=replica.vm.ref)
             self._enter("source snapshot")
             undo.push(LEAVE, context.gate.enter(snapshot_demand(context.source.name, plan.vm)))
-            taken = take_snapshot(context, undo, plan, self._note, self._set_consolidation_needed)
+            taken = take_snapshot(context, undo, plan, known, self._note, self._set_consolidation_needed)
             self._enter("find changes")
             moves = find_changes(context, folder, keeper, plan, known, replica, taken, self._note)
             self._enter("transfer")
@@ -160,11 +163,14 @@ class VmRun:
         context.events.vm_step(self._vm.name, self._step)
         if known.lost_restore_points:
             forget_lost_restore_points(folder, context.target.read_vm(replica.vm.ref))
-        self._report.removed_restore_points = prune(context, folder, self._vm.name, replica.vm.ref)
+        self._prune(folder, replica.vm.ref, folder.restore_points())
         # Only now: what held the disk open is given time to go, and the restore point did not have to wait for it.
         if self._report.consolidation_needed and consolidate_source(context, plan.vm, wait_for_locks=True):
             self._set_consolidation_needed(False)
             self._note("the source's disks are consolidated")
+
+    def _prune(self, folder: ReplicaFolder, replica_ref: str, points: Sequence[RestorePoint]) -> None:
+        self._report.removed_restore_points += prune(self._context, folder, self._vm.name, replica_ref, points)
 
     def _plan(self, folder: ReplicaFolder) -> tuple[VmPlan, ReplicaKnowledge]:
         context = self._context
