@@ -185,8 +185,11 @@ class Tasks:
             if ref_of(waiting.task) in {ref_of(one) for one in gone or []} - {ref_of(one) for one in done}:
                 waiting.fail(_vanished(waiting.task))
         except VreplError as error:
-            if self._session.generation == self._view_generation:
+            with self._lock:
+                current = self._view is view and self._session.generation == self._view_generation
+            if current:
                 raise
+            # A view made since holds this task, for it was among the pending ones already.
             log.debug("the view of tasks has gone: %s", error)  # the waiter meets the same and makes a new one
 
     def _serve(self) -> None:
