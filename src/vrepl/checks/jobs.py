@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from vrepl.checks.luns import check_luns
 from vrepl.checks.result import CheckResult, Status
 from vrepl.checks.world import CheckedSite, LackedPrivilege, World
 from vrepl.config.references import near
@@ -44,6 +45,7 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     yield check_privileges(f"{job.target} as target", lambda: target.lacking_as_target(job.placement))
     new = [vm for vm in vms if job.replica_name_of(vm.name) not in replicas]
     yield check_space(job, target, new)
+    yield from check_luns(world, job, source, target, vms)
     yield check_read(world, job, job.source, job.source_modes, vms)
     made = [vm for vm in replicas.values() if vm.extra_config]
     yield check_read(world, job, job.target, job.target_modes, made)

@@ -101,3 +101,5 @@ class World:
     vddk: Callable[[str | None], VddkProbe]
     """Of a proxy by name; None: this machine."""
     clock: Clock
+    visible_luns: Callable[[str | None], frozenset[str]] = lambda _proxy: frozenset()
+    """`naa.` names that a proxy (None: this machine) sees."""

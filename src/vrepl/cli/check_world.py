@@ -12,7 +12,7 @@ from vrepl.cli.wiring import Sites, make_movers, mover_settings, now, open_repos
 from vrepl.config import LoadedConfig
 from vrepl.model import Datastore, ReplicaPlacement, TransportMode, VirtualMachine
 from vrepl.ports import DiskAddress, SiteConnection
-from vrepl.proxy.facts import reach
+from vrepl.proxy.facts import reach, visible_luns
 from vrepl.vddk.movers import VddkMovers
 from vrepl.vddk.process import MoverProcess, Spawner
 from vrepl.vsphere.facts import EsxiHost
@@ -119,8 +119,11 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
                 probes[proxy] = VddkForChecks(loaded, sites, proxy)
             return probes[proxy]
 
+        def luns(proxy: str | None) -> frozenset[str]:
+            return visible_luns(proxy_place(loaded, proxy).sysroot)
+
         try:
-            yield World(loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now)
+            yield World(loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns)
         finally:
             for probe in probes.values():
                 probe.close()
