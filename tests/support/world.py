@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.support.memory_site import MemoryOpener, MemorySite, MemoryVm
 from vrepl.engine import Engine
@@ -32,6 +33,7 @@ from vrepl.repository.store import Repository
 from vrepl.repository.transferlog import TransferLogWriter
 from vrepl.transport.faults import Point, SimulatedKill
 from vrepl.transport.local import LocalMovers
+from vrepl.transport.memory import MemoryDisk
 
 
 class TickingClock:
@@ -152,14 +154,14 @@ class World:
     def replica(self, name: str = "web-01-replica") -> MemoryVm:
         return next(vm for vm in self.target.vms.values() if vm.name == name)
 
-    def restore_point_contents(self) -> dict[str, list[bytes]]:
-        """What every sealed restore point on the target really holds, by ID."""
+    def restore_point_contents(self, read: Callable[[MemoryDisk], Any] = MemoryDisk.content) -> dict[str, list[Any]]:
+        """What every sealed restore point on the target really holds, by ID; each disk as `read` gives it."""
         found = {}
         for vm in self.target.vms.values():
             for snapshot in vm.snapshots:
                 record = parse_commit_record(snapshot.description)
                 if record:
-                    found[record.restore_point.id] = [disk.disk.content() for disk in snapshot.disks]
+                    found[record.restore_point.id] = [read(disk.disk) for disk in snapshot.disks]
         return found
 
     def our_source_snapshots(self) -> list[str]:

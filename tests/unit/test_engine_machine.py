@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from unittest import mock
 
@@ -21,12 +22,23 @@ from tests.support.memory_site import MemoryVm
 from tests.support.world import World
 from vrepl.extents import GRAIN, Extent
 from vrepl.report.model import Result
+from vrepl.repository.commit_record import read_mark
+from vrepl.repository.digests import UNKNOWN, open_lookup
+from vrepl.repository.rebuild import FoundReplica, rebuild
+from vrepl.repository.store import Repository
 from vrepl.transport import journal
+from vrepl.transport.grains import digest
+from vrepl.transport.memory import MemoryDisk
 
 GRAINS = 36
 """Three blocks of the pipeline, so that a transfer can die between two checkpoints."""
 CAPACITY = GRAINS * GRAIN + 512
 RETENTION = 3
+
+MEMORY = Path("/dev/shm")
+"""Where syncing costs nothing; what it promises is the repository's tests' to prove."""
+Content = tuple[bytes, ...]
+ZERO_GRAIN = bytes(GRAIN)
 
 grains = st.integers(0, GRAINS)
 DRIFT = (
@@ -36,20 +48,30 @@ DRIFT = (
     "replica reverted",
     "snapshot removed",
     "replica deleted",
+    "repository lost",
 )
 patterns = st.integers(0, 2)
 """Few, so that A -> B -> A happens; 0 writes zeros."""
 
 
+def content_of(disk: MemoryDisk) -> Content:
+    """The disk's grains: those that two disks share are compared at no cost."""
+    found = [disk.read(grain * GRAIN, GRAIN) for grain in range(GRAINS)]
+    return (*(ZERO_GRAIN if data == ZERO_GRAIN else data for data in found), disk.read(GRAINS * GRAIN, 512))
+
+
+digest_of_bytes = lru_cache(maxsize=4096)(digest)
+
+
 class ReplicationMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="vrepl-machine-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="vrepl-machine-", dir=MEMORY if MEMORY.is_dir() else None))
         self.world = World(self.folder / "repository", retention=RETENTION)
         self.vm: MemoryVm = self.world.source.add_vm("web-01", [CAPACITY])
-        self.sealed: dict[str, bytes] = {}
+        self.sealed: dict[str, Content] = {}
         """What each restore point must hold: the source at its snapshot."""
-        self.at_snapshot: bytes | None = None
+        self.at_snapshot: Content | None = None
         self.world.source.after_call = self._after_source_call
         self.eager = mock.patch.multiple(journal, LEAST_BYTES=1, LEAST_SECONDS=0.0, SHARE=0)
         """A checkpoint after every block, where real runs make one a second."""
@@ -61,7 +83,7 @@ class ReplicationMachine(RuleBasedStateMachine):
 
     def _after_source_call(self, method: str) -> None:
         if method == "create_snapshot":
-            self.at_snapshot = self.vm.disks[0].disk.content()
+            self.at_snapshot = content_of(self.vm.disks[0].disk)
         self.world._pass(f"after prod {method}")
 
     # -- what a guest, an administrator or fate does --------------------------------------------------------------
@@ -92,6 +114,11 @@ class ReplicationMachine(RuleBasedStateMachine):
             site.reset_cbt(self.vm, 0)
         elif what == "storage vmotion":
             disk.base_path = disk.base_path.replace("web-01/", "web-01/moved-")
+        elif what == "repository lost" and number % 3 == 0:
+            shutil.rmtree(self.world.folder)
+            found = [FoundReplica("dr", vm) for vm in self.world.target.list_vms() if read_mark(vm.extra_config)]
+            rebuild(Repository.open(self.world.folder), found)
+            self.world.repository = Repository.open(self.world.folder)
         elif self.world.target.vms:
             self._replica_drifts(what, number)
 
@@ -155,36 +182,33 @@ class ReplicationMachine(RuleBasedStateMachine):
     def _check_success(self, restore_point: str | None) -> None:
         assert restore_point is not None
         assert self.at_snapshot is not None
-        held = self.world.restore_point_contents()
+        held = self.world.restore_point_contents(content_of)
         self.sealed[restore_point] = self.at_snapshot
         assert held[restore_point] == [self.at_snapshot]
-        assert self.world.replica().disks[0].disk.content() == self.at_snapshot
+        assert content_of(self.world.replica().disks[0].disk) == self.at_snapshot
         assert self.world.our_source_snapshots() == []
         assert len(held) <= RETENTION
         folder = self.world.repository.replica("prod", self.vm.instance_uuid)
         assert folder is not None
         assert {point.id for point in folder.restore_points()} == set(held)
-        self._verify_digests()
+        self._verify_digests(held)
 
-    def _verify_digests(self) -> None:
+    def _verify_digests(self, held: dict[str, list[Content]]) -> None:
         """Every digest set that claims to be known agrees with the bytes of its restore point."""
-        from vrepl.repository.digests import UNKNOWN, open_lookup
-        from vrepl.transport.grains import digest as digest_of_bytes
-
         folder = self.world.repository.replica("prod", self.vm.instance_uuid)
         assert folder is not None
-        for point_id, [content] in self.world.restore_point_contents().items():
+        for point_id, [content] in held.items():
             files = folder.digest_files(2000, point_id)
             lookup = open_lookup(files, CAPACITY)
-            for grain in range(GRAINS + 1):
+            for grain, data in enumerate(content):
                 digest = lookup.digest_of(grain)
                 if digest is not None and digest != UNKNOWN:
-                    assert digest == digest_of_bytes(content[grain * GRAIN : (grain + 1) * GRAIN]), (point_id, grain)
+                    assert digest == digest_of_bytes(data), (point_id, grain)
             lookup.close()
 
     @invariant()
     def sealed_restore_points_are_intact(self) -> None:
-        for point, contents in self.world.restore_point_contents().items():
+        for point, contents in self.world.restore_point_contents(content_of).items():
             if point in self.sealed:
                 assert contents == [self.sealed[point]], f"restore point {point} was harmed"
             else:
