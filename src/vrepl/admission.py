@@ -26,6 +26,8 @@ class Scarce(StrEnum):
     CONNECTIONS = "connections"
     """Per vCenter."""
     SLOTS = "disks in transfer on a proxy"
+    HOTADD = "SCSI slots of the proxy VM"
+    """Per site."""
     SNAPSHOTS = "open source snapshots"
     """Per datastore."""
 

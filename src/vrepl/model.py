@@ -318,6 +318,8 @@ class ModeChoice:
 
     mode: TransportMode
     reason: str
+    places: int | None = None
+    """How many disks can be reached this way at once: the proxy VM's free SCSI slots; None: no such limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,19 @@ def test_a_run_killed_while_it_writes_over_san_is_finished_by_the_next(start_run
     assert replica_snapshots(runs) == [f"vrepl {report['restore_point']}"]
 
 
+def test_what_a_killed_run_left_on_the_proxy_is_detached_by_the_next(start_runs: StartRuns) -> None:
+    runs = start_runs(DiskSpec(64 * MIB, content="random"))
+    runs.set_in_job('proxy = "hotadd"')
+    runs.lab.set("dr.bandwidth_mib_s=40", "lock_linger_s=600")
+    runs.kill_when(lambda: runs.written_on_target() > 8 * MIB)
+    assert disks_of_proxy(runs, "dr") > 1
+    runs.lab.set("bandwidth_mib_s=0")
+    report = runs.replicate()
+    assert report["result"] == "success"
+    assert any("by HotAdd" in note for note in report["notes"])
+    assert_same(runs, report)
+
+
 def test_san_that_fails_in_mid_copy_leaves_the_disk_to_the_next_mode(start_runs: StartRuns) -> None:
     runs = start_runs(THICK)
     runs.set_in_job('proxy = "san"')

@@ -9,9 +9,18 @@ from dataclasses import replace
 import pytest
 
 from vrepl.admission import Demand, Resource, Scarce
-from vrepl.engine.gate import Gate, disk_demand, snapshot_demand
+from vrepl.engine.gate import End, Gate, disk_demand, snapshot_demand
 from vrepl.errors import InterruptedRunError, NoSpaceError, VreplError
-from vrepl.model import Disk, Hardware, JobSettings, PowerState, ReplicaPlacement, TransportMode, VirtualMachine
+from vrepl.model import (
+    Disk,
+    Hardware,
+    JobSettings,
+    ModeChoice,
+    PowerState,
+    ReplicaPlacement,
+    TransportMode,
+    VirtualMachine,
+)
 from vrepl.ports import DiskAddress
 
 SAN, HOTADD, NBDSSL, NBD = TransportMode.SAN, TransportMode.HOTADD, TransportMode.NBDSSL, TransportMode.NBD
@@ -32,11 +41,15 @@ def address(site: str, mode: TransportMode) -> DiskAddress:
 
 
 def needs(source: TransportMode, target: TransportMode, target_site: str = "dr") -> dict[Resource, float]:
-    ends = (address("prod", source), machine("esx-1"), False), (address(target_site, target), machine("esx-1"), True)
+    ends = (
+        End(address("prod", source), machine("esx-1"), False, ModeChoice(source, "")),
+        End(address(target_site, target), machine("esx-1"), True, ModeChoice(target, "")),
+    )
     return dict(disk_demand(JOB, 1, ends, 0).needs)
 
 
 PROD, DR = Resource(Scarce.NFC, "esx-1 (prod)"), Resource(Scarce.NFC, "esx-1 (dr)")
+SLOTS_PROD, SLOTS_DR = Resource(Scarce.HOTADD, "prod"), Resource(Scarce.HOTADD, "dr")
 VIA_PROD, VIA_DR = Resource(Scarce.CONNECTIONS, "prod"), Resource(Scarce.CONNECTIONS, "dr")
 
 
@@ -47,7 +60,11 @@ VIA_PROD, VIA_DR = Resource(Scarce.CONNECTIONS, "prod"), Resource(Scarce.CONNECT
         (NBD, NBD, {PROD: 4.0, DR: 4.0, VIA_PROD: 1.0, VIA_DR: 1.0}),
         (SAN, NBDSSL, {DR: 4.0, VIA_PROD: 2.0, VIA_DR: 1.0}),
         (SAN, SAN, {DR: 4.0, VIA_PROD: 2.0, VIA_DR: 1.0}),
-        (HOTADD, HOTADD, {PROD: 4.0, DR: 4.0, VIA_PROD: 2.0, VIA_DR: 1.0}),
+        (
+            HOTADD,
+            HOTADD,
+            {PROD: 4.0, DR: 4.0, VIA_PROD: 2.0, VIA_DR: 1.0, SLOTS_PROD: 2.0, SLOTS_DR: 1.0},
+        ),
     ],
 )
 def test_what_a_disk_takes(source: TransportMode, target: TransportMode, expected: dict[Resource, float]) -> None:
@@ -56,6 +73,24 @@ def test_what_a_disk_takes(source: TransportMode, target: TransportMode, expecte
 
 def test_both_ends_on_one_host_take_it_twice() -> None:
     assert needs(NBDSSL, NBDSSL, "prod")[PROD] == 8.0
+
+
+def test_the_free_scsi_slots_of_the_proxy_bound_what_is_hot_added() -> None:
+    gate = Gate(replace(JOB, parallel_disks=9), lambda: None)
+    choice = ModeChoice(HOTADD, "", places=3)
+    ends = [End(address("dr", HOTADD), machine("esx-1"), True, choice)]
+    with gate.hold_disk(1, ends, 0), gate.hold_disk(2, ends, 0), gate.hold_disk(3, ends, 0):
+        started = threading.Event()
+
+        def fourth() -> None:
+            with gate.hold_disk(4, ends, 0):
+                started.set()
+
+        thread = threading.Thread(target=fourth)
+        thread.start()
+        assert not started.wait(0.3)
+    thread.join(10)
+    assert started.is_set()
 
 
 def test_a_snapshot_takes_a_place_on_each_datastore() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from vrepl.admission import Admission, Demand, Resource, Room, Scarce, room
 from vrepl.errors import VreplError
-from vrepl.model import JobSettings, TransportMode, VirtualMachine
+from vrepl.model import JobSettings, ModeChoice, TransportMode, VirtualMachine
 from vrepl.ports import DiskAddress
 
 POLL = 0.2
@@ -17,8 +18,19 @@ POLL = 0.2
 SPACE_POLL = 5.0
 """Seconds between questions for a target's free space while others may still use it up."""
 
-DIRECT_READ_CONNECTIONS = 2
+DIRECT_READ_HANDLES = 2
 """Over HotAdd and SAN a source disk is read through two handles (vddk.disk), each with a connection of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One side of a disk in transfer."""
+
+    address: DiskAddress
+    vm: VirtualMachine
+    written: bool
+    choice: ModeChoice
+    """The mode that is tried."""
 
 
 class Gate:
@@ -32,7 +44,13 @@ class Gate:
             Scarce.CONNECTIONS: job.vcenter_connections,
             Scarce.SNAPSHOTS: job.snapshots_per_datastore,
         }
-        self._admission = Admission(lambda resource: float(limits[resource.kind]))
+        self._scsi_slots: dict[str, int] = {}
+        self._admission = Admission(
+            lambda resource: float(
+                self._scsi_slots[resource.name] if resource.kind is Scarce.HOTADD else limits[resource.kind]
+            )
+        )
+        self._job = job
         self._check_stop = check_stop
         self._changed = threading.Condition()
         self._started: set[object] = set()
@@ -51,6 +69,16 @@ class Gate:
                     raise
                 self._changed.wait(POLL)
         return lambda: self._leave(demand)
+
+    @contextmanager
+    def hold_disk(self, key: object, ends: Sequence[End], size: int) -> Iterator[None]:
+        """As `hold`, for one attempt at a disk."""
+        with self._changed:
+            for end in ends:
+                if end.choice.places is not None:
+                    self._scsi_slots.setdefault(end.address.site, max(end.choice.places, DIRECT_READ_HANDLES))
+        with self.hold(disk_demand(self._job, key, ends, size)):
+            yield
 
     @contextmanager
     def hold(self, demand: Demand) -> Iterator[None]:
@@ -101,23 +129,23 @@ class Gate:
             self._changed.notify_all()
 
 
-def disk_demand(
-    job: JobSettings, key: object, ends: Iterable[tuple[DiskAddress, VirtualMachine, bool]], size: int
-) -> Demand:
-    """What one attempt at a disk takes. `ends`: address, VM, and whether that side is written.
+def disk_demand(job: JobSettings, key: object, ends: Iterable[End], size: int) -> Demand:
+    """What one attempt at a disk takes.
 
     Over `nbd` and `nbdssl` an open disk holds its NFC buffers on its VM's host. A disk that is written directly, or
     reached by HotAdd at all, is first compared with what NBD reads, so it counts as well.
     """
     needs: dict[Resource, float] = defaultdict(float)
     needs[Resource(Scarce.DISKS, job.name)] = 1.0
-    for address, vm, written in ends:
-        mode = address.modes[0]
-        if written or mode is not TransportMode.SAN:
-            needs[Resource(Scarce.NFC, f"{vm.host} ({address.site})")] += job.nfc_mib_per_disk
-        direct_read = mode in {TransportMode.SAN, TransportMode.HOTADD} and not written
-        connections = DIRECT_READ_CONNECTIONS if direct_read else 1
-        needs[Resource(Scarce.CONNECTIONS, address.site)] += connections
+    for end in ends:
+        mode, site = end.choice.mode, end.address.site
+        direct = mode in {TransportMode.SAN, TransportMode.HOTADD}
+        handles = DIRECT_READ_HANDLES if direct and not end.written else 1
+        if end.written or mode is not TransportMode.SAN:
+            needs[Resource(Scarce.NFC, f"{end.vm.host} ({site})")] += job.nfc_mib_per_disk
+        if mode is TransportMode.HOTADD:
+            needs[Resource(Scarce.HOTADD, site)] += handles
+        needs[Resource(Scarce.CONNECTIONS, site)] += handles
     return Demand(key=key, needs=dict(needs), size=size)
 
 

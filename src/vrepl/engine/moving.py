@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vrepl.engine.context import RunContext
-from vrepl.engine.gate import disk_demand
+from vrepl.engine.gate import End
 from vrepl.errors import DiskError, InterruptedRunError, TransportModeError, VreplError, VsphereError
 from vrepl.extents import Extent, intersect, subtract, total, union
 from vrepl.model import Disk, SnapshotState, TransportMode, TransportPlan, VirtualMachine
@@ -161,8 +161,11 @@ class DiskMover:
         move, context = self._move, self._context
         while True:
             source, target = self._source_address(), self._target_address(through)
-            ends = ((source, move.vm, False), (target, move.replica, True))
-            with context.gate.hold(disk_demand(context.job, object(), ends, total(intent.planned))):
+            ends = (
+                End(source, move.vm, False, self._source_plan().usable[0]),
+                End(target, move.replica, True, self._target_plan().usable[0]),
+            )
+            with context.gate.hold_disk(object(), ends, total(intent.planned)):
                 if through is not None and not self.writes_over_san():
                     return False
                 if (source, target) != (self._source_address(), self._target_address(through)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from vrepl.engine.context import RunContext
-from vrepl.engine.gate import disk_demand
+from vrepl.engine.gate import End
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.errors import (
     InterruptedRunError,
@@ -108,10 +108,10 @@ def _verify_disk(
 
     def once() -> VerifyResult:
         nonlocal used_hotadd
-        order = VerifyOrder(_address(context, replica, snapshot, disk), digests)
-        used_hotadd = used_hotadd or order.disk.modes[0] is TransportMode.HOTADD
-        with context.gate.hold(disk_demand(context.job, object(), [(order.disk, replica, False)], disk.capacity)):
-            return context.movers.verify(order, progressed)
+        end = _end(context, replica, snapshot, disk)
+        used_hotadd = used_hotadd or end.choice.mode is TransportMode.HOTADD
+        with context.gate.hold_disk(object(), [end], disk.capacity):
+            return context.movers.verify(VerifyOrder(end.address, digests), progressed)
 
     read: VerifyResult | None = None
     try:
@@ -135,13 +135,13 @@ def _verify_disk(
     )
 
 
-def _address(context: RunContext, replica: VirtualMachine, snapshot: SnapshotState, disk: Disk) -> DiskAddress:
+def _end(context: RunContext, replica: VirtualMachine, snapshot: SnapshotState, disk: Disk) -> End:
     """Raises DiskError once no mode is left."""
     # The rules of a source: the replica's disk is only read here.
     plan = context.transports.plan(
         "source", context.target.name, replica, disk, first_run=False, allowed=context.job.target_modes
     )
-    return DiskAddress(
+    address = DiskAddress(
         site=context.target.name,
         vm_ref=replica.ref,
         snapshot_ref=snapshot.ref,
@@ -151,6 +151,7 @@ def _address(context: RunContext, replica: VirtualMachine, snapshot: SnapshotSta
         vm_name=replica.name,
         disk_title=disk.title,
     )
+    return End(address, replica, False, plan.usable[0])
 
 
 def _judge(context: RunContext, folder: ReplicaFolder, point: RestorePoint, result: VmVerification) -> None:

@@ -86,7 +86,8 @@ def choose_modes(
         if obstacle is None:
             obstacle = f"failed earlier in this run ({failure})" if failure else _OBSTACLES[mode](question, proxy)
         if obstacle is None:
-            usable.append(ModeChoice(mode, _MERITS[mode](question, proxy)))
+            places = proxy.vm.free_scsi_slots if proxy.vm and mode is TransportMode.HOTADD else None
+            usable.append(ModeChoice(mode, _MERITS[mode](question, proxy), places))
         else:
             ruled_out.append(ModeChoice(mode, obstacle))
     for mode in TransportMode:

@@ -14,7 +14,6 @@ from vrepl.errors import DiskError, DiskLockedError, NfcMemoryError, TransientDi
 CODE_MASK = 0xFFFF
 NOT_SUPPORTED = 6
 FILE_LOCKED = 15
-NFC_MODES: Final = ("nbd", "nbdssl")
 DIRECT_MODES: Final = ("san", "hotadd")
 
 
