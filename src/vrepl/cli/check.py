@@ -48,12 +48,10 @@ def check(state: State, context: click.Context, nagios: bool) -> None:
             console.plain(out, nagios_line(results))
             return
         for result in results:
-            detail = f" ({result.detail})" if result.detail else ""
-            console.line(
-                out, f"{result.name}: {result.status.value.upper()}{detail}", STYLES.get(result.status.value, "")
-            )
-            if result.hint and result.status is not Status.OK:
-                console.line(out, f"hint: {result.hint}")
+            hint = f"hint: {result.hint}" if result.hint and result.status is not Status.OK else ""
+            said = "; ".join(part for part in (result.detail, hint) if part)
+            line = f"{result.name}: {result.status.value.upper()}" + (f" ({said})" if said else "")
+            console.line(out, line, STYLES.get(result.status.value, ""))
 
     state.result(data, show)
     if nagios:
