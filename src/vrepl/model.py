@@ -428,8 +428,14 @@ class JobSettings:
     snapshots_per_datastore: int = 4
     """Source snapshots that may be open at once on one datastore."""
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
-    proxy: str | None = None
-    """Name of the configured proxy that runs this job's data movers; None: this machine, with [vddk]."""
+    source_proxy: str | None = None
+    """Name of the configured proxy whose data movers open the source's disks; None: this machine, with [vddk]."""
+    target_proxy: str | None = None
+    """Likewise for the target's disks. Two different proxies: a pair of data movers, joined by a byte stream."""
+
+    def proxy_at(self, site: str) -> str | None:
+        """The proxy that serves one of the job's two sites."""
+        return self.source_proxy if site == self.source else self.target_proxy
 
     def replica_name_of(self, source_name: str) -> str:
         """The name of the replica of a source VM of this name."""

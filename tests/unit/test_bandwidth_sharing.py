@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vrepl.transport.rates import SharedRate, share
+from vrepl.model import Bandwidth, BandwidthWindow
+from vrepl.transport.rates import SharedRate, share, tightest
 from vrepl.transport.throttle import LEAST_BURST, Throttle
 
 MIB = 1 << 20
@@ -100,3 +102,28 @@ def test_who_waits_is_let_go_when_the_rate_changes(release: str) -> None:
         throttle.set_rate(0)
     thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("moment", "expected"),
+    [(dt.time(12), 20), (dt.time(23), 50), (dt.time(5), 50), (dt.time(6), 20)],
+)
+def test_the_tightest_of_job_and_sites_counts(moment: dt.time, expected: int) -> None:
+    job = Bandwidth(50)
+    source = Bandwidth(20, (BandwidthWindow(dt.time(22), dt.time(6), None),))
+    assert tightest((job, source, Bandwidth()), moment) == expected
+    assert tightest((Bandwidth(), Bandwidth()), moment) is None
+
+
+def test_a_time_window_takes_effect_while_transfers_run() -> None:
+    moment = dt.time(21, 59, 59)
+    night = Bandwidth(100, (BandwidthWindow(dt.time(22), dt.time(6), None),))
+    rates: list[int] = []
+    shared = SharedRate(lambda: tightest((night,), moment))
+    with shared.transfer(rates.append):
+        moment = dt.time(22)
+        shared.review()
+        moment = dt.time(6)
+        shared.review()
+    shared.end()
+    assert rates == [100, 0, 100]

@@ -19,6 +19,7 @@ from vrepl.config.model import (
     TransportTable,
     VddkTable,
 )
+from vrepl.config.show import effective
 from vrepl.config.units import format_rate, parse_duration, parse_rate, parse_window
 from vrepl.errors import ConfigError, NotFoundError, UsageError
 from vrepl.model import OnResize, Quiesce, RetentionPolicy, TransportMode
@@ -186,13 +187,49 @@ def test_where_both_ends_are_one_site_a_disk_takes_its_buffers_twice() -> None:
     assert problem == "jobs.demo.nfc_budget_mib: one disk's NFC buffers ([vddk]) take 8 MiB of it"
 
 
-def test_what_is_not_applied_yet_is_said(tmp_path: Path) -> None:
+def test_a_job_may_name_a_proxy_for_each_side(tmp_path: Path) -> None:
     path = tmp_path / "vrepl.toml"
-    path.write_text(MINIMAL)
-    assert load(path).warnings() == []
-    path.write_text(MINIMAL + 'bandwidth = "1 MiB/s"\n')
-    assert load(path).warnings(["demo"])[0].startswith("jobs.demo.bandwidth: ")
-    assert load(path).warnings(["other"]) == []
+    proxies = '[proxies.p]\nslots = 3\nsites = ["prod"]\n[proxies.q]\nslots = 2\nsites = ["dr"]\n'
+    path.write_text(f'{MINIMAL}parallel_disks = 9\nproxy = {{ source = "p", target = "q" }}\n{proxies}')
+    job = load(path).job("demo")
+    assert (job.source_proxy, job.target_proxy, job.parallel_disks) == ("p", "q", 2)
+    assert (job.proxy_at("prod"), job.proxy_at("dr")) == ("p", "q")
+    assert effective(load(path).config)["jobs"]["demo"]["proxy"] == {"source": "p", "target": "q"}
+    path.write_text(f'{MINIMAL}proxy = {{ source = "p" }}\n{proxies}')
+    job = load(path).job("demo")
+    assert (job.source_proxy, job.target_proxy) == ("p", None)
+    path.write_text(f'{MINIMAL}proxy = "p"\n[proxies.p]\n')
+    assert effective(load(path).config)["jobs"]["demo"]["proxy"] == "p"
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ('proxy = { source = "p", target = "x" }\n[proxies.p]\n', 'jobs.demo.proxy: there is no proxy "x"'),
+        (
+            'proxy = { source = "p", target = "p" }\n[proxies.p]\nsites = ["prod"]\n',
+            'jobs.demo.proxy: "p" does not serve site "dr"',
+        ),
+        ("proxy = 3\n", 'jobs.demo.proxy: takes the name of a proxy, or { source = "NAME", target = "NAME" }'),
+        ('proxy = { left = "p" }\n[proxies.p]\n', "jobs.demo.proxy.left: unknown key"),
+    ],
+)
+def test_mistakes_of_a_proxy_for_each_side(lines: str, expected: str) -> None:
+    assert problems_of(MINIMAL + lines) == (expected,)
+
+
+def test_one_site_takes_one_proxy() -> None:
+    text = MINIMAL.replace('target = "dr"', 'target = "prod"') + 'proxy = { source = "p" }\n[proxies.p]\n'
+    assert problems_of(text) == ("jobs.demo.proxy: source and target are one site, which takes one proxy",)
+
+
+def test_a_site_has_a_bandwidth_of_its_own() -> None:
+    windows = '{ limit = "1 MB/s", windows = { "22:00-06:00" = "unlimited" } }'
+    config = parse(MINIMAL.replace("[sites.dr]", f"[sites.dr]\nbandwidth = {windows}"), "x", Path("/"))
+    bandwidth = config.sites["dr"].bandwidth.bandwidth()
+    assert (bandwidth.rate_at(dt.time(12)), bandwidth.rate_at(dt.time(23))) == (1_000_000, None)
+    assert config.sites["prod"].bandwidth.bandwidth().rate_at(dt.time(12)) is None
+    assert effective(config)["sites"]["dr"]["bandwidth"]["limit"] == "1 MB/s"
 
 
 def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def run_checks(world: World) -> Iterator[CheckResult]:
     config = world.loaded.config
     yield CheckResult.ok("configuration", str(world.loaded.path))
     yield from check_repository(world)
-    for proxy in dict.fromkeys(job.proxy for job in config.jobs.values()) or (None,):
+    for proxy in dict.fromkeys(name for job in config.jobs.values() for name in job.proxy.names) or (None,):
         yield check_vddk(world, proxy)
     logged_in: set[str] = set()
     for name in config.sites:

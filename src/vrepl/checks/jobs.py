@@ -174,7 +174,7 @@ def check_read(
         return CheckResult(title, Status.SKIPPED, "no VM of the job's is powered off there")
     vm = readable[0]
     try:
-        mode = world.vddk(job.proxy).read_sector(site, vm, usable)
+        mode = world.vddk(job.proxy_at(site)).read_sector(site, vm, usable)
     except VreplError as error:
         return CheckResult.failed(title, error)
     return CheckResult.ok(title, f"first sector of {vm.name} over {mode}")

@@ -34,13 +34,14 @@ def _check_side(
     modes: Sequence[TransportMode],
     datastores: set[str],
 ) -> CheckResult:
-    proxy = f"proxy {job.proxy}" if job.proxy else "this machine"
+    its_proxy = job.proxy_at(name)
+    proxy = f"proxy {its_proxy}" if its_proxy else "this machine"
     title = f"LUNs of {name} (job {job.name})"
     try:
         stores = site.datastores()
     except VreplError as error:
         return CheckResult.failed(title, error)
-    seen = world.visible_luns(job.proxy)
+    seen = world.visible_luns(its_proxy)
     wanted = [store for store in stores if store.name in datastores and store.luns]
     missing = {store.name: sorted(set(store.luns) - seen) for store in wanted if set(store.luns) - seen}
     only_san = set(modes) == {TransportMode.SAN}

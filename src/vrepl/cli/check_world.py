@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vrepl.checks.world import World
-from vrepl.cli.wiring import Sites, make_movers, mover_settings, now, open_repository, proxy_place
+from vrepl.cli.wiring import Route, Sites, make_movers, mover_settings, now, open_repository, proxy_place
 from vrepl.config import LoadedConfig
 from vrepl.model import Datastore, ReplicaPlacement, TransportMode, VirtualMachine
 from vrepl.ports import DiskAddress, SiteConnection
@@ -71,7 +71,7 @@ class VddkForChecks:
     def __init__(self, loaded: LoadedConfig, sites: Sites, proxy: str | None) -> None:
         place = proxy_place(loaded, proxy)
         self._settings = mover_settings(loaded, place)
-        self._movers: VddkMovers = make_movers(loaded, place, sites)
+        self._movers: VddkMovers = make_movers(loaded, Route((), place), sites)
 
     def load(self) -> str:
         spawner = Spawner()

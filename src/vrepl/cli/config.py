@@ -67,21 +67,17 @@ def validate(state: State) -> None:
     """
     loaded = state.config()
     sites, jobs = list(loaded.config.sites), list(loaded.config.jobs)
-    warnings = loaded.warnings()
     data = {
         "version": 1,
         "path": str(loaded.path),
         "valid": True,
         "sites": sites,
         "jobs": jobs,
-        "warnings": warnings,
     }
 
     def show(out: Console) -> None:
         out.print(f"{loaded.path} is valid", soft_wrap=True, markup=False)
         out.print(f"sites: {', '.join(sites)}; jobs: {', '.join(jobs) or 'none'}", markup=False)
-        for warning in warnings:
-            out.print(f"warning: {warning}", soft_wrap=True, markup=False)
 
     state.result(data, show)
 

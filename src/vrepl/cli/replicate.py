@@ -95,20 +95,19 @@ def replicate(
     if dry_run:
         context.exit(_plan(state, jobs, vms, mappings))
     from vrepl.cli import running
-    from vrepl.cli.wiring import Workshop, events_for
+    from vrepl.cli.wiring import Workshop, events_for, route_of
 
     loaded = state.config()
     selections = running.select(loaded, jobs, vms)
     mapping = running.mapping_of(selections, mappings)
-    for warning in loaded.warnings([selection.job.name for selection in selections]):
-        click.echo(f"warning: {warning}", err=True)
     with events_for(state) as events, Workshop(loaded, events) as workshop:
 
         def run(selection: Selection) -> RunReport:
             job = selection.job
             workshop.log_in(job.source, job.target)
-            engine = workshop.engine(job.proxy)
-            workshop.load_vddk(job.proxy, job.source)
+            route = route_of(loaded, job)
+            engine = workshop.engine(route)
+            workshop.load_vddk(route, job)
 
             def stop() -> None:
                 engine.stop()
@@ -142,17 +141,18 @@ def replicate(
 
 def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...], mappings: tuple[str, ...]) -> int:
     from vrepl.cli import running
-    from vrepl.cli.wiring import Workshop
+    from vrepl.cli.wiring import Workshop, route_of
 
     loaded = state.config()
     selections = running.select(loaded, jobs, vms)
     mapping = running.mapping_of(selections, mappings)
     with Workshop(loaded) as workshop:
-        outcomes = running.go_through(
-            selections,
-            lambda selection: workshop.engine(selection.job.proxy).plan(selection.job, selection.vms, mapping=mapping),
-            workshop.stopped,
-        )
+
+        def plan(selection: Selection) -> RunReport:
+            engine = workshop.engine(route_of(loaded, selection.job))
+            return engine.plan(selection.job, selection.vms, mapping=mapping)
+
+        outcomes = running.go_through(selections, plan, workshop.stopped)
 
     def show(out: Console) -> None:
         from vrepl.report import console

@@ -30,7 +30,7 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
     note of what was verified. Exit code 3 if some restore points differ, 1 if all do.
     """
     from vrepl.cli import running
-    from vrepl.cli.wiring import Workshop, events_for
+    from vrepl.cli.wiring import Workshop, events_for, verification_route
     from vrepl.errors import UsageError
     from vrepl.report.listing import find_replica
 
@@ -43,7 +43,7 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
         known = workshop.repository.replicas()
         folders = [find_replica(known, vm) for vm in dict.fromkeys(vms)] or known
         workshop.log_in(*(folder.record.target_site for folder in folders))
-        engine = workshop.engine(workshop.proxy_for([folder.record.job for folder in folders]))
+        engine = workshop.engine(verification_route(loaded, [folder.record for folder in folders]))
         with running.stop_on_signals(engine.stop, workshop.stopped):
             report = engine.verify(
                 folders, restore_point_id=restore_point, jobs={job.name: job for job in loaded.jobs(())}

@@ -6,7 +6,7 @@ import datetime as dt
 import secrets as randomness
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 from vrepl.cli.state import State
 from vrepl.config import LoadedConfig
 from vrepl.engine import Engine, EngineEvents, SilentEvents
+from vrepl.model import Bandwidth, JobSettings, ReplicaRecord
 from vrepl.proxy.facts import gather_facts
 from vrepl.repository.store import Repository
 from vrepl.secrets import Secrets
 from vrepl.transport.advisor import RuleAdvisor
+from vrepl.transport.modes import ProxyFacts
 
 if TYPE_CHECKING:
     from vrepl.vddk.movers import VddkMovers
@@ -90,7 +92,7 @@ class Sites:
 
 @dataclass(frozen=True, slots=True)
 class ProxyPlace:
-    """The machine that a job's data movers run on, as far as the configuration tells."""
+    """The machine that a data mover runs on, as far as the configuration tells."""
 
     name: str
     libdir: Path
@@ -106,6 +108,51 @@ def proxy_place(loaded: LoadedConfig, name: str | None) -> ProxyPlace:
     return ProxyPlace(name, table.libdir or vddk.libdir, table.sysroot)
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which machine serves which site, and how fast bytes may move between them."""
+
+    places: tuple[tuple[str, ProxyPlace], ...]
+    """By site name; any other site is served by this machine."""
+    default: ProxyPlace
+    limits: tuple[Bandwidth, ...] = ()
+    """The tightest counts."""
+
+    def place(self, site: str) -> ProxyPlace:
+        return dict(self.places).get(site, self.default)
+
+    @property
+    def parted(self) -> bool:
+        """Whether two machines move the disks: a data mover on each, joined by a byte stream."""
+        return len({place for _, place in self.places}) > 1
+
+
+def route_of(loaded: LoadedConfig, job: JobSettings) -> Route:
+    """Of a job's transfers."""
+    sites = loaded.config.sites
+    return Route(
+        tuple((site, proxy_place(loaded, job.proxy_at(site))) for site in dict.fromkeys((job.source, job.target))),
+        proxy_place(loaded, None),
+        (job.bandwidth, *(sites[name].bandwidth.bandwidth() for name in (job.source, job.target) if name in sites)),
+    )
+
+
+def verification_route(loaded: LoadedConfig, replicas: Sequence[ReplicaRecord]) -> Route:
+    """Of reading these replicas back: at each site, the proxy of the first configured job that writes there.
+
+    The sites' limits hold; those of jobs are for their transfers.
+    """
+    config = loaded.config
+    places: dict[str, ProxyPlace] = {}
+    for record in replicas:
+        job = config.jobs.get(record.job)
+        if job is not None and job.target == record.target_site:
+            places.setdefault(record.target_site, proxy_place(loaded, job.proxy.target))
+    names = dict.fromkeys(record.target_site for record in replicas)
+    limits = tuple(config.sites[name].bandwidth.bandwidth() for name in names if name in config.sites)
+    return Route(tuple(places.items()), proxy_place(loaded, None), limits)
+
+
 class Workshop:
     """Everything that plans, runs and verifications share: repository, sites, data movers."""
 
@@ -116,34 +163,28 @@ class Workshop:
         self.stopped = threading.Event()
         """Set once the operator asked to stop: no further job begins."""
         self._events = events or SilentEvents()
-        self._movers: dict[ProxyPlace, VddkMovers] = {}
+        self._movers: dict[Route, VddkMovers] = {}
 
-    def engine(self, proxy: str | None) -> Engine:
-        """An engine for one run, whose data movers stand at this proxy; None: this machine."""
-        place = proxy_place(self.loaded, proxy)
+    def engine(self, route: Route) -> Engine:
+        """An engine for one run, whose data movers take this route."""
         return Engine(
             repository=self.repository,
             sites=self.sites,
-            movers=self._movers_at(place),
-            transports=make_advisor(self.loaded, place, self.sites),
+            movers=self._movers_on(route),
+            transports=make_advisor(self.loaded, route, self.sites),
             clock=now,
             new_id=new_id,
             events=self._events,
         )
 
-    def load_vddk(self, proxy: str | None, site: str) -> None:
-        """Load VDDK in a data mover at this proxy now, before a run makes anything. Raises LibraryError."""
-        self._movers_at(proxy_place(self.loaded, proxy)).warm_up(site)
+    def load_vddk(self, route: Route, job: JobSettings) -> None:
+        """Load VDDK in the data movers of this route now, before a run makes anything. Raises LibraryError."""
+        self._movers_on(route).warm_up(job.source, job.target)
 
-    def proxy_for(self, jobs: Sequence[str]) -> str | None:
-        """The proxy of the first of these jobs that names one; None: this machine."""
-        tables = self.loaded.config.jobs
-        return next((tables[name].proxy for name in jobs if name in tables and tables[name].proxy), None)
-
-    def _movers_at(self, place: ProxyPlace) -> VddkMovers:
-        if place not in self._movers:
-            self._movers[place] = make_movers(self.loaded, place, self.sites)
-        return self._movers[place]
+    def _movers_on(self, route: Route) -> VddkMovers:
+        if route not in self._movers:
+            self._movers[route] = make_movers(self.loaded, route, self.sites)
+        return self._movers[route]
 
     def log_in(self, *sites: str) -> None:
         """Log in now, while Ctrl-C still ends the process at once, instead of in the middle of a run."""
@@ -170,20 +211,34 @@ def mover_settings(loaded: LoadedConfig, place: ProxyPlace) -> MoverSettings:
     )
 
 
-def make_movers(loaded: LoadedConfig, place: ProxyPlace, sites: Sites) -> VddkMovers:
-    """Data movers with the VDDK of this proxy, for all sites."""
+def local_time_of_day() -> dt.time:
+    """What a time window of the configuration is compared with."""
+    return dt.datetime.now().time()
+
+
+def make_movers(
+    loaded: LoadedConfig, route: Route, sites: Sites, local_time: Callable[[], dt.time] = local_time_of_day
+) -> VddkMovers:
+    """Data movers with the VDDK of this route's machines, held to its limits as they are at each moment."""
+    from vrepl.transport.rates import tightest
     from vrepl.vddk.movers import VddkMovers
 
-    settings = mover_settings(loaded, place)
-    return VddkMovers(lambda name: sites(name).connection(), lambda _site: settings)
-
-
-def make_advisor(loaded: LoadedConfig, place: ProxyPlace, sites: Sites) -> RuleAdvisor:
-    """Transport modes by rule, over what this proxy can reach."""
-    return RuleAdvisor(
-        facts=lambda name: gather_facts(place.name, place.sysroot, sites(name), loaded.config.sites[name].nfc_port),
-        datastores=lambda name: sites(name).datastores(),
+    return VddkMovers(
+        lambda name: sites(name).connection(),
+        lambda name: mover_settings(loaded, route.place(name)),
+        pair=route.parted,
+        bandwidth=lambda: tightest(route.limits, local_time()),
     )
+
+
+def make_advisor(loaded: LoadedConfig, route: Route, sites: Sites) -> RuleAdvisor:
+    """Transport modes by rule, over what this route's machines can reach."""
+
+    def facts(name: str) -> ProxyFacts:
+        place = route.place(name)
+        return gather_facts(place.name, place.sysroot, sites(name), loaded.config.sites[name].nfc_port)
+
+    return RuleAdvisor(facts=facts, datastores=lambda name: sites(name).datastores())
 
 
 def now() -> dt.datetime:

@@ -21,6 +21,7 @@ password = { file = "/etc/vrepl/secrets/prod" }
 # ca_file = "/etc/vrepl/prod-ca.pem"
 # thumbprint_sha256 = "AB:CD:…"        # 64 hexadecimal digits
 # nfc_port = 902                         # of the ESXi hosts, for gateways that move it
+# bandwidth = "100 MiB/s"                # to or from this site; windows as in a job
 # task_timeout_minutes = 240             # a task of vSphere that takes longer fails the run
 
 [sites.dr]
@@ -70,7 +71,8 @@ target_datastore = "dr-vmfs-01"
 # nfc_budget_mib = 32          # NFC buffers per ESXi host
 # vcenter_connections = 40
 # snapshots_per_datastore = 4  # source snapshots open at once
-# proxy = "proxy-1"            # default: this machine, with [vddk]
+# proxy = "proxy-1"            # default: this machine, with [vddk]; one for each side:
+# proxy = { source = "proxy-1", target = "proxy-1" }
 # bandwidth = "50 MiB/s"       # or:
 # bandwidth = { limit = "50 MiB/s", windows = { "22:00-06:00" = "unlimited" } }
 

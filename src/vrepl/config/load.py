@@ -39,20 +39,12 @@ class LoadedConfig:
                 hint=f"jobs in {self.path}: {', '.join(self.config.jobs) or 'none'}",
             )
         settings = table.settings(name)
-        slots = settings.parallel_disks if table.proxy is None else self.config.proxies[table.proxy].slots
+        slots = [self.config.proxies[proxy].slots for proxy in table.proxy.names if proxy is not None]
         return replace(
             settings,
-            parallel_disks=min(settings.parallel_disks, slots),
+            parallel_disks=min(settings.parallel_disks, *slots) if slots else settings.parallel_disks,
             nfc_mib_per_disk=self.config.vddk.nfc_mib_per_disk,
         )
-
-    def warnings(self, job_names: typing.Sequence[str] = ()) -> list[str]:
-        """What the file asks for and this version does not do, as `key path: what`."""
-        return [
-            f"jobs.{name}.bandwidth: transfers are not throttled yet; they run at full speed"
-            for name, job in self.config.jobs.items()
-            if (not job_names or name in job_names) and "bandwidth" in job.model_fields_set
-        ]
 
     def jobs(self, names: typing.Sequence[str] = ()) -> list[JobSettings]:
         """The jobs asked for, or all of them. Raises NotFoundError, or UsageError where there is none at all."""

@@ -84,6 +84,36 @@ class SecretTable(Table):
         return SecretReference(kind, value if isinstance(value, tuple) else (str(value),))
 
 
+def _rate(value: Any) -> Any:
+    return parse_rate(value) if isinstance(value, str) else value
+
+
+Rate = Annotated[int | None, BeforeValidator(_rate)]
+
+
+class BandwidthTable(Table):
+    limit: Rate = None
+    windows: dict[str, Rate] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"limit": value} if isinstance(value, str) else value
+
+    @field_validator("windows")
+    @classmethod
+    def _windows(cls, value: dict[str, int | None]) -> dict[str, int | None]:
+        for window in value:
+            parse_window(window)
+        return value
+
+    def bandwidth(self) -> Bandwidth:
+        return Bandwidth(
+            self.limit,
+            tuple(BandwidthWindow(*parse_window(window), rate) for window, rate in self.windows.items()),
+        )
+
+
 class SiteTable(Table):
     server: Name
     port: int = Field(default=443, ge=1, le=65535)
@@ -92,6 +122,7 @@ class SiteTable(Table):
     ca_file: FilePath | None = None
     thumbprint_sha256: str | None = None
     nfc_port: int = Field(default=902, ge=1, le=65535)
+    bandwidth: BandwidthTable = Field(default_factory=BandwidthTable)
     task_timeout_minutes: int = Field(default=240, ge=1, le=7 * 24 * 60)
 
     @field_validator("server")
@@ -177,34 +208,24 @@ class RetentionTable(Table):
         return self
 
 
-def _rate(value: Any) -> Any:
-    return parse_rate(value) if isinstance(value, str) else value
+def _both_sides(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"source": value, "target": value}
+    if not isinstance(value, dict | BaseModel):
+        raise ValueError('takes the name of a proxy, or { source = "NAME", target = "NAME" }')
+    return value
 
 
-Rate = Annotated[int | None, BeforeValidator(_rate)]
+class JobProxies(Table):
+    """The proxy on each side; a side without one is this machine. `proxy = "NAME"` names the same for both."""
 
+    source: Name | None = None
+    target: Name | None = None
 
-class BandwidthTable(Table):
-    limit: Rate = None
-    windows: dict[str, Rate] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        return {"limit": value} if isinstance(value, str) else value
-
-    @field_validator("windows")
-    @classmethod
-    def _windows(cls, value: dict[str, int | None]) -> dict[str, int | None]:
-        for window in value:
-            parse_window(window)
-        return value
-
-    def bandwidth(self) -> Bandwidth:
-        return Bandwidth(
-            self.limit,
-            tuple(BandwidthWindow(*parse_window(window), rate) for window, rate in self.windows.items()),
-        )
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        """One, or two different ones."""
+        return tuple(dict.fromkeys((self.source, self.target)))
 
 
 class JobTable(Table):
@@ -230,7 +251,7 @@ class JobTable(Table):
     nfc_budget_mib: int = Field(default=32, ge=1, le=96)
     vcenter_connections: int = Field(default=40, ge=4, le=52)
     snapshots_per_datastore: int = Field(default=4, ge=1, le=64)
-    proxy: Name | None = None
+    proxy: Annotated[JobProxies, BeforeValidator(_both_sides)] = Field(default_factory=JobProxies)
 
     @field_validator("vms")
     @classmethod
@@ -280,7 +301,8 @@ class JobTable(Table):
             vcenter_connections=self.vcenter_connections,
             snapshots_per_datastore=self.snapshots_per_datastore,
             bandwidth=self.bandwidth.bandwidth(),
-            proxy=self.proxy,
+            source_proxy=self.proxy.source,
+            target_proxy=self.proxy.target,
         )
 
 

@@ -31,16 +31,29 @@ def reference_problems(raw: Mapping[str, Any]) -> list[str]:
             wanted = job.get(side)
             if isinstance(wanted, str) and wanted and wanted not in sites:
                 problems.append(f'jobs.{name}.{side}: there is no site "{wanted}"{near(wanted, sites)}')
-        proxy_name = job.get("proxy")
-        if isinstance(proxy_name, str) and proxy_name not in proxies:
-            problems.append(f'jobs.{name}.proxy: there is no proxy "{proxy_name}"{near(proxy_name, proxies)}')
-        elif isinstance(proxy_name, str):
-            serves = _names(proxies[proxy_name].get("sites"))
-            for side in ("source", "target"):
-                if serves and job.get(side) in sites and job[side] not in serves:
-                    problems.append(f'jobs.{name}.proxy: "{proxy_name}" does not serve site "{job[side]}"')
+        problems += _proxy_problems(f"jobs.{name}.proxy", job, sites, proxies)
     problems += _replica_problems(jobs)
     return problems
+
+
+def _proxy_problems(
+    path: str, job: Mapping[str, Any], sites: Mapping[str, Any], proxies: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """What a job names as its proxy, or as its two: there, and serving the sites that it is to serve."""
+    value = job.get("proxy")
+    named = value if isinstance(value, Mapping) else {"source": value, "target": value}
+    sides: dict[str, str] = {side: proxy for side in ("source", "target") if isinstance(proxy := named.get(side), str)}
+    problems = []
+    for side, proxy in sides.items():
+        if proxy not in proxies:
+            problems.append(f'{path}: there is no proxy "{proxy}"{near(proxy, proxies)}')
+            continue
+        serves = _names(proxies[proxy].get("sites"))
+        if serves and job.get(side) in sites and job[side] not in serves:
+            problems.append(f'{path}: "{proxy}" does not serve site "{job[side]}"')
+    if job.get("source") == job.get("target") and sides.get("source") != sides.get("target"):
+        problems.append(f"{path}: source and target are one site, which takes one proxy")
+    return list(dict.fromkeys(problems))
 
 
 def _replica_problems(jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:

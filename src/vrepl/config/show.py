@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vrepl.config.model import Config
+from vrepl.config.model import BandwidthTable, Config
 from vrepl.config.units import format_rate
 
 
@@ -21,12 +21,21 @@ def effective(config: Config) -> dict[str, Any]:
         if reference.kind == "command":
             shown = [reference.value[0], *("***" for _ in reference.value[1:])]
         values["sites"][name]["password"] = {reference.kind: shown}
+        values["sites"][name]["bandwidth"] = _bandwidth(site.bandwidth)
     for name, job in config.jobs.items():
-        values["jobs"][name]["bandwidth"] = {
-            "limit": format_rate(job.bandwidth.limit),
-            "windows": {window: format_rate(rate) for window, rate in job.bandwidth.windows.items()},
-        }
+        values["jobs"][name]["bandwidth"] = _bandwidth(job.bandwidth)
+        if len(job.proxy.names) == 1:
+            del values["jobs"][name]["proxy"]
+            if job.proxy.source is not None:
+                values["jobs"][name]["proxy"] = job.proxy.source
     return values
+
+
+def _bandwidth(table: BandwidthTable) -> dict[str, Any]:
+    return {
+        "limit": format_rate(table.limit),
+        "windows": {window: format_rate(rate) for window, rate in table.windows.items()},
+    }
 
 
 def to_toml(values: dict[str, Any]) -> str:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from vrepl.errors import VreplError
+from vrepl.model import Bandwidth
 
 REVIEW_SECONDS = 1.0
 HEADROOM = 1.25
 """What a transfer that uses less than its share is offered of its last usage, so that it can grow."""
 LEAST_SHARE = 0.05
 """Of an equal share: nobody is starved while its usage is measured."""
+
+
+def tightest(limits: Iterable[Bandwidth], moment: dt.time) -> int | None:
+    """Bytes/s that are within every one of the limits at a local time of day; None where none limits."""
+    rates = [rate for rate in (limit.rate_at(moment) for limit in limits) if rate is not None]
+    return min(rates, default=None)
 
 
 def share(total: int, usages: Sequence[float | None]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,8 @@ UNDO_SECONDS = 10.0
 logger = logging.getLogger("vrepl.mover")
 
 
+THROTTLED = ("transfer", "verify")
+
 SCATTERED_REGIONS = 256
 """From so many small regions on, buffers made for them are worth a data mover of its own."""
 SCATTERED_LENGTH = 256 * 1024
@@ -60,7 +62,8 @@ class VddkMovers:
         """`connections` and `settings` by site name; asked at each call, from its thread.
 
         `pair`: a mover for each side of a transfer even where one could do both. `bandwidth`: bytes/s that all
-        transfers together may move now (None: no limit); asked about once a second, so it may follow the clock.
+        transfers and verifications together may move now (None: no limit); asked about once a second, so it may
+        follow the clock.
         """
         self._connections = connections
         self._settings = settings
@@ -110,9 +113,12 @@ class VddkMovers:
         """As `ports.DataMovers.cleanup`; works after `stop` too, for it undoes."""
         self._undo(site, "cleanup", vm_ref=vm_ref)
 
-    def warm_up(self, site: str) -> None:
-        """Start a mover for this site and keep it. Raises LibraryError or MoverError where VDDK does not load."""
-        with self._mover((self._settings(site),)):
+    def warm_up(self, *sites: str) -> None:
+        """Start what transfers between these (source, target) take, and keep it, or a mover for one site.
+
+        Raises LibraryError or MoverError where VDDK does not load.
+        """
+        with self._mover(self._settings_for(sites, scattered=False)):
             pass
 
     def stop(self) -> None:
@@ -165,7 +171,7 @@ class VddkMovers:
                 if not self._shrink(sites) or moved:
                     raise
 
-    def _settings_for(self, sites: list[str], scattered: bool) -> Key:
+    def _settings_for(self, sites: Sequence[str], scattered: bool) -> Key:
         """One mover where one VDDK and one machine reach both sites, else a pair."""
         each = [self._smaller.get(site) or self._settings(site) for site in sites]
         if scattered:
@@ -205,12 +211,14 @@ class VddkMovers:
                 progress(messages.progress_from_json(value))
 
         with self._mover(settings) as mover:
-            if operation != "transfer":
+            if operation not in THROTTLED:
                 return mover.request(operation, report, sites=self._sites(sites), **arguments)
-            with self._rate.transfer(lambda rate: mover.set_rates(0, rate)) as part:
+            with self._rate.transfer(mover.set_rate) as part:
+                # Of a pair, only what passes between the two is held to the rate.
+                read = "bytes_moved" if isinstance(mover, MoverPair) else "bytes_read"
 
                 def watch(value: Json) -> None:
-                    part.moved(value["bytes_moved"])
+                    part.moved(max(value[read], value["bytes_moved"]))
                     if report is not None:
                         report(value)
 

@@ -64,9 +64,9 @@ class MoverPair:
         self.source.stop()
         self.target.stop()
 
-    def set_rates(self, read: int, write: int) -> None:
-        """As MoverProcess.set_rates: the source's mover both reads and sends."""
-        self.source.set_rates(read, write)
+    def set_rate(self, rate: int) -> None:
+        """Bytes per second (0: no limit) of the stream between the two; each reads its own disk at any rate."""
+        self.source.set_rates(0, rate)
 
     def close(self) -> None:
         """As MoverProcess.close, for both."""

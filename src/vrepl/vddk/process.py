@@ -205,6 +205,10 @@ class MoverProcess:
         """The next request must be answered within so many seconds; else the mover is killed and it is interrupted."""
         self._stop_at = time.monotonic() + seconds
 
+    def set_rate(self, rate: int) -> None:
+        """Bytes per second (0: no limit) that may be read, and as many that may be written; takes effect at once."""
+        self.set_rates(rate, rate)
+
     def set_rates(self, read: int, write: int) -> None:
         """Bytes per second, 0: no limit; takes effect at once."""
         with suppress(MoverError):
