@@ -379,11 +379,12 @@ class MemorySite:
     def add_replica_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int) -> VirtualMachine:
         self._call("add_replica_disk")
         vm = self._vm(vm_ref)
-        wanted = spec.disks[disk_index]
+        wanted = next(disk for disk in spec.disks if disk.index == disk_index)
         if any(one.unit == wanted.unit_number for one in vm.disks):
             raise VsphereError(f"unit {wanted.unit_number} of {vm.name} is taken", fault="InvalidDeviceSpec")
         disk = self._new_disk(vm.name, wanted.unit_number, wanted.capacity)
-        disk.key = max((one.key for one in vm.disks), default=1999) + 1
+        # As vSphere does, keys follow the place: a new disk gets the key of the one that was there before.
+        disk.key = 2000 + wanted.unit_number
         disk.base_path = disk.base_path.replace(".vmdk", f"-{next(self._numbers)}.vmdk")
         vm.disks.append(disk)
         self.after_call("add_replica_disk")

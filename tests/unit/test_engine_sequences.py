@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from tests.support.memory_site import MemoryVm
+from tests.support.memory_site import MemorySite, MemoryVm
 from tests.support.world import World
 from vrepl.errors import CbtError, DiskError, MoverError, TransientVsphereError, VsphereError
 from vrepl.extents import GRAIN
-from vrepl.model import RetentionPolicy, TransferKind
+from vrepl.model import OnNotReplicable, OnResize, RetentionPolicy, TransferKind
 from vrepl.report.model import Result
 from vrepl.repository.replica import ReplicaFolder
 from vrepl.transport import journal
@@ -83,6 +84,145 @@ def resize(world: World, capacity: int) -> None:
     disk.tracking = None
 
 
+# -- replica disks that come and go -------------------------------------------------------------------------------
+
+
+def test_disk_of_the_replica_removed_by_hand_and_its_copy_cut_off(world: World) -> None:
+    """Digests of the restore point say nothing of a disk that was made empty after it."""
+    world.run_vm()
+    world.replica().disks.pop(0)
+    assert world.run_until(after("transfer write", 2)) is None
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert_newest_holds_the_source(world)
+
+
+def test_disk_resized_while_its_first_run_was_unfinished(world: World) -> None:
+    assert world.run_until(after("transfer recorded")) is None
+    resize(world, 50 * GRAIN)
+    world.source.guest_write(source(world), 0, 49 * GRAIN, b"tail")
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert_newest_holds_the_source(world)
+    assert len(world.replica().disks) == 2
+
+
+def test_disk_resized_while_a_later_run_was_unfinished(world: World) -> None:
+    world.job = replace(world.job, on_resize=OnResize.RESTART)
+    world.run_vm()
+    world.source.guest_write(source(world), 0, 0, b"changed" * 100)
+    world.source.guest_write(source(world), 0, 30 * GRAIN, b"changed" * 100)
+    assert world.run_until(after("transfer recorded")) is None
+    resize(world, 50 * GRAIN)
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert_newest_holds_the_source(world)
+    assert world.run_vm().result is Result.SUCCESS
+
+
+def add_disk_to_the_source(world: World) -> None:
+    vm = source(world)
+    vm.disks.append(world.source._new_disk("web-01", 2, 30 * GRAIN))
+    for grain in range(20):
+        world.source.guest_write(vm, 2, grain * GRAIN, bytes([grain + 1]) * GRAIN)
+
+
+def snapshot_by_hand(world: World) -> None:
+    world.target.create_snapshot(world.replica().ref, "by hand", "", quiesce=False)
+
+
+def test_disk_added_in_a_run_that_died_and_is_reverted(world: World) -> None:
+    """The revert takes the new disk off the replica: it is made again, in the same run."""
+    world.run_vm()
+    add_disk_to_the_source(world)
+    assert world.run_until(after("transfer recorded")) is None
+    snapshot_by_hand(world)
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert_newest_holds_the_source(world)
+    assert len(world.replica().disks) == 3
+
+
+def test_disk_removed_in_a_run_that_died_and_is_reverted(world: World) -> None:
+    """The revert brings the disk back: it goes again, and no restore point shows it."""
+    world.run_vm()
+    removed = source(world).disks.pop(0)
+    world.source.guest_write(source(world), 0, 0, bytes([5]) * 3 * GRAIN)
+    assert world.run_until(after("transfer recorded")) is None
+    snapshot_by_hand(world)
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert_newest_holds_the_source(world)
+    assert len(world.replica().disks) == 1
+    source(world).disks.insert(0, removed)
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert_newest_holds_the_source(world)
+
+
+def test_disk_added_to_a_vm_of_which_another_disk_is_left_out(world: World) -> None:
+    world.job = replace(world.job, on_not_replicable=OnNotReplicable.SKIP_DISK)
+    source(world).disks[0].mode = "independent_persistent"
+    assert world.run_vm().result is Result.SUCCESS
+    add_disk_to_the_source(world)
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert_newest_holds_the_source(world)
+
+
+def replica_disk_removed_by_hand(world: World) -> None:
+    world.replica().disks.pop(0)
+
+
+def source_disk_resized(world: World) -> None:
+    world.job = replace(world.job, on_resize=OnResize.RESTART)
+    resize(world, 50 * GRAIN)
+
+
+def another_disk_in_the_place(world: World) -> None:
+    """The same device key, another disk."""
+    disk = world.source._new_disk("web-01", 0, CAPACITY)
+    disk.base_path = disk.base_path.replace(".vmdk", "-new.vmdk")
+    source(world).disks[0] = disk
+    for grain in range(10, 30):
+        world.source.guest_write(source(world), 0, grain * GRAIN, bytes([grain]) * GRAIN)
+
+
+def replica_snapshot_by_hand(world: World) -> None:
+    add_disk_to_the_source(world)
+    world.run_until(after("transfer recorded"))
+    snapshot_by_hand(world)
+
+
+@pytest.mark.parametrize("steps", range(1, 46, 3))
+@pytest.mark.parametrize(
+    "change",
+    [
+        add_disk_to_the_source,
+        replica_disk_removed_by_hand,
+        source_disk_resized,
+        another_disk_in_the_place,
+        replica_snapshot_by_hand,
+    ],
+)
+def test_deaths_on_the_way_of_a_disk_that_changes(world: World, change: Callable[[World], None], steps: int) -> None:
+    world.run_vm()
+    sealed = world.restore_point_contents()
+    change(world)
+    for further in (0, 7):
+        if world.run_until(after("", steps + further)) is not None:
+            break
+        world.source.guest_write(source(world), 0, (steps % 30) * GRAIN, b"meanwhile")
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert_newest_holds_the_source(world)
+    assert len(world.replica().disks) == len(source(world).disks)
+    held = world.restore_point_contents()
+    assert all(held[point] == contents for point, contents in sealed.items() if point in held)
+    verified = world.engine().verify(world.repository.replicas()).vms[0]
+    assert verified.result is Result.SUCCESS, verified.error
+
+
 # -- restore points -----------------------------------------------------------------------------------------------
 
 
@@ -149,6 +289,36 @@ def test_restore_point_that_is_gone_does_not_count_for_what_is_kept(world: World
     report = world.run_vm()
     assert report.result is Result.FAILED
     assert (list(world.restore_point_contents()), report.removed_restore_points) == ([first], []), second
+
+
+def test_job_with_another_target_does_not_forget_the_replica(world: World) -> None:
+    first = world.run_vm().restore_point
+    other = MemorySite("dr2", world.clock)
+    engine = world.engine()
+    engine.sites = lambda name: {"prod": world.source, "dr": world.target, "dr2": other}[name]
+    job = replace(world.job, target="dr2", placement=replace(world.job.placement, datastore="dr2-ds"))
+    plan = engine.plan(job).vms[0]
+    [report] = engine.replicate(job).vms
+    assert (plan.result, report.result) == (Result.FAILED, Result.FAILED)
+    assert report.error is not None
+    assert "dr" in report.error.message
+    assert other.vms == {}
+    assert [point.id for point in folder(world).restore_points()] == [first]
+    assert world.run_vm().disks[0].kind is TransferKind.INCREMENTAL
+
+
+def test_restore_point_that_failed_verification_is_compared_by_the_next_run(world: World) -> None:
+    world.run_vm()
+    replica = world.replica()
+    for disks in (replica.disks, replica.snapshots[0].disks):
+        disks[0].disk.write(5 * GRAIN, b"rot")
+    assert world.engine().verify(world.repository.replicas()).vms[0].result is Result.FAILED
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert report.disks[0].kind is TransferKind.COMPARE
+    assert any("verification" in note for note in report.notes)
+    assert_newest_holds_the_source(world)
+    assert world.run_vm().disks[0].kind is TransferKind.INCREMENTAL
 
 
 # -- what must not stay behind, and what must be said -------------------------------------------------------------

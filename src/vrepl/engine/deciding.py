@@ -78,6 +78,8 @@ def _decide(
     newly_made = key in replica.newly_made
     last = known.last if plan.action is ReplicaAction.UPDATE else None
     point = last.disk(key) if last and not newly_made else None
+    if point is not None and (key in replica.record.empty_disks or point.target_key != replica_disk.key):
+        point = None  # it speaks of a disk that another one stands in the place of since
     unfinished = None
     if plan.action is ReplicaAction.UPDATE and not plan.revert_replica and not newly_made:
         unfinished = dict(known.unfinished).get(key)
@@ -88,7 +90,11 @@ def _decide(
         unfinished,
         digests_known=digests_known,
         leaf_is_sealed_state=newly_made
-        or (known.mapping is None and (plan.revert_replica or known.leaf_is_sealed_state)),
+        or (
+            known.mapping is None
+            and not known.verification_failed
+            and (plan.revert_replica or known.leaf_is_sealed_state)
+        ),
         made_empty=newly_made or (known.mapping is None and key in replica.record.empty_disks),
     )
     changed = []

@@ -77,6 +77,7 @@ def gather(
         unfinished=() if touched else tuple(unfinished.items()),
         digests_known=frozenset(_known_digests(folder, last)) if last else frozenset(),
         touched=touched,
+        verification_failed=last is not None and _failed_verification(folder, last),
     )
 
 
@@ -153,6 +154,11 @@ def _known_digests(folder: ReplicaFolder, last: RestorePoint) -> list[int]:
         if files.base is not None:
             known.append(disk.source_key)
     return known
+
+
+def _failed_verification(folder: ReplicaFolder, point: RestorePoint) -> bool:
+    verification = folder.verification(point.id)
+    return verification is not None and not verification.good
 
 
 def _touched(

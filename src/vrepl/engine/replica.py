@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from vrepl.engine.context import RunContext
 from vrepl.engine.knowledge import restore_point_snapshots
-from vrepl.model import Disk, ReplicaRecord, ReplicaSpec, VirtualMachine
+from vrepl.model import Disk, ReplicaRecord, ReplicaSpec, RestorePoint, VirtualMachine
 from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
 from vrepl.repository.commit_record import ReplicaMark
 from vrepl.repository.replica import ReplicaFolder
@@ -80,7 +80,7 @@ def _create(context: RunContext, folder: ReplicaFolder, plan: VmPlan) -> Prepare
         target_name=replica.name,
         source_name=plan.vm.name,
         job=context.job.name,
-        disk_keys=_match_disks([disk.disk for disk in plan.disks], replica),
+        disk_keys=_match_disks(plan.vm, [disk.disk for disk in plan.disks], replica),
         empty_disks=tuple(disk.disk.key for disk in plan.disks),
     )
     folder.save_record(record)
@@ -102,7 +102,7 @@ def _map(
         target_name=candidate.name,
         source_name=plan.vm.name,
         job=context.job.name,
-        disk_keys=_match_disks([disk.disk for disk in plan.disks], candidate),
+        disk_keys=_match_disks(plan.vm, [disk.disk for disk in plan.disks], candidate),
         empty_disks=(),
     )
     folder.save_record(record)
@@ -112,10 +112,14 @@ def _map(
     return PreparedReplica(record, target.read_vm(candidate.ref)), done
 
 
-def _match_disks(sources: list[Disk], replica: VirtualMachine) -> dict[int, int]:
-    """Source key -> replica key, by order: a new or a mapped replica has exactly these disks in this order."""
+def _match_disks(vm: VirtualMachine, sources: list[Disk], replica: VirtualMachine) -> dict[int, int]:
+    """Source key -> replica key, by place, or by order where a mapped replica has its disks in other places."""
     if len(sources) != len(replica.disks):
         raise AssertionError(f"replica {replica.name} has {len(replica.disks)} of {len(sources)} disks")
+    by_place = {_place(replica, disk): disk.key for disk in replica.disks}
+    places = {disk.key: _place(vm, disk) for disk in sources}
+    if len(by_place) == len(sources) and set(by_place) == set(places.values()):
+        return {key: by_place[place] for key, place in places.items()}
     return {source.key: made.key for source, made in zip(sources, replica.disks, strict=True)}
 
 
@@ -125,13 +129,11 @@ def _update(
     done: list[str] = []
     target = context.target
     if plan.revert_replica and known.last is not None:
-        target.revert_to_snapshot(replica.ref, restore_point_snapshots(replica)[known.last.id])
-        folder.discard_logs()
-        folder.clear_intent()
+        replica = _revert(context, folder, known.last, replica)
     done.extend(
         target.reconcile_replica(replica.ref, plan.vm.hardware, context.job.placement, keep_macs=context.job.keep_macs)
     )
-    keys, newly_made = _reconcile_disks(context, plan, folder.record.disk_keys, replica, done)
+    keys, newly_made = _reconcile_disks(context, folder, plan, replica, done)
     fresh = target.read_vm(replica.ref)
     record = replace(
         folder.record,
@@ -139,11 +141,30 @@ def _update(
         target_name=fresh.name,
         job=context.job.name,
         disk_keys=keys,
-        empty_disks=(*(key for key in folder.record.empty_disks if key in keys and key not in newly_made), *newly_made),
+        empty_disks=tuple(key for key in folder.record.empty_disks if key in keys),
     )
     if record != folder.record:
         folder.save_record(record)
     return PreparedReplica(record, fresh, frozenset(newly_made)), done
+
+
+def _revert(
+    context: RunContext, folder: ReplicaFolder, point: RestorePoint, replica: VirtualMachine
+) -> VirtualMachine:
+    """Back to a restore point, its disks included. Those that were added since go first: else their files stay."""
+    target = context.target
+    snapshot_ref = restore_point_snapshots(replica)[point.id]
+    sealed = {disk.base_path for disk in target.read_snapshot(snapshot_ref).disks}
+    for key in folder.record.disk_keys.values():
+        disk = replica.disk(key)
+        if disk is not None and disk.base_path not in sealed:
+            target.remove_replica_disk(replica.ref, key)
+    target.revert_to_snapshot(replica.ref, snapshot_ref)
+    keys = {disk.source_key: disk.target_key for disk in point.disks}
+    folder.save_record(replace(folder.record, disk_keys=keys, empty_disks=()))
+    folder.discard_logs()
+    folder.clear_intent()
+    return target.read_vm(replica.ref)
 
 
 def _disk_in_its_place(
@@ -162,9 +183,10 @@ def _place(vm: VirtualMachine, disk: Disk) -> tuple[str, int, int]:
 
 
 def _reconcile_disks(
-    context: RunContext, plan: VmPlan, known_keys: Mapping[int, int], replica: VirtualMachine, done: list[str]
+    context: RunContext, folder: ReplicaFolder, plan: VmPlan, replica: VirtualMachine, done: list[str]
 ) -> tuple[dict[int, int], list[int]]:
     """Add what the source has and the replica lacks, and take away what the source no longer has."""
+    known_keys = folder.record.disk_keys
     keys = dict(known_keys)
     newly_made: list[int] = []
     wanted = {disk.disk.key for disk in plan.disks}
@@ -176,7 +198,7 @@ def _reconcile_disks(
         if source_key not in wanted or source_key in replaced:
             del keys[source_key]
     spec = _spec(context, plan)
-    for position, disk_plan in enumerate(plan.disks):
+    for disk_plan in plan.disks:
         source_key = disk_plan.disk.key
         if source_key in keys and replica.disk(keys[source_key]) is not None:
             continue
@@ -185,10 +207,14 @@ def _reconcile_disks(
         if left is not None:
             # What a run added that died before it could record it, or a rebuilt repository does not know.
             keys[source_key] = left.key
+            _note_empty(folder, source_key, empty=False)
             done.append(f"{left.title} of the replica stands where {disk_plan.disk.title} belongs: it is compared")
             continue
         before = {disk.key for disk in now.disks}
-        after = context.target.add_replica_disk(replica.ref, spec, position)
+        # Before it is there: vSphere may give it the key of the disk that it replaces.
+        folder.forget_disk(source_key)
+        _note_empty(folder, source_key, empty=True)
+        after = context.target.add_replica_disk(replica.ref, spec, disk_plan.disk.index)
         made = [disk.key for disk in after.disks if disk.key not in before]
         if len(made) != 1:
             raise AssertionError(f"adding one disk to {replica.name} made {len(made)}")
@@ -196,3 +222,11 @@ def _reconcile_disks(
         newly_made.append(source_key)
         done.append(f"added {disk_plan.disk.title} to the replica")
     return keys, newly_made
+
+
+def _note_empty(folder: ReplicaFolder, source_key: int, *, empty: bool) -> None:
+    """Put on record whether the replica's disk is one that vrepl makes empty."""
+    others = tuple(key for key in folder.record.empty_disks if key != source_key)
+    known = (*others, source_key) if empty else others
+    if known != folder.record.empty_disks:
+        folder.save_record(replace(folder.record, empty_disks=known))

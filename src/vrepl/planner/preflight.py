@@ -15,6 +15,7 @@ class ConflictKind(StrEnum):
     REPLICA_NAME_TAKEN = "replica-name-taken"
     REPLICA_POWERED_ON = "replica-powered-on"
     REPLICA_STATE = "replica-state"
+    OTHER_TARGET = "other-target"
     DISK_RESIZED = "disk-resized"
     QUIESCE = "quiesce"
     NO_SPACE = "no-space"

@@ -10,6 +10,7 @@ from vrepl.extents import total
 from vrepl.model import (
     Datastore,
     Disk,
+    DiskPoint,
     JobSettings,
     OnNotReplicable,
     OnResize,
@@ -91,6 +92,8 @@ class ReplicaKnowledge:
     """A VM of the replica's name that a dead run registered for this source and never sealed anything on."""
     touched: str | None = None
     """How the replica's leaf was changed by hand, if it was."""
+    verification_failed: bool = False
+    """The last restore point was read back and did not hold what it should: its digests say nothing of the leaf."""
 
     @property
     def last(self) -> RestorePoint | None:
@@ -101,6 +104,20 @@ class ReplicaKnowledge:
         if self.record is None or self.replica is None:
             return True
         return source_key not in self.record.disk_keys or source_key in self.record.empty_disks
+
+    def disk_point(self, source_key: int) -> DiskPoint | None:
+        """The disk in the last restore point; None where the replica has another one in its place since."""
+        point = self.last.disk(source_key) if self.last else None
+        if point is None or self.record is None or self.replica is None or self.touched:
+            return point
+        same = self.record.disk_keys.get(source_key) == point.target_key and source_key not in self.record.empty_disks
+        return point if same and self.replica.disk(point.target_key) else None
+
+    def made_for_another_size(self, disk: Disk) -> bool:
+        """Whether the replica's disk for this source disk has another capacity."""
+        key = self.record.disk_keys.get(disk.key) if self.record else None
+        made = self.replica.disk(key) if self.replica and key is not None else None
+        return made is not None and made.capacity != disk.capacity
 
     @property
     def leaf_is_sealed_state(self) -> bool:
@@ -131,6 +148,7 @@ def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> Vm
         if known.record:
             notes.append(f"the replica {known.record.target_name} is gone from the target: it starts anew")
         known = replace(known, restore_points=(), lost_restore_points=(), unfinished=(), digests_known=frozenset())
+    conflict = conflict or _target_conflict(job, known)
     conflict = conflict or _replica_conflict(vm, replica_name, known) or _quiesce_conflict(vm, job)
     if known.lost_restore_points:
         names = ", ".join(point.id for point in known.lost_restore_points)
@@ -212,6 +230,17 @@ def _choose_disks(vm: VirtualMachine, job: JobSettings) -> tuple[list[Disk], lis
     )
 
 
+def _target_conflict(job: JobSettings, known: ReplicaKnowledge) -> Conflict | None:
+    if known.record is None or known.record.target_site == job.target:
+        return None
+    return Conflict(
+        ConflictKind.OTHER_TARGET,
+        f"its replica {known.record.target_name} is at site {known.record.target_site}, and job {job.name} replicates "
+        f"to {job.target}: its restore points would be forgotten",
+        f'set target = "{known.record.target_site}" in the job, or use a repository of its own for {job.target}',
+    )
+
+
 def _replica_conflict(vm: VirtualMachine, replica_name: str, known: ReplicaKnowledge) -> Conflict | None:
     if known.replica is None:
         if known.name_taken_by:
@@ -243,11 +272,18 @@ def _plan_disks(
     notes: list[str] = []
     conflict: Conflict | None = None
     unfinished = {} if revert else dict(known.unfinished)
-    leaf_is_sealed_state = known.mapping is None and (revert or known.leaf_is_sealed_state)
+    leaf_is_sealed_state = (
+        known.mapping is None and not known.verification_failed and (revert or known.leaf_is_sealed_state)
+    )
+    if known.verification_failed:
+        notes.append("the last restore point failed its verification: both sides are read")
     for disk in disks:
-        point = known.last.disk(disk.key) if known.last else None
-        replaced = False
-        if known.last is not None and point is None:
+        point = known.disk_point(disk.key)
+        # A disk of which nothing is sealed may go, for no restore point needs it.
+        replaced = point is None and known.mapping is None and known.made_for_another_size(disk)
+        if replaced:
+            notes.append(f"{disk.title} was resized since its copy began: the replica gets a new disk in its place")
+        if known.last is not None and known.last.disk(disk.key) is None:
             notes.append(f"{disk.title} was added since the last restore point")
         if point is not None and point.capacity != disk.capacity:
             resized = f"{disk.title} was resized from {point.capacity} to {disk.capacity} bytes"

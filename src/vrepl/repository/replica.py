@@ -6,7 +6,7 @@ import datetime as dt
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vrepl.errors import NotFoundError, RepositoryError
@@ -178,6 +178,16 @@ class ReplicaFolder:
         known = self._restore_point_ids()
         for disk in self._disks():
             disk.discard(known)
+            disk.remove_if_empty()
+
+    def forget_disk(self, disk_key: int) -> None:
+        """The replica's disk is gone: what an unfinished run did to it counts no more. Its digests stay."""
+        intent = self.intent()
+        if intent is not None and intent.disk(disk_key) is not None:
+            self.save_intent(replace(intent, disks=tuple(one for one in intent.disks if one.source_key != disk_key)))
+        disk = self._disk(disk_key)
+        if disk.path.is_dir():
+            remove_file(disk.log)
             disk.remove_if_empty()
 
     def seal(self, restore_point: RestorePoint) -> None:
