@@ -6,10 +6,14 @@ started a failure instead of a skip.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import socket
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +25,18 @@ if TYPE_CHECKING:
 
 LAB_FIXTURES = {"lab", "start_lab", "start_shared_lab"}
 MIB = 1024 * 1024
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+"""netdevice(7)"""
+
+
+def pytest_configure() -> None:
+    """Where the network is cut off by an empty namespace, even 127.0.0.1 is down: bring it up, if we may."""
+    name = b"lo".ljust(16, b"\0")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, suppress(OSError):
+        answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, name + bytes(24))
+        (flags,) = struct.unpack_from("<H", answer, 16)
+        if not flags & IFF_UP:
+            fcntl.ioctl(any_socket, SIOCSIFFLAGS, name + struct.pack("<H22x", flags | IFF_UP))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
