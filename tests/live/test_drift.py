@@ -239,6 +239,20 @@ def test_users_snapshots_come_and_go(runs: Runs, prod: Any) -> None:
     assert names_in(vm) == ["again"]
 
 
+def test_change_tracking_enabled_beside_a_snapshot_is_not_believed(runs: Runs, prod: Any) -> None:
+    vm = vm_named(prod, "web-01")
+    reconfigure(vm, changeTrackingEnabled=False)
+    wait(vm.CreateSnapshot_Task(name="mine", description="", memory=False, quiesce=False))
+    reconfigure(vm, changeTrackingEnabled=True)
+    runs.write(4)
+    report = runs.replicate()
+    assert kinds(report) == ["compare", "compare"]
+    assert noted(report, "CBT was enabled while the snapshot mine existed")
+    assert_replicated(runs, report)
+    runs.write(5)
+    assert kinds(runs.replicate()) == ["compare", "compare"]
+
+
 # -- at the target ----------------------------------------------------------------------------------------------------
 
 

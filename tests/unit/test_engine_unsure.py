@@ -121,6 +121,25 @@ def test_a_disk_that_a_dead_run_added_is_found_again_and_compared(world: World) 
     assert world.replica().disks[1].disk.content() == vm.disks[1].disk.content()
 
 
+def test_cbt_that_was_enabled_beside_a_snapshot_is_not_believed(world: World) -> None:
+    vm = source(world)
+    world.source.create_snapshot(vm.ref, "mine", "", quiesce=False)
+    world.run_vm()
+    vm.cbt_enabled = True  # by hand: vrepl would not
+    for _ in range(2):
+        report = world.run_vm()
+        assert report.disks[0].kind is TransferKind.COMPARE
+        assert any("CBT was enabled while the snapshot mine existed" in note for note in report.notes)
+    world.source.remove_snapshot(vm.ref, vm.snapshots[0].ref)
+    assert world.run_vm().disks[0].kind is TransferKind.COMPARE
+    world.source.guest_write(vm, 0, 3 * GRAIN, b"later")
+    report = world.run_vm()
+    assert (report.disks[0].kind, report.disks[0].bytes_moved) == (TransferKind.INCREMENTAL, GRAIN)
+    world.source.create_snapshot(vm.ref, "taken with CBT on", "", quiesce=False)
+    assert world.run_vm().disks[0].kind is TransferKind.INCREMENTAL
+    assert_equal(world)
+
+
 # -- mapping ----------------------------------------------------------------------------------------------------------
 
 
