@@ -356,7 +356,7 @@ def test_a_disk_may_be_left_out_but_never_silently() -> None:
         ({"name": "www-01"}, {}, "renamed from web-01 to www-01"),
         ({"disks": (disk(), disk(2001))}, {}, "disk 1 (Hard disk 2) was added"),
         ({}, {"restore_points": (point("1", disk_point(disk()), disk_point(disk(2001))),)}, "was removed from the"),
-        ({}, {"lost_restore_points": (point("0"),)}, "removed by hand are forgotten: 0"),
+        ({}, {"lost_restore_points": (point("0"),)}, "gone from the replica are forgotten: 0"),
         ({}, {"replica": None}, "is gone from the target"),
         ({}, {"touched": "the replica was written"}, "the replica was written: the replica is reverted to"),
         ({"cbt_enabled": False, "snapshots": (SNAPSHOT,)}, {}, "cannot be enabled while the source has snapshots"),

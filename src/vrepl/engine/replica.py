@@ -148,9 +148,7 @@ def _update(
     return PreparedReplica(record, fresh, frozenset(newly_made)), done
 
 
-def _revert(
-    context: RunContext, folder: ReplicaFolder, point: RestorePoint, replica: VirtualMachine
-) -> VirtualMachine:
+def _revert(context: RunContext, folder: ReplicaFolder, point: RestorePoint, replica: VirtualMachine) -> VirtualMachine:
     """Back to a restore point, its disks included. Those that were added since go first: else their files stay."""
     target = context.target
     snapshot_ref = restore_point_snapshots(replica)[point.id]

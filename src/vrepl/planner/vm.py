@@ -152,7 +152,7 @@ def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> Vm
     conflict = conflict or _replica_conflict(vm, replica_name, known) or _quiesce_conflict(vm, job)
     if known.lost_restore_points:
         names = ", ".join(point.id for point in known.lost_restore_points)
-        notes.append(f"restore points whose snapshots were removed by hand are forgotten: {names}")
+        notes.append(f"restore points whose snapshots are gone from the replica are forgotten: {names}")
     revert = known.touched is not None and known.last is not None
     if known.leftover:
         notes.append(f"a dead run left the half-made replica {known.leftover.name}: it is removed and made anew")

@@ -309,7 +309,9 @@ class MoverProcess:
         except MoverError as error:
             self._stderr.append(error.message)
             self.kill()
-        self._inbox.replies.put(None)
+        finally:
+            # Also where a view of the progress fails: whoever waits for a reply must not wait for ever.
+            self._inbox.replies.put(None)
 
     def _listen(self) -> None:
         """Thread: whatever the mover and its libraries print."""
