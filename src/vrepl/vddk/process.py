@@ -309,9 +309,11 @@ class MoverProcess:
         except MoverError as error:
             self._stderr.append(error.message)
             self.kill()
-        finally:
-            # Also where a view of the progress fails: whoever waits for a reply must not wait for ever.
-            self._inbox.replies.put(None)
+        except Exception as error:  # a view of the progress failed: whoever waits for a reply must not wait for ever
+            logger.exception("messages of data mover %d cannot be read any more", self.pid)
+            self._stderr.append(f"{type(error).__name__}: {error}")
+            self.kill()
+        self._inbox.replies.put(None)
 
     def _listen(self) -> None:
         """Thread: whatever the mover and its libraries print."""
