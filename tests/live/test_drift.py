@@ -282,7 +282,7 @@ def test_replicas_snapshots_removed_by_hand(runs: Runs, dr: Any) -> None:
     wait(oldest.snapshot.RemoveSnapshot_Task(removeChildren=False))
     runs.write(3)
     report = runs.replicate()
-    assert noted(report, "removed by hand")
+    assert noted(report, "gone from the replica")
     assert (kinds(report), moved(report)) == (["incremental", "incremental"], GRAIN)
     assert_replicated(runs, report)
     kept = [one["id"] for one in runs.json("restore-points", "web-01")["restore_points"]]
