@@ -96,7 +96,7 @@ def test_a_run_killed_at_60_percent_goes_on_there(start_runs: StartRuns, first_r
         runs.write(0, count=16 * 84)
     planned = len(runs.source().grains) * GRAIN
     before = runs.written_on_target()
-    runs.lab.set("prod.bandwidth_mib_s=16", "lock_linger_s=0")
+    runs.lab.set("prod.bandwidth_mib_s=12", "lock_linger_s=0")
     runs.kill_when(lambda: runs.written_on_target() - before >= 0.6 * planned)
     runs.lab.set("prod.bandwidth_mib_s=0")
     assert runs.plan()["disks"][0]["resumed"]
