@@ -102,7 +102,13 @@ class DigestJudge:
             for grain, value, known in zip(block.grains, digests, self._known(block.grains), strict=True)
             if known != value or (anything_dirty and dirty.holds(grain[0] * GRAIN))
         ]
-        return coalesce(wanted, self._split_zeros) if wanted else []
+        if not wanted:
+            return []
+        if len(wanted) == len(block.grains) and len(block.pieces) == 1 and not self._split_zeros:
+            (piece,) = block.pieces
+            if piece.length == block.wanted:  # all of one piece without gaps: most blocks of a full copy
+                return [Run(*piece, zeros=False)]
+        return coalesce(wanted, self._split_zeros)
 
     def _known(self, grains: Sequence[GrainAt]) -> Sequence[bytes | None]:
         """What the parent's digests say of these grains; what stands for "unknown" equals no digest."""
