@@ -341,24 +341,24 @@ def test_a_repository_that_cannot_be_written(then: str, words: tuple[str, ...], 
 
 def test_a_second_run_of_a_job(user: BadInput) -> None:
     """It ends with 11 and says who holds the lock; with --lock-wait it waits, and runs."""
-    user.run("replicate", "demo", "--vm", "app-01")
-    user.lab.write_random("prod", "app-01", 0, 0, 2 << 20, "second run")
+    user.run("replicate", "demo", "--vm", "web-01")
+    user.lab.write_random("prod", "web-01", 0, 0, 12 << 20, "second run")
     user.lab.set("bandwidth_mib_s=1")
     first = subprocess.Popen(
-        [*VREPL, "-v", "--config", str(user.lab.config_file), "replicate", "demo", "--vm", "app-01"],
+        [*VREPL, "-v", "--config", str(user.lab.config_file), "replicate", "demo", "--vm", "web-01"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert first.stderr is not None
     for line in first.stderr:
-        if "app-01: transfer" in line:
+        if "web-01: transfer" in line:
             break
     refused = user.run("replicate", "demo")
-    expect(refused, 11, f"job demo is locked by pid {first.pid} on ", "replicate demo --vm app-01", "wait until")
+    expect(refused, 11, f"job demo is locked by pid {first.pid} on ", "replicate demo --vm web-01", "wait until")
     expect(user.run("replicate", "demo", "--lock-wait", "1s"), 11, "job demo is locked by")
     user.lab.set("bandwidth_mib_s=0")
-    waited = user.run("replicate", "demo", "--vm", "app-01", "--lock-wait", "10m")
+    waited = user.run("replicate", "demo", "--vm", "web-01", "--lock-wait", "10m")
     assert waited.returncode == 0, waited.stderr
     first.communicate(timeout=60)
     assert first.returncode == 0
