@@ -10,7 +10,7 @@ from vrepl.engine.context import RunContext
 from vrepl.engine.gate import End
 from vrepl.errors import DiskError, InterruptedRunError, TransportModeError, VreplError, VsphereError
 from vrepl.extents import Extent, intersect, subtract, total, union
-from vrepl.model import Disk, SnapshotState, TransportMode, TransportPlan, VirtualMachine
+from vrepl.model import Disk, SnapshotState, TransferKind, TransportMode, TransportPlan, VirtualMachine
 from vrepl.planner.disks import DiskDecision, issued_extents
 from vrepl.ports import DigestFiles, DiskAddress, TransferOrder, TransferProgress, TransferResult
 from vrepl.report.model import DiskReport, SideTransport
@@ -92,7 +92,7 @@ def first_intent(move: DiskMove) -> DiskIntent:
         parent_restore_point_id=move.parent_restore_point_id,
         fresh=move.decision.fresh,
         dirty=move.decision.dirty,
-        allocated_only=move.decision.whole_disk,
+        allocated_only=move.decision.kind is not TransferKind.INCREMENTAL,
         source_disk_uuid=move.source_disk.uuid,
         source_base_path=move.source_disk.base_path,
         compares_with_target=move.decision.compare_with_target,
