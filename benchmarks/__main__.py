@@ -12,18 +12,29 @@ from pathlib import Path
 
 import benchmarks
 
+LOAD_BEFORE = round(os.getloadavg()[0], 2)
+"""Runnable processes of this machine over the last minute: well below one, if the figures are to mean something."""
+ADMISSION = "admission_makespan_vs_bound"
 LATEST = Path(__file__).parent / "results" / "latest.json"
 
 
 def write_latest(results: dict[str, dict[str, object]]) -> None:
-    """Keep the figures of this run, over those of an earlier one for what did not run."""
-    before = json.loads(LATEST.read_text())["ratios"] if LATEST.is_file() else {}
-    ratios = before | results.get("datapath", {})
+    """Keep the figures of this run: those of the data path as a whole (a peer that is not there has none)."""
+    latest = json.loads(LATEST.read_text()) if LATEST.is_file() else {"machine": {}, "ratios": {}}
+    if "datapath" in results:
+        figures = dict(results["datapath"])
+        latest["machine"] = {
+            "processors": os.cpu_count(),
+            "kernel": platform.release(),
+            "python": platform.python_version(),
+            "files": "memory (tmpfs)" if figures.pop("files_in_memory") else "disk",
+            "load_before": LOAD_BEFORE,
+        }
+        latest["ratios"] = {key: value for key, value in latest["ratios"].items() if key == ADMISSION} | figures
     if "admission" in results:
-        ratios["admission_makespan_vs_bound"] = results["admission"]["ratio"]
-    machine = {"processors": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()}
+        latest["ratios"][ADMISSION] = results["admission"]["ratio"]
     LATEST.parent.mkdir(exist_ok=True)
-    LATEST.write_text(json.dumps({"machine": machine, "ratios": ratios}, indent=2) + "\n")
+    LATEST.write_text(json.dumps(latest, indent=2) + "\n")
 
 
 def main(names: list[str]) -> int:

@@ -24,10 +24,11 @@ from typing import Any
 CONTRACT = Path(__file__).parents[1] / "tests" / "contract"
 sys.path.insert(0, str(CONTRACT))
 
-from fake_nfc import GRAIN, THUMBPRINT, FakeNfc  # noqa: E402
+from fake_nfc import GRAIN, PASSWORD, THUMBPRINT, FakeNfc  # noqa: E402
 from vddk_site import SOURCE, TARGET, VddkSite, make_site  # noqa: E402
 from vixdisklib_lab import FakeLab, compile_library, compilers  # noqa: E402
 
+from benchmarks import _nbdcopy  # noqa: E402
 from vrepl.extents import Extent, from_grains  # noqa: E402
 from vrepl.ports import DigestFiles, TransferOrder, TransferResult, VerifyOrder  # noqa: E402
 from vrepl.vddk.movers import VddkMovers  # noqa: E402
@@ -74,6 +75,13 @@ class Bench:
         grains[: length // GRAIN] = b"\1" * (length // GRAIN)
         Path(f"{site.source.links[0]}-grains.map").write_bytes(grains)
 
+    def replace_site(self, capacity: int, filled: int) -> VddkSite:
+        """Other disks in the place of those so far."""
+        self.lab.nfc.disks.clear()
+        self.site = make_site(self.lab, capacity, {})
+        self.fill(self.site, filled)
+        return self.site
+
     def empty_target(self, site: VddkSite) -> None:
         """As a replica's disk is when it has just been made."""
         with site.target.flat().open("r+b") as file:
@@ -115,6 +123,18 @@ class Bench:
         return measured
 
 
+def files_on() -> Path | None:
+    """Where the disks' files lie: in memory if there is room, so that this machine's disk is not what is measured."""
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        return None
+    free = min(shutil.disk_usage(SHARED_MEMORY).free, _available_memory())
+    return SHARED_MEMORY if free > 5 * CAPACITY else None
+
+
+def _available_memory() -> int:
+    return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+
+
 def pids(movers: VddkMovers) -> list[int]:
     found = []
     for _, mover in movers._idle:
@@ -149,14 +169,18 @@ def in_turn(*measure: Callable[[], float], repeats: int = REPEATS) -> list[float
 
 def run() -> dict[str, object]:
     """The ratios; which way is good, and how good they are to be, is in the README's table."""
-    base = SHARED_MEMORY if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK) else None
+    base = files_on()
     folder = Path(tempfile.mkdtemp(prefix="vrepl-bench-", dir=base))
     bench = Bench(folder)
     try:
         ratios: dict[str, object] = {}
-        for part in (copying, latency, small_changes, pair, sparse, throttle):
+        for part in (copying, peer, latency, small_changes, pair, sparse, throttle):
             ratios |= part(bench)
-        return ratios | {"peak_memory_mib": round(bench.peak_memory_mib, 1), "disk_mib": CAPACITY // MIB}
+        return ratios | {
+            "peak_memory_mib": round(bench.peak_memory_mib, 1),
+            "disk_mib": CAPACITY // MIB,
+            "files_in_memory": base is not None,
+        }
     finally:
         bench.nfc.close()
         shutil.rmtree(folder)
@@ -206,6 +230,45 @@ def copying(bench: Bench) -> dict[str, object]:
     }
 
 
+def peer(bench: Bench) -> dict[str, object]:
+    """The same copy by nbdkit's vddk plugin and nbdcopy; nothing where they are not on this machine."""
+    if not _nbdcopy.available():
+        return {}
+    site = bench.site
+    used: dict[str, list[float]] = {"ours": [], "theirs": []}
+    with movers_of(site) as movers:
+        movers.probe(site.address(SOURCE))
+        (pid,) = pids(movers)
+
+        def ours() -> float:
+            bench.empty_target(site)
+            before = cpu_seconds(pid)
+            seconds = bench.transfer(movers, site.order()).seconds
+            used["ours"].append(cpu_seconds(pid) - before)
+            return seconds
+
+        def theirs() -> float:
+            bench.empty_target(site)
+            bench.lab.set(allocated_supported=2)  # nbdkit asks from another thread than the one that opened
+            copied = _nbdcopy.copy(bench.folder, PASSWORD, THUMBPRINT, SOURCE, TARGET)
+            bench.lab.set()
+            used["theirs"].append(copied["cpu"])
+            return copied["seconds"]
+
+        def limit() -> float:
+            bench.empty_target(site)
+            return bench.bare()["seconds"]
+
+        mine, other, bare = in_turn(ours, theirs, limit, repeats=3)
+    cpu = {name: statistics.median(seconds) for name, seconds in used.items()}
+    return {
+        "copy_vs_nbdcopy": round(other / mine, 3),
+        "cpu_vs_nbdcopy": round(cpu["ours"] / cpu["theirs"], 3),
+        "limit_vs_nbdcopy": round(other / bare, 3),
+        "nbdcopy_cpu_s_per_gib": round(cpu["theirs"] / (CAPACITY / 2**30), 3),
+    }
+
+
 def latency(bench: Bench) -> dict[str, object]:
     """What is left of a bandwidth of 500 MB/s per handle when every call takes 1 or 5 ms."""
     found: dict[str, object] = {}
@@ -220,11 +283,15 @@ def latency(bench: Bench) -> dict[str, object]:
 
 
 def small_changes(bench: Bench) -> dict[str, object]:
-    """1 % of the grains, scattered, against the time that so many bytes take in a full copy; 1 ms, 500 MB/s."""
-    site = bench.site
-    count = CAPACITY // GRAIN
+    """1 % of the grains of a disk twice as large, scattered, against the time that so many bytes take in a full copy.
+
+    1 ms, 500 MB/s.
+    """
+    capacity = 2 * CAPACITY
+    site = bench.replace_site(capacity, capacity)
+    count = capacity // GRAIN
     grains = random.Random(3).sample(range(count), count // 100)
-    regions = from_grains(grains, CAPACITY)
+    regions = from_grains(grains, capacity)
     with movers_of(site) as movers:
         movers.probe(site.address(SOURCE))
         bench.lab.set(latency_us=1000, bandwidth_bytes_s=RATE)
@@ -234,6 +301,7 @@ def small_changes(bench: Bench) -> dict[str, object]:
             repeats=3,
         )
         bench.lab.set()
+    bench.replace_site(CAPACITY, CAPACITY)
     return {"incremental_1pct_vs_full_rate": round(small / (full * len(grains) / count), 3)}
 
 
@@ -250,17 +318,13 @@ def pair(bench: Bench) -> dict[str, object]:
 
 def sparse(bench: Bench) -> dict[str, object]:
     """1 TiB of which as much is allocated as a whole disk of the other rows holds."""
-    huge = 1 << 40
     small_order = bench.site.order()
     with movers_of(bench.site) as movers:
         small = bench.transfer(movers, small_order).seconds
-    site = make_site(bench.lab, huge, {})
-    bench.fill(site, CAPACITY)
+    site = bench.replace_site(1 << 40, CAPACITY)
     with movers_of(site) as movers:
         result = bench.transfer(movers, site.order())
-    bench.lab.nfc.disks.clear()
-    bench.site = make_site(bench.lab, CAPACITY, {})
-    bench.fill(bench.site, CAPACITY)
+    bench.replace_site(CAPACITY, CAPACITY)
     return {
         "sparse_1tib_extra_s": round(result.seconds - small, 2),
         "sparse_1tib_read_vs_allocated": round(result.bytes_read / CAPACITY, 4),
