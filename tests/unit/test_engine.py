@@ -415,3 +415,22 @@ def test_repository_that_was_lost_is_rebuilt_and_the_next_run_is_incremental(wor
     assert "both sides are read" in report.disks[0].reason
     assert report.disks[0].bytes_moved == 0
     assert world.engine().verify(world.repository.replicas()).vms[0].result is Result.SKIPPED
+
+
+def test_skip_disk_leaves_a_disk_out_but_saves_no_vm_that_takes_no_snapshot(world: World) -> None:
+    from vrepl.model import OnNotReplicable
+
+    source(world).disks[1].mode = "independent_persistent"
+    refused = world.run_vm()
+    assert refused.result is Result.FAILED
+    assert not any("left out" in note for note in refused.notes)
+    world.job = replace(world.job, on_not_replicable=OnNotReplicable.SKIP_DISK)
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert [disk.index for disk in report.disks] == [0]
+    assert any("left out" in note for note in report.notes)
+    source(world).template = True
+    report = world.run_vm()
+    assert report.result is Result.FAILED
+    assert report.error is not None
+    assert "template" in report.error.message

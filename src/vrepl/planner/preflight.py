@@ -49,8 +49,11 @@ def unreplicable_disk_reason(disk: Disk) -> str | None:
     return None
 
 
-def not_replicable_reason(vm: VirtualMachine) -> str | None:
-    """Why the VM as a whole cannot be replicated; None if it can."""
+def no_snapshot_reason(vm: VirtualMachine) -> str | None:
+    """Why nothing of the VM can be replicated, whichever disks are left out; None if something can.
+
+    Sources: vSphere's "Limitations of Virtual Machine Snapshots" (bus sharing); KB 1034165 (multi-writer disks).
+    """
     if vm.template:
         return "it is a template"
     if not vm.disks:
@@ -59,7 +62,11 @@ def not_replicable_reason(vm: VirtualMachine) -> str | None:
     for disk in vm.disks:
         if disk.controller_key in shared_buses:
             return f"{disk.title} is on a controller with bus sharing, whose VM takes no snapshot"
-        reason = unreplicable_disk_reason(disk)
-        if reason:
-            return reason
+        if disk.sharing == "sharingMultiWriter" and not disk.mode.startswith("independent"):
+            return f"{disk.title} is a multi-writer disk, of which no snapshot can be taken"
     return None
+
+
+def not_replicable_reason(vm: VirtualMachine) -> str | None:
+    """Why the VM cannot be replicated with all of its disks; None if it can."""
+    return no_snapshot_reason(vm) or next(filter(None, map(unreplicable_disk_reason, vm.disks)), None)

@@ -23,7 +23,7 @@ from vrepl.model import (
 )
 from vrepl.planner.disks import DiskDecision, UnfinishedDisk, decide_disk
 from vrepl.planner.mapping import MappingRequest, mapping_conflict
-from vrepl.planner.preflight import Conflict, ConflictKind, not_replicable_reason, unreplicable_disk_reason
+from vrepl.planner.preflight import Conflict, ConflictKind, no_snapshot_reason, unreplicable_disk_reason
 
 MIB = 1024 * 1024
 MINIMUM_HARDWARE_VERSION_FOR_CBT = 7
@@ -206,28 +206,18 @@ def _quiesce_conflict(vm: VirtualMachine, job: JobSettings) -> Conflict | None:
 
 
 def _choose_disks(vm: VirtualMachine, job: JobSettings) -> tuple[list[Disk], list[tuple[Disk, str]], Conflict | None]:
-    reason = not_replicable_reason(vm)
-    if reason is None:
-        return list(vm.disks), [], None
-    carried: list[Disk] = []
-    left_out: list[tuple[Disk, str]] = []
-    for disk in vm.disks:
-        disk_reason = unreplicable_disk_reason(disk)
-        if disk_reason is None:
-            carried.append(disk)
-        else:
-            left_out.append((disk, disk_reason))
-    if job.on_not_replicable is OnNotReplicable.SKIP_DISK and left_out and carried:
+    """The disks to carry, those that the job lets go with their reasons, and what forbids it all."""
+    reason = no_snapshot_reason(vm)
+    if reason is not None:
+        hint = "take the VM out of the job, or change what stands in the way"
+        return [], [], Conflict(ConflictKind.NOT_REPLICABLE, f"cannot be replicated: {reason}", hint)
+    judged = [(disk, unreplicable_disk_reason(disk)) for disk in vm.disks]
+    carried = [disk for disk, obstacle in judged if obstacle is None]
+    left_out = [(disk, obstacle) for disk, obstacle in judged if obstacle is not None]
+    if not left_out or (carried and job.on_not_replicable is OnNotReplicable.SKIP_DISK):
         return carried, left_out, None
-    return (
-        carried,
-        left_out,
-        Conflict(
-            ConflictKind.NOT_REPLICABLE,
-            f"cannot be replicated: {reason}",
-            'take the VM out of the job, change the disk, or set on_not_replicable = "skip-disk" to leave the disk out',
-        ),
-    )
+    hint = 'take the VM out of the job, change the disk, or set on_not_replicable = "skip-disk" to leave the disk out'
+    return carried, [], Conflict(ConflictKind.NOT_REPLICABLE, f"cannot be replicated: {left_out[0][1]}", hint)
 
 
 def _target_conflict(job: JobSettings, known: ReplicaKnowledge) -> Conflict | None:
