@@ -18,10 +18,10 @@ from vrepl.transport.grains import ZERO_DIGEST
 
 SHARE = 50
 """A step of the log is due at the earliest after this many times what the last one took."""
-PARTS = 32
+PARTS = 64
 SHARE_OF_A_PART = 5
 """Where a disk is slow to sync, a short transfer would come to its end before a checkpoint pays. So one is due sooner
-once a 32nd of the transfer is settled: this costs 32 checkpoints at the most, and a kill no larger part than that."""
+once a 64th of the transfer is settled: this costs 64 checkpoints at the most, and a kill no larger part than that."""
 LEAST_SECONDS = 0.1
 MOST_SECONDS = 5.0
 LEAST_BYTES = 4 * MIB
@@ -91,7 +91,7 @@ class Journal:
         if waited >= MOST_SECONDS:
             return True
         share = SHARE if self._bytes < self._planned // PARTS else min(SHARE, SHARE_OF_A_PART)
-        return self._bytes >= LEAST_BYTES and waited >= max(LEAST_SECONDS, share * self._cost)
+        return self._bytes >= min(LEAST_BYTES, self._planned // PARTS) and waited >= max(LEAST_SECONDS, share * self._cost)
 
     def checkpoint(self, flush: Callable[[], None]) -> None:
         """Flush, then record. Every submitted write has been acknowledged; `flush` may have nothing to do."""
