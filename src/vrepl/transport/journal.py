@@ -91,7 +91,8 @@ class Journal:
         if waited >= MOST_SECONDS:
             return True
         share = SHARE if self._bytes < self._planned // PARTS else min(SHARE, SHARE_OF_A_PART)
-        return self._bytes >= min(LEAST_BYTES, self._planned // PARTS) and waited >= max(LEAST_SECONDS, share * self._cost)
+        enough = min(LEAST_BYTES, self._planned // PARTS)
+        return self._bytes >= enough and waited >= max(LEAST_SECONDS, share * self._cost)
 
     def checkpoint(self, flush: Callable[[], None]) -> None:
         """Flush, then record. Every submitted write has been acknowledged; `flush` may have nothing to do."""
