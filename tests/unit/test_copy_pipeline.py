@@ -19,9 +19,8 @@ from vrepl.transport.faults import Point, SimulatedKill
 from vrepl.transport.grains import ZERO_DIGEST, digest
 from vrepl.transport.memory import MemoryDisk, MemoryHandle
 from vrepl.transport.memory_records import MemoryDigests, MemoryLog
-from vrepl.transport.pipeline import Pipeline
+from vrepl.transport.pipeline import Pipeline, Tuning
 from vrepl.transport.transfer import copy_disk, verify_disk
-from vrepl.transport.tuning import Tuning
 
 SHORT = 1536
 MIB = 1 << 20
@@ -65,7 +64,7 @@ def digests_of(disk: MemoryDisk) -> dict[int, bytes]:
 
 
 GRAINS = st.dictionaries(st.integers(0, 39), st.integers(0, 2), max_size=40)
-TUNINGS = st.sampled_from([Tuning(4, 0), Tuning(2, 0), Tuning(3, 2), Tuning(4, hash_on_arrival=True)])
+TUNINGS = st.sampled_from([Tuning(4, 0), Tuning(2, 0), Tuning(3, 2)])
 
 
 HOLE = None
@@ -289,11 +288,12 @@ def test_after_a_kill_what_is_recorded_is_true_and_what_was_issued_was_allowed(
             assert not any(target_disk.read(grain * GRAIN, min(GRAIN, capacity - grain * GRAIN)))
 
 
-@pytest.mark.parametrize("tuning", [Tuning(3), Tuning(3, 2), Tuning(3, hash_on_arrival=True)])
-def test_verify_names_every_grain_that_differs(tuning: Tuning) -> None:
+@pytest.mark.parametrize("hashers", [0, 2])
+def test_verify_names_every_grain_that_differs(hashers: int) -> None:
     capacity = 40 * GRAIN + SHORT
     disk = fill(capacity, {1: 1, 5: 5, 6: 6, 30: 0, 40: 4})
     known = digests_of(disk)
+    tuning = Tuning(3, hashers)
     assert verify_disk(MemoryHandle(disk), MemoryDigests(known), tuning=tuning)[1] == []
     disk.write(5 * GRAIN + 100 * 512, b"flip" * 128)  # allocated and different
     disk.unmap(Extent(6 * GRAIN, GRAIN))  # should hold data, is a hole
@@ -334,10 +334,7 @@ def test_disks_of_different_size_are_refused() -> None:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("tuning", [Tuning(2), Tuning(2, 2), Tuning(2, hash_on_arrival=True)])
-def test_a_mistake_in_hashing_ends_the_transfer_wherever_it_is_done(
-    tuning: Tuning, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_in_hashing_ends_the_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> list[bytes]:
         raise RuntimeError("out of digests")
 
@@ -346,15 +343,9 @@ def test_a_mistake_in_hashing_ends_the_transfer_wherever_it_is_done(
     with pytest.raises(RuntimeError, match="out of digests"):
         copy_disk(
             order_of(MIB), LateDisk(MemoryHandle(fill(MIB, {1: 1}))),
-            MemoryHandle(MemoryDisk(MIB), writable=True), MemoryDigests({}), log, tuning=tuning,
+            MemoryHandle(MemoryDisk(MIB), writable=True), MemoryDigests({}), log, tuning=Tuning(2),
         )  # fmt: skip
     assert not log.done
-
-
-@pytest.mark.parametrize(("processors", "expected"), [(1, True), (2, True), (3, False), (64, False)])
-def test_disks_threads_hash_only_where_processors_are_few(processors: int, expected: bool) -> None:
-    assert Tuning.for_machine(16, 0, processors).hash_on_arrival is expected
-    assert not Tuning.for_machine(16, 2, processors).hash_on_arrival
 
 
 def test_hashing_threads_end_with_the_transfer() -> None:

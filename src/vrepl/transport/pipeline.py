@@ -27,7 +27,6 @@ from vrepl.transport.grains import ZERO_DIGEST
 from vrepl.transport.journal import Journal
 from vrepl.transport.judges import Judge, Run, Settled, WriteZeros, ZeroWork
 from vrepl.transport.slots import Slot, ZeroWrite
-from vrepl.transport.tuning import DEFAULT_TUNING, Tuning
 from vrepl.transport.waits import Waits
 from vrepl.transport.work import BLOCK, Block, Packer, Stretch, survey
 
@@ -37,6 +36,22 @@ CACHED_RATE = 1500 * MIB
 CACHED_BUFFERS = 8
 DRAINED_SECONDS = 0.25
 """How many seconds of reading may be in flight: a stop waits for it to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """`buffers` of 1 MiB make the ring; `hashers` threads hash (0: the pipeline's own thread does it).
+
+    On two cores the own thread is the fastest: handing the interpreter over costs more than the second core brings.
+    """
+
+    buffers: int = 16
+    hashers: int = 0
+
+
+DEFAULT_TUNING = Tuning()
+SINGLE_THREADED = Tuning(buffers=4, hashers=0)
+"""Deterministic where the disks complete at once."""
 
 
 @dataclass(slots=True)
@@ -76,8 +91,6 @@ class Pipeline:
         self._next: Block | WriteZeros | Settled | None = None
         self._events: SimpleQueue[tuple[str, Slot | ZeroWrite | None]] = SimpleQueue()
         self._to_hash: SimpleQueue[Slot | None] = SimpleQueue()
-        self._hashing: set[int] = set()
-        """Slots that other threads hash now; for the bottleneck alone."""
         self._slots = [Slot(self._slot_read, self._written, compares=judge.compares) for _ in range(tuning.buffers)]
         self._free = deque(self._slots)
         self._ready: deque[Slot] = deque()
@@ -102,23 +115,10 @@ class Pipeline:
 
     def _slot_read(self, slot: Slot) -> None:
         """A disk's thread: every piece of the buffer is read, or failed."""
-        if slot.error is None and self._tuning.hash_on_arrival:
-            self._hash(slot)
-        elif slot.error is not None or self._tuning.hashers == 0:
+        if slot.error is not None or self._tuning.hashers == 0:
             self._events.put(("read", slot))
         else:
             self._to_hash.put(slot)
-
-    def _hash(self, slot: Slot) -> None:
-        """Another thread than the owner's; what goes wrong, the owner meets when it hashes the slot itself."""
-        kind = "hashed"
-        self._hashing.add(id(slot))
-        try:
-            slot.hash()
-        except Exception:
-            kind = "read"
-        self._hashing.discard(id(slot))
-        self._events.put((kind, slot))
 
     def _written(self, slot: Slot | ZeroWrite) -> None:
         """A disk's thread: every run of the buffer, or the zeros, are written, or failed."""
@@ -342,7 +342,7 @@ class Pipeline:
 
     def _slowest(self) -> str:
         """Which stage holds most of the buffers: that is what the pipeline waits for now."""
-        hashing = self._to_hash.qsize() + len(self._hashing)
+        hashing = self._to_hash.qsize()
         held = {"target": self._writing, "source": self._reading - hashing, "mover": hashing}
         return max(held, key=held.__getitem__)
 
@@ -404,4 +404,5 @@ class Pipeline:
     def _hash_loop(self) -> None:
         """A hashing thread."""
         while (slot := self._to_hash.get()) is not None:
-            self._hash(slot)
+            slot.hash()
+            self._events.put(("hashed", slot))

@@ -25,8 +25,7 @@ from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.faults import Hook, SimulatedKill, no_hook
 from vrepl.transport.journal import Journal
 from vrepl.transport.judges import DigestJudge, Judge, TargetJudge, VerifyJudge
-from vrepl.transport.pipeline import Pipeline
-from vrepl.transport.tuning import DEFAULT_TUNING, Tuning
+from vrepl.transport.pipeline import DEFAULT_TUNING, Pipeline, Tuning
 
 
 class Opener(Protocol):

@@ -27,12 +27,11 @@ from vrepl.ports import DiskAddress, SiteConnection, TransferProgress
 from vrepl.transport.decorators import ThrottledDisk
 from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.error_json import error_to_json
-from vrepl.transport.pipeline import Pipeline
+from vrepl.transport.pipeline import Pipeline, Tuning
 from vrepl.transport.remote import RemoteDisk
 from vrepl.transport.serve import serve_disk
 from vrepl.transport.throttle import Throttle
 from vrepl.transport.transfer import Records, perform_transfer, perform_verify
-from vrepl.transport.tuning import Tuning
 from vrepl.vddk import handles, messages
 from vrepl.vddk.library import Library, find_library
 from vrepl.vddk.messages import Json
@@ -149,7 +148,7 @@ class Mover:
     def _init(self, request: Json) -> Json:
         libdir = Path(request["libdir"])
         self._records = Records(_named(request["open_lookup"]), _log_opener(_named(request["log_writer"])))
-        self._tuning = Tuning.for_machine(**request["tuning"], processors=len(os.sched_getaffinity(0)))
+        self._tuning = Tuning(**request["tuning"])
         path = find_library(libdir)
         assert_pure(libdir)
         library = Library(path)
