@@ -43,9 +43,9 @@ PROD, DR = site(vmfs("prod-01", "naa.1", "naa.2"), vmfs("other", "naa.9")), site
     ("seen", "statuses", "words"),
     [
         ({"naa.1", "naa.2", "naa.3"}, [Status.OK, Status.OK], "sees all of them"),
-        (set(), [Status.SKIPPED, Status.SKIPPED], "proxy p sees none of them"),
-        ({"naa.1"}, [Status.WARNING, Status.SKIPPED], "proxy p does not see naa.2 behind prod-01"),
-        ({"naa.9"}, [Status.WARNING, Status.SKIPPED], "proxy p does not see naa.1, naa.2 behind prod-01"),
+        (set(), [Status.OK, Status.OK], "proxy p sees none of them"),
+        ({"naa.1"}, [Status.WARNING, Status.OK], "proxy p does not see naa.2 behind prod-01"),
+        ({"naa.9"}, [Status.WARNING, Status.OK], "proxy p does not see naa.1, naa.2 behind prod-01"),
     ],
 )
 def test_what_a_proxy_sees(seen: set[str], statuses: list[Status], words: str) -> None:
