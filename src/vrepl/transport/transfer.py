@@ -124,7 +124,7 @@ def verify_disk(
     if judge.unknown_grains and not bad:
         raise VerificationError(
             f"{judge.unknown_grains} grains have no recorded digest to compare with",
-            hint="the next replication, or `vrepl repository rebuild`, reads the disk and records its digests",
+            hint="a run that compares the whole disk records them; after a rebuild older restore points have none",
         )
     return pipeline, bad
 
