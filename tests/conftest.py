@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import struct
 import tempfile
@@ -30,6 +31,16 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
 
 def pytest_configure() -> None:
+    # A run in the background (`make test &`, some CI) is born with Ctrl-C ignored, and so would be every child whose
+    # interruption a test is about.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Where CI is set, pytest explains failed comparisons without limit: over a disk's bytes that takes it hours.
+    os.environ.pop("CI", None)
+    os.environ.pop("BUILD_NUMBER", None)
+    bring_up_loopback()
+
+
+def bring_up_loopback() -> None:
     """Where the network is cut off by an empty namespace, even 127.0.0.1 is down: bring it up, if we may."""
     name = b"lo".ljust(16, b"\0")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, suppress(OSError):
