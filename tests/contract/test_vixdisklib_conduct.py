@@ -42,6 +42,25 @@ def test_the_oldest_writes_leave_the_buffer_first(fake_lab: FakeLab) -> None:
     assert [content[g * GRAIN] for g in (9, 8, 7, 6)] == [0x99, 0x99, 8, 7]
 
 
+def test_a_write_that_fails_leaves_the_grain_as_it_was(fake_lab: FakeLab) -> None:
+    """The file may hold part of its bytes by then; nobody must see them, even after a later write to the same grain."""
+    before = fake_lab.disk.content()
+    fake_lab.run("""
+        import resource
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        h = disk()
+        old = h.read(4 * GRAIN, 2 * GRAIN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5 * GRAIN + 4096, resource.RLIM_INFINITY))
+        failed = code_of(lambda: h.write(4 * GRAIN, b'\x44' * (2 * GRAIN)))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert failed, failed
+        assert h.read(4 * GRAIN, 2 * GRAIN) == old
+        h.write(5 * GRAIN + 512, b'\x55' * 512)
+        h.close()""")
+    start = 5 * GRAIN + 512
+    assert fake_lab.disk.content() == before[:start] + b"\x55" * 512 + before[start + 512 :]
+
+
 def test_close_writes_the_buffer_and_releases_the_lock(fake_lab: FakeLab) -> None:
     fake_lab.run("""
         h = disk()

@@ -127,7 +127,7 @@ struct vl_link {
 
 struct vl_segment { /* one piece in the write buffer */
     uint64_t offset, length;
-    size_t at; /* in the ring */
+    size_t at; /* in the ring, or SIZE_MAX: in the leaf's file */
 };
 
 struct vl_disk {
@@ -140,12 +140,14 @@ struct vl_disk {
     size_t ctk_length;
     uint64_t ctk_blocks;
     uint32_t ctk_block_size;
+    uint8_t *pending; /* one per grain, atomic: the leaf's file holds it, its map does not say so yet; NULL: read-only */
     /* write buffer: a ring of bytes and, oldest first, a ring of segments */
     pthread_mutex_t lock;
     uint8_t *ring;
     size_t ring_size, ring_head; /* head: where the next piece goes */
     struct vl_segment *segments;
     size_t segment_capacity, segment_first, segment_count;
+    size_t ring_count; /* of the segments, those whose bytes are in the ring */
     uint64_t buffered; /* bytes */
     uint64_t limit;    /* bytes the ring was made for */
 };
@@ -162,6 +164,14 @@ VixError vl_disk_query(struct vl_disk *disk, uint64_t offset, uint64_t length, u
 VixError vl_links_read(const struct vl_disk *disk, unsigned first, unsigned links, uint64_t offset, uint64_t length,
                        uint8_t *buffer);
 VixError vl_links_write(struct vl_disk *disk, uint64_t offset, uint64_t length, const uint8_t *buffer);
+/* The same in steps. How many of `length` bytes lie in grains that the leaf `*held` in its map, or all not: */
+uint64_t vl_links_run(const struct vl_disk *disk, uint64_t offset, uint64_t length, bool *held);
+/* from here on this handle finds grains that the leaf does not hold in its file (with the rest of grains that the bytes
+ * fill in part): */
+VixError vl_links_claim(struct vl_disk *disk, uint64_t offset, uint64_t length);
+VixError vl_links_put(struct vl_disk *disk, uint64_t offset, uint64_t length, const uint8_t *buffer);
+/* and from here on so does everybody, and they are tracked as changed. */
+void vl_links_publish(struct vl_disk *disk, uint64_t offset, uint64_t length);
 bool vl_links_allocated(const struct vl_disk *disk, uint64_t first_grain, uint64_t end_grain);
 VixError vl_error_from_errno(int error);
 

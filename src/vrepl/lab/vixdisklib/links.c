@@ -138,6 +138,8 @@ VixError vl_disk_open(struct vl_disk *disk, const struct vl_message *reply, bool
         vl_log(VL_WARNING, "DISKLIB: the grains map of %s is too short", disk->link[0].path);
         error = VIX_E_FILE_ERROR;
     }
+    if (error == VIX_OK && writable && (disk->pending = calloc(disk->link[0].grain_count, 1)) == NULL)
+        error = VIX_E_OUT_OF_MEMORY;
     disk->read_links = single_link ? 1 : disk->links;
     if (error != VIX_OK)
         vl_disk_close(disk);
@@ -159,6 +161,7 @@ void vl_disk_close(struct vl_disk *disk)
     if (disk->ring != NULL)
         munmap(disk->ring, disk->ring_size);
     free(disk->segments);
+    free(disk->pending);
     pthread_mutex_destroy(&disk->lock);
     memset(disk, 0, sizeof *disk);
 }
@@ -169,9 +172,17 @@ static inline uint8_t grain_state(const struct vl_link *link, uint64_t grain)
     return grain < link->grain_count ? __atomic_load_n(&link->grains[grain], __ATOMIC_ACQUIRE) : (uint8_t)VL_HOLE;
 }
 
+static inline bool is_pending(const struct vl_disk *disk, uint64_t grain)
+{
+    return disk->pending != NULL && grain < disk->link[0].grain_count &&
+           __atomic_load_n(&disk->pending[grain], __ATOMIC_ACQUIRE) != 0;
+}
+
 /* The link that holds a grain, or -1 where the chain reads as zeros. */
 static int holder(const struct vl_disk *disk, unsigned first, unsigned links, uint64_t grain)
 {
+    if (first == 0 && is_pending(disk, grain))
+        return 0;
     for (unsigned i = first; i < links; i++) {
         uint8_t state = grain_state(&disk->link[i], grain);
         if (state == VL_PRESENT)
@@ -272,25 +283,62 @@ static VixError copy_up(struct vl_disk *disk, uint64_t from, uint64_t to)
     return error != VIX_OK ? error : write_flat(disk->link[0].flat, from, to - from, bytes);
 }
 
+uint64_t vl_links_run(const struct vl_disk *disk, uint64_t offset, uint64_t length, bool *held)
+{
+    const struct vl_link *leaf = &disk->link[0];
+    uint64_t end = offset + length, grain = offset / VL_GRAIN, last = (end - 1) / VL_GRAIN;
+    *held = grain_state(leaf, grain) == VL_PRESENT;
+    while (grain < last && (grain_state(leaf, grain + 1) == VL_PRESENT) == *held)
+        grain++;
+    return ((grain + 1) * VL_GRAIN < end ? (grain + 1) * VL_GRAIN : end) - offset;
+}
+
+VixError vl_links_claim(struct vl_disk *disk, uint64_t offset, uint64_t length)
+{
+    uint64_t end = offset + length, first = offset / VL_GRAIN, last = (end - 1) / VL_GRAIN;
+    uint64_t last_end = (last + 1) * VL_GRAIN < disk->capacity ? (last + 1) * VL_GRAIN : disk->capacity;
+    VixError error = VIX_OK;
+    if (!is_pending(disk, first))
+        error = copy_up(disk, first * VL_GRAIN, offset);
+    if (error == VIX_OK && !is_pending(disk, last))
+        error = copy_up(disk, end, last_end);
+    for (uint64_t grain = first; error == VIX_OK && grain <= last; grain++)
+        __atomic_store_n(&disk->pending[grain], (uint8_t)1, __ATOMIC_RELEASE);
+    return error;
+}
+
+VixError vl_links_put(struct vl_disk *disk, uint64_t offset, uint64_t length, const uint8_t *buffer)
+{
+    return write_flat(disk->link[0].flat, offset, length, buffer);
+}
+
+void vl_links_publish(struct vl_disk *disk, uint64_t offset, uint64_t length)
+{
+    struct vl_link *leaf = &disk->link[0];
+    uint64_t last = (offset + length - 1) / VL_GRAIN;
+    if (disk->ctk != NULL)
+        track(disk, offset, length);
+    /* A grain says "present" only once its bytes are there, so a killed client leaves the parent's view intact. */
+    for (uint64_t grain = offset / VL_GRAIN; grain <= last && grain < leaf->grain_count; grain++) {
+        if (grain_state(leaf, grain) != VL_PRESENT)
+            __atomic_store_n(&leaf->grains[grain], (uint8_t)VL_PRESENT, __ATOMIC_RELEASE);
+        __atomic_store_n(&disk->pending[grain], (uint8_t)0, __ATOMIC_RELEASE);
+    }
+}
+
 VixError vl_links_write(struct vl_disk *disk, uint64_t offset, uint64_t length, const uint8_t *buffer)
 {
     struct vl_link *leaf = &disk->link[0];
     uint64_t end = offset + length, first = offset / VL_GRAIN, last = (end - 1) / VL_GRAIN;
     uint64_t last_end = (last + 1) * VL_GRAIN < disk->capacity ? (last + 1) * VL_GRAIN : disk->capacity;
     VixError error = VIX_OK;
-    if (disk->ctk != NULL)
-        track(disk, offset, length);
-    if (grain_state(leaf, first) != VL_PRESENT)
+    if (grain_state(leaf, first) != VL_PRESENT && !is_pending(disk, first))
         error = copy_up(disk, first * VL_GRAIN, offset);
-    if (error == VIX_OK && grain_state(leaf, last) != VL_PRESENT)
+    if (error == VIX_OK && grain_state(leaf, last) != VL_PRESENT && !is_pending(disk, last))
         error = copy_up(disk, end, last_end);
     if (error == VIX_OK)
-        error = write_flat(leaf->flat, offset, length, buffer);
-    if (error != VIX_OK)
-        return error;
-    /* A grain says "present" only once its bytes are there, so a killed client leaves the parent's view intact. */
-    for (uint64_t grain = first; grain <= last && grain < leaf->grain_count; grain++)
-        if (grain_state(leaf, grain) != VL_PRESENT)
-            __atomic_store_n(&leaf->grains[grain], (uint8_t)VL_PRESENT, __ATOMIC_RELEASE);
-    return VIX_OK;
+        error = vl_links_put(disk, offset, length, buffer);
+    if (error == VIX_OK)
+        vl_links_publish(disk, offset, length);
+    return error;
 }
