@@ -180,7 +180,9 @@ static VixError write_run(struct vl_disk *disk, uint64_t offset, uint64_t length
     if (error != VIX_OK)
         return error;
     pthread_mutex_unlock(&disk->lock);
+    pthread_mutex_lock(&disk->file_lock); /* the kernel lets one writer at a time in as well, but spins where we sleep */
     error = vl_links_put(disk, offset, length, buffer);
+    pthread_mutex_unlock(&disk->file_lock);
     pthread_mutex_lock(&disk->lock);
     if (error == VIX_OK)
         return append_pieces(disk, offset, length, NULL);

@@ -142,7 +142,7 @@ struct vl_disk {
     uint32_t ctk_block_size;
     uint8_t *pending; /* one per grain, atomic: the leaf's file holds it, its map does not say so yet; NULL: read-only */
     /* write buffer: a ring of bytes and, oldest first, a ring of segments */
-    pthread_mutex_t lock;
+    pthread_mutex_t lock, file_lock;
     uint8_t *ring;
     size_t ring_size, ring_head; /* head: where the next piece goes */
     struct vl_segment *segments;

@@ -115,6 +115,7 @@ VixError vl_disk_open(struct vl_disk *disk, const struct vl_message *reply, bool
 {
     memset(disk, 0, sizeof *disk);
     pthread_mutex_init(&disk->lock, NULL);
+    pthread_mutex_init(&disk->file_lock, NULL);
     disk->capacity = vl_message_get_number(reply, "capacity", 0);
     disk->writable = writable;
     VixError error = disk->capacity == 0 || disk->capacity % SECTOR != 0 ? VIX_E_FILE_ERROR : VIX_OK;
@@ -163,6 +164,7 @@ void vl_disk_close(struct vl_disk *disk)
     free(disk->segments);
     free(disk->pending);
     pthread_mutex_destroy(&disk->lock);
+    pthread_mutex_destroy(&disk->file_lock);
     memset(disk, 0, sizeof *disk);
 }
 
