@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,19 @@ IDENTITY_LENGTH = 50
 """Characters that PrepareForAccess takes as identity."""
 
 Done = Callable[[VreplError | None], None]
+
+
+_THREAD = threading.local()
+
+
+def keep_thread_state() -> None:
+    """Let Python remember the calling thread of VDDK's from one callback to the next.
+
+    Otherwise ctypes makes a thread state for each callback and destroys it afterwards, which maps and unmaps memory and
+    so interrupts the other processors: more than the callback itself costs. What is kept ends with the process.
+    (Python/pystate.c: PyGILState_Ensure counts, PyGILState_Release destroys the state when the count is back at zero.)
+    """
+    c.pythonapi.PyGILState_Ensure()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +146,7 @@ class Handle:
         self._read_async, self._write_async = library["ReadAsync"], library["WriteAsync"]
         self._ids = count(1)
         self._pending: dict[int, tuple[int, bool, Done]] = {}
-        self._completion = abi.CompletionFunction(self._completed)
+        self._completion = abi.CompletionFunction(self._completed_elsewhere)
 
     def info(self) -> DiskInfo:
         """Raises DiskError."""
@@ -216,6 +230,13 @@ class Handle:
             code = self.library["Close"](handle)
         if code:
             raise self._error(code, "closing", None)
+
+    def _completed_elsewhere(self, number: int, code: int) -> None:
+        """VDDK's completion, on a thread of its own (or, over hotadd and san, on the caller's)."""
+        if not getattr(_THREAD, "is_known", False):
+            keep_thread_state()
+            _THREAD.is_known = True
+        self._completed(number, code)
 
     def _completed(self, number: int, code: int) -> None:
         entry = self._pending.pop(number, None)
