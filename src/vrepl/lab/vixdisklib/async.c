@@ -10,7 +10,7 @@
 
 #include "internal.h"
 
-enum { STACK_BYTES = 512 * 1024, FEWEST_THREADS = 2 };
+enum { STACK_BYTES = 512 * 1024, FEWEST_THREADS = 1 };
 
 static __thread bool in_callback;
 
@@ -174,12 +174,13 @@ static void *worker(void *argument)
     return NULL;
 }
 
-/* How many threads are of use: one per NFC buffer when they sleep through latency, else one per processor. */
+/* How many threads are of use: one per NFC buffer when they sleep through latency, else the processors are shared with
+ * the other handle of a copy. */
 static unsigned useful_threads(const struct vl_handle *handle)
 {
     if (is_paced(handle))
         return handle->buffer_count;
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    long processors = sysconf(_SC_NPROCESSORS_ONLN) / 2;
     unsigned useful = processors > FEWEST_THREADS ? (unsigned)processors : FEWEST_THREADS;
     return useful < handle->buffer_count ? useful : handle->buffer_count;
 }
