@@ -1,0 +1,114 @@
+"""What the data path's settings are worth: the rate of a full copy with each, against the rate with the defaults.
+
+Each setting is measured without limits and at 1 ms a call with 500 MB/s per handle, in turn with the defaults, so that
+a noisy moment meets both. Not part of the README's table: it says why the defaults are what they are.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.datapath import CAPACITY, RATE, SOURCE, TARGET, Bench, files_on, in_turn, movers_of, second_link
+from vrepl.extents import Extent
+from vrepl.ports import TransferOrder
+from vrepl.vddk.movers import VddkMovers
+
+SETTINGS: dict[str, dict[str, int]] = {
+    "nfc 4 x 64 KiB (VDDK's own)": {"buffer_units": 1, "buffer_count": 4},
+    "nfc 16 x 256 KiB": {"buffer_units": 4, "buffer_count": 16},
+    "nfc 8 x 1 MiB": {"buffer_units": 16, "buffer_count": 8},
+    "ring of 4": {"ring": 4},
+    "ring of 8": {"ring": 8},
+    "ring of 32": {"ring": 32},
+    "1 hashing thread": {"hashers": 1},
+    "2 hashing threads": {"hashers": 2},
+}
+
+
+def run() -> dict[str, object]:
+    """Above 1: faster than with the defaults, which are NFC 4 x 1 MiB, a ring of 16, and no thread for hashing."""
+    folder = Path(tempfile.mkdtemp(prefix="vrepl-bench-", dir=files_on()))
+    bench = Bench(folder)
+    try:
+        return settings_against_defaults(bench) | two_disks(bench)
+    finally:
+        bench.nfc.close()
+        shutil.rmtree(folder)
+
+
+def settings_against_defaults(bench: Bench) -> dict[str, object]:
+    site, found = bench.site, {}
+    for condition, limits in (("no limits", {}), ("1 ms", {"latency_us": 1000, "bandwidth_bytes_s": RATE})):
+        for name, fields in SETTINGS.items():
+            bench.lab.set(**limits)
+            with ExitStack() as stack:
+                changed = stack.enter_context(movers_with(bench, fields))
+                default = stack.enter_context(movers_of(site))
+                for movers in (default, changed):
+                    movers.probe(site.address(SOURCE))
+                usual, other = in_turn(
+                    *(bench.fresh(lambda m=m: bench.transfer(m, site.order()).seconds) for m in (default, changed)),  # type: ignore[misc]
+                    repeats=5 if not limits else 1,
+                )
+            found[f"{name}, {condition}"] = round(usual / other, 3)
+    bench.lab.set()
+    return found
+
+
+def movers_with(bench: Bench, fields: dict[str, int]) -> Any:
+    """Movers whose settings differ from the defaults in `fields`."""
+    site = bench.site
+    usual = site.settings
+    site.settings = lambda name="prod": replace(usual(name), **fields)  # type: ignore[method-assign]
+    try:
+        return movers_of(site)
+    finally:
+        site.settings = usual  # type: ignore[method-assign]
+
+
+def two_disks(bench: Bench) -> dict[str, object]:
+    """Two disks at once, each with a mover of its own, against one after the other through one mover."""
+    site = bench.site
+    half = Extent(0, CAPACITY // 2)
+    first = site.order(regions=[half])
+    target = bench.lab.nfc.disks[TARGET]
+    bench.lab.nfc.disks[TARGET + "2"] = type(target)(CAPACITY, [second_link(target.links[0], CAPACITY)], vm="target-2")
+    second = replace(first, target=site.address(TARGET + "2"), log=bench.folder / "second.log")
+    found: dict[str, object] = {}
+    with movers_of(site) as movers:
+        for condition, limits in (("no limits", {}), ("1 ms", {"latency_us": 1000, "bandwidth_bytes_s": RATE})):
+            bench.lab.set(**limits)
+            at_once(bench, movers, [first, second])  # both movers are warm now
+            apart, together = in_turn(
+                lambda: at_once(bench, movers, [first]) + at_once(bench, movers, [second]),
+                lambda: at_once(bench, movers, [first, second]),
+                repeats=3,
+            )
+            found[f"two disks at once, {condition}"] = round(apart / together, 3)
+    bench.lab.set()
+    return found
+
+
+def at_once(bench: Bench, movers: VddkMovers, orders: list[TransferOrder]) -> float:
+    """Seconds until all are done."""
+    began = time.perf_counter()
+    threads = [threading.Thread(target=bench.transfer, args=(movers, order)) for order in orders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("VREPL_BENCH_MIB", "1024")
+    for name, value in run().items():
+        print(f"{name:<44} {value}")
