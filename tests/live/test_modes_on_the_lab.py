@@ -109,6 +109,17 @@ def test_hotadd_that_fails_at_the_hundredth_write_goes_on_over_nbdssl(start_runs
     print(f"\nHotAdd failed at write 100 of 144: {disk['bytes_moved'] / MIB:.1f} MiB written in all")
 
 
+def test_a_data_mover_that_dies_over_hotadd_costs_no_more_than_an_attempt(start_runs: StartRuns) -> None:
+    runs = start_runs(DiskSpec(24 * MIB, content="random"))
+    runs.set_in_job('proxy = "hotadd"')
+    runs.lab.set("dr.fault=write:crash@8,vm=web-01-replica", "lock_linger_s=600")
+    report = runs.replicate()
+    runs.lab.set("faults=none")
+    assert roads(report) == [("hotadd", "hotadd")]
+    assert report["disks"][0]["attempts"] > 1
+    assert_same(runs, report)
+
+
 def test_a_mode_that_fails_at_open_is_tried_once_for_a_datastore(start_runs: StartRuns) -> None:
     runs = start_runs(*[THIN] * 3)
     runs.set_in_job('proxy = "hotadd"', "parallel_disks = 1")

@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 
 from vrepl.engine.context import RunContext
 from vrepl.engine.gate import End
-from vrepl.errors import DiskError, InterruptedRunError, TransportModeError, VreplError, VsphereError
+from vrepl.errors import (
+    DiskError,
+    DiskLockedError,
+    InterruptedRunError,
+    MoverError,
+    TransportModeError,
+    VreplError,
+    VsphereError,
+)
 from vrepl.extents import Extent, intersect, subtract, total, union
 from vrepl.model import Disk, SnapshotState, TransferKind, TransportMode, TransportPlan, VirtualMachine
 from vrepl.planner.disks import DiskDecision, issued_extents
@@ -105,6 +113,7 @@ class DiskMover:
     def __init__(self, context: RunContext, folder: ReplicaFolder, keeper: IntentKeeper, move: DiskMove) -> None:
         self._intent = first_intent(move)
         self._announced = False
+        self._left_on_proxy: set[str] = set()
         self.finished = not move.regions
         self._context = context
         self._folder = folder
@@ -146,6 +155,7 @@ class DiskMover:
                 self._intent = following
                 self._keeper.set_disk(following)
                 self._pause(error, 0.0 if progressed or isinstance(error, TransportModeError) else waits.pop(0))
+                self._detach_leavings(error)
 
     def writes_over_san(self) -> bool:
         """Whether SAN is how the rules would reach the replica's disk now."""
@@ -245,6 +255,29 @@ class DiskMover:
         again = f"trying again in {seconds:g} s" if seconds else "going on from the checkpoint"
         self._context.events.note(self._move.vm.name, f"{self._move.source_disk.title}: {error.message}; {again}")
         self._context.wait(seconds)
+
+    def _detach_leavings(self, error: VreplError) -> None:
+        """A data mover that died over HotAdd left the disk on the proxy VM, where it stays locked until Cleanup.
+
+        Asked again as long as the disk is locked: who died may not be seen to be dead yet. Disks of this VM that
+        other data movers hold stay where they are.
+        """
+        sides = {
+            "source": (self.report.source, self._context.source.name, self._move.vm.ref),
+            "target": (self.report.target, self._context.target.name, self._move.replica.ref),
+        }
+        if isinstance(error, MoverError):
+            self._left_on_proxy |= {side for side, (used, _, _) in sides.items() if used.mode == TransportMode.HOTADD}
+        if not isinstance(error, MoverError | DiskLockedError):
+            return
+        for side in sorted(self._left_on_proxy):
+            _, site, vm_ref = sides[side]
+            try:
+                self._context.movers.cleanup(site, vm_ref)
+            except InterruptedRunError:
+                raise
+            except VreplError as failure:  # the next attempt tells whether the disk can be had
+                self._context.events.note(self._move.vm.name, f"detaching what HotAdd left: {failure.message}")
 
     def _mode_failed(self, error: TransportModeError) -> None:
         """Rule the mode out for its datastore in this run; raises if the job wants no other."""
