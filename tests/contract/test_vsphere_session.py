@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -196,8 +198,6 @@ def test_another_web_server_is_no_vcenter(step: str, vcenter: FakeVcenter, tmp_p
 
 def test_a_port_that_speaks_no_tls_is_said(open_session: Open) -> None:
     with socket.create_server(("127.0.0.1", 0)) as plain:
-        import threading
-
         def answer() -> None:
             peer, _ = plain.accept()
             with peer:
@@ -256,6 +256,57 @@ def test_it_gives_up_in_the_end(vcenter: FakeVcenter, tmp_path: Path, open_sessi
         tell_time(session)
     assert vcenter.count("CurrentTime") == 4
     assert len(slept) == 3
+
+
+@pytest.fixture
+def patient(vcenter: FakeVcenter, tmp_path: Path) -> Iterator[Session]:
+    """A session that would wait a minute before it tries again."""
+    retry = RetryPolicy(attempts=4, first_wait=60.0, longest_wait=60.0)
+    place = {"server": "127.0.0.1", "port": vcenter.port, "ca_file": tmp_path / "ca.pem"}
+    session = Session(SiteSettings(name="west", user=USER, password=PASSWORD, retry=retry, timeout=5.0, **place))  # type: ignore[arg-type]
+    session.login()
+    yield session
+    session.close()
+
+
+def when_it_waits(session: Session, caplog: pytest.LogCaptureFixture, then: Callable[[], None]) -> BaseException:
+    """What a call of the session raises if `then` happens while it waits to try again."""
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            tell_time(session)
+        except BaseException as error:
+            raised.append(error)
+
+    with caplog.at_level(logging.WARNING):
+        caller = threading.Thread(target=call, daemon=True)
+        caller.start()
+        while "retrying CurrentTime" not in caplog.text:
+            assert caller.is_alive()
+            time.sleep(0.005)
+        then()
+        caller.join(30)
+    assert raised, "it still waits"
+    return raised[0]
+
+
+def test_a_stop_ends_the_wait_to_try_again(
+    vcenter: FakeVcenter, patient: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    vcenter.script["CurrentTime"] = ["http:503"]
+    assert isinstance(when_it_waits(patient, caplog, patient.hurry), InterruptedRunError)
+    assert vcenter.count("CurrentTime") == 1
+
+
+def test_clean_up_after_a_stop_is_tried_again(
+    vcenter: FakeVcenter, patient: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its wait is ended by nothing but the session's own end."""
+    patient.hurry()
+    vcenter.script["CurrentTime"] = ["http:503"]
+    error = when_it_waits(patient, caplog, patient.close)
+    assert "was closed" in str(error)
 
 
 def test_a_lost_connection_never_repeats_what_makes_something(

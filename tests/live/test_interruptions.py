@@ -28,7 +28,7 @@ DELAY_MS = 700
 def lab_of_module(start_shared_lab: Callable[[LabSpec], Lab]) -> Lab:
     disks = [DiskSpec(6 * MIB, content="random", fill=0.9), DiskSpec(2 * MIB, content="random", fill=0.5)]
     vms = [VmSpec(name, disks=disks) for name in ("busy", "new-0", "new-1")]
-    vms += [VmSpec(name, disks=disks[:1]) for name in ("one-0", "one-1")]
+    vms += [VmSpec(name, disks=disks[:1]) for name in ("one-0", "one-1", "held")]
     return start_shared_lab(LabSpec.of_vms(*vms, job_vms=[vm.name for vm in vms]))
 
 
@@ -221,6 +221,29 @@ def test_ctrl_c_while_the_disk_stands_still(runs: Runs) -> None:
     runs.lab.set("faults=none")
     assert_source_clean(runs)
     assert_next_run_succeeds(runs)
+
+
+def test_ctrl_c_while_a_dead_run_still_holds_the_disk(quick_lab: Lab, tmp_path: Path) -> None:
+    """The dead run's snapshot goes, its lock stays for minutes, and nobody is made to wait for that."""
+    runs = Runs(quick_lab, tmp_path, vm="held")
+    runs.json("replicate", "demo", "--vm", runs.vm)
+    change(runs)
+    runs.lab.set("lock_linger_s=300", "bandwidth_mib_s=1", "dr.fault=write:freeze:1@1x*")
+    killed = start(runs)
+    until(lambda: disk_calls(runs.lab, "dr") > 0, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    said: list[str] = []
+    process = start(runs)
+    assert process.stderr is not None
+    while not any("retrying consolidate" in line for line in said):
+        said.append(process.stderr.readline())
+        assert said[-1], said
+    took = stop(process)
+    print(f"\nCtrl-C while a dead run holds the disk: ended after {took:.1f} s")
+    assert_source_clean(runs)
+    locks = runs.lab.control("prod").get("/status")["locks"]
+    assert [lock["vm"] for lock in locks if lock["lingering"]] == ["held"]
 
 
 # -- met by faults ----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
@@ -132,6 +133,18 @@ def test_the_console_view_fits_80_columns_and_cuts_nothing() -> None:
     assert "hint: mend [/it]" in text
     assert render(report(), 80).count("error:") == 0
     assert "bottleneck: target 75 %, source 25 %" in text
+
+
+def test_notes_of_vms_side_by_side_do_not_run_into_each_other() -> None:
+    class Stream(io.StringIO):
+        pieces: ClassVar[list[str]] = []
+
+        def write(self, text: str) -> int:
+            self.pieces.append(text)
+            return len(text)
+
+    LogProgress(30.0, Stream()).note("web-01", "consolidated")
+    assert Stream.pieces == ["web-01: consolidated\n"]
 
 
 def test_progress_without_a_terminal_is_a_line_per_interval() -> None:

@@ -57,6 +57,18 @@ def test_the_last_fault_is_told() -> None:
         ScriptedTasks(*[vim.fault.FileLocked()] * 3).run(lambda: None, what="try")
 
 
+def test_after_a_stop_nobody_waits_for_locks_but_clean_up_goes_on() -> None:
+    starts: list[int] = []
+    locked = ScriptedTasks(vim.fault.FileLocked(), "done")
+    locked.hurry()
+    with pytest.raises(DiskLockedError):
+        locked.run(lambda: starts.append(1), what="try")
+    assert len(starts) == 1
+    busy = ScriptedTasks(vim.fault.TaskInProgress(), "done")
+    busy.hurry()
+    assert busy.run(lambda: None, what="try") == "done"
+
+
 def test_what_may_exist_is_looked_for_before_it_is_made_again() -> None:
     starts: list[int] = []
     found = iter([None, "snapshot-7"])

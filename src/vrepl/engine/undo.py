@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from types import TracebackType
 
+from vrepl.errors import InterruptedRunError
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +48,11 @@ class Undo:
         while self._actions:
             what, action = self._actions.pop()
             try:
-                action()
+                try:
+                    action()
+                except InterruptedRunError:
+                    # The operator's stop came while this was under way. It is clean-up, which a stop asks for.
+                    action()
             except Exception as failure:
                 logger.warning("could not %s: %s", what, failure)
                 self._tell(f"could not {what}: {failure}")

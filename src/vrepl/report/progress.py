@@ -167,7 +167,9 @@ class LogProgress:
         log.info("%s", finished_line(report))
 
     def _say(self, text: str) -> None:
-        print(text, file=self._stream or sys.stderr, flush=True)
+        stream = self._stream or sys.stderr
+        stream.write(f"{text}\n")  # in one piece: VMs side by side write at the same time
+        stream.flush()
 
 
 def finished_line(report: VmReport) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from vrepl.errors import InterruptedRunError, NfcMemoryError
+from vrepl.errors import DiskError, InterruptedRunError, NfcMemoryError
 from vrepl.extents import total
 from vrepl.ports import (
     DiskAddress,
@@ -238,6 +238,10 @@ class VddkMovers:
         try:
             mover.give_up_in(UNDO_SECONDS)
             mover.request(operation, None, sites=self._sites([site]), **arguments)
+        except InterruptedRunError as error:
+            raise DiskError(
+                f"VDDK did not do it within {UNDO_SECONDS:.0f} s of the stop", hint="the next run does it"
+            ) from error
         finally:
             mover.close()
 

@@ -106,6 +106,9 @@ class Session:
     def __init__(self, settings: SiteSettings, *, sleep: Callable[[float], None] | None = None) -> None:
         self.settings = settings
         self._closed = threading.Event()
+        self._hurried = threading.Event()
+        self._stirred = threading.Event()
+        """Set by whatever ends a pause early."""
         self._sleep = sleep or self._wait
         self._retrier = Retrier(settings.retry, self._sleep)
         self._context = tls.make_context(ca_file=settings.ca_file, thumbprint=settings.thumbprint)
@@ -219,11 +222,20 @@ class Session:
         self._sleep(seconds)
         self._refuse_if_closed()
 
+    def hurry(self) -> None:
+        """The operator asked to stop: whoever waits to try again gets InterruptedRunError.
+
+        What begins after this is clean-up, and is tried again as ever.
+        """
+        self._hurried.set()
+        self._stirred.set()
+
     def close(self) -> None:
         """Log out, as far as the server still answers; every later call raises InterruptedRunError."""
         if self._closed.is_set():
             return
         self._closed.set()
+        self._stirred.set()
         if self._stub is None:
             return
         try:
@@ -368,7 +380,10 @@ class Session:
                 log.debug("%s: keepalive: %s", self.settings.name, error)
 
     def _wait(self, seconds: float) -> None:
-        self._closed.wait(seconds)
+        if self._hurried.is_set():
+            self._closed.wait(seconds)
+        elif self._stirred.wait(seconds) and not self._closed.is_set():
+            raise InterruptedRunError("stopped on request", hint="run the job again: it goes on where it stopped")
 
     def _refuse_if_closed(self) -> None:
         if self._closed.is_set():

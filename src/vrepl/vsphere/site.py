@@ -77,6 +77,7 @@ class VsphereSite:
     def hurry(self) -> None:
         """The operator asked to stop: waits for tasks end, and clean-up waits for none of its own for long."""
         self._tasks.hurry()
+        self._session.hurry()
 
     def login(self) -> None:
         """Connect and log in now instead of at first use."""

@@ -100,7 +100,10 @@ class Tasks:
 
         def again(error: VreplError) -> bool:
             # Calls were tried again already, below; here it is about what tasks ended with.
-            passing = isinstance(error, TransientVsphereError | DiskLockedError)
+            passing = isinstance(error, TransientVsphereError) or (
+                # A dead client's lock lasts longer than anybody wants to wait who asked to stop.
+                isinstance(error, DiskLockedError) and self._grace is None
+            )
             return not self._closed and (isinstance(error, OutcomeUnknownError) or (error is task_error and passing))
 
         return self._session.retrier.run(once, what=what, again=again)
@@ -204,7 +207,11 @@ class Tasks:
                 self._follow()
                 losses = 0
             except VreplError as error:
-                lost = isinstance(error, OutcomeUnknownError) or self._session.generation != self._view_generation
+                # A stop interrupts whoever pauses between tries, but clean-up still waits for its tasks.
+                lost = (
+                    isinstance(error, OutcomeUnknownError | InterruptedRunError)
+                    or self._session.generation != self._view_generation
+                )
                 losses += 1
                 if lost and losses < self._session.settings.retry.attempts and not self._session.closed:
                     # News that got lost are not sent again, but a new view tells the state of every task.
