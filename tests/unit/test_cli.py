@@ -13,6 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from vrepl.cli import COMMANDS, main
+from vrepl.model import ReplicaRecord
+from vrepl.repository.store import Repository, replica_id
 
 CONFIG = """
 [sites.prod]
@@ -187,3 +189,22 @@ def test_lists_of_an_empty_repository(folder: Path) -> None:
     status = json.loads(run("status", "--json").stdout)
     assert status["jobs"] == [{"name": "demo", "vms": ["web-01"], "running": False, "owner": None, "last_run": None}]
     assert run("repository", "check").exit_code == 0
+
+
+def test_a_replica_that_is_not_made_yet_is_called_by_its_source(folder: Path) -> None:
+    """What a first run leaves that was refused before it made anything."""
+    uuid = "5032a0d4-0000-0000-0000-000000000001"
+    record = ReplicaRecord(
+        id=replica_id("prod", uuid),
+        source_site="prod",
+        source_instance_uuid=uuid,
+        source_name="web-01",
+        target_site="dr",
+        target_instance_uuid="",
+        target_name="",
+        job="demo",
+    )
+    Repository.open(folder / "repository", create=True).create_replica(record)
+    assert "\nweb-01 (not made yet) " in run("status").stdout
+    assert "(not made yet)" in run("replicas").stdout
+    assert "no restore points of web-01 yet" in run("restore-points", "web-01").stdout

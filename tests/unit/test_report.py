@@ -135,6 +135,25 @@ def test_the_console_view_fits_80_columns_and_cuts_nothing() -> None:
     assert "bottleneck: target 75 %, source 25 %" in text
 
 
+def terminal(width: int) -> Console:
+    return Console(file=io.StringIO(), width=width, highlight=False, force_terminal=True, color_system=None)
+
+
+def test_ids_can_be_copied_from_a_narrow_terminal() -> None:
+    out = terminal(40)
+    listing = console.table("Restore point", "Consistency", "Verified")
+    listing.add_row("20250301T220000Z-abcdef", "powered-off", "not yet")
+    out.print(listing)
+    assert "20250301T220000Z-abcdef" in out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_line_that_a_terminal_wraps_keeps_its_depth() -> None:
+    out = terminal(24)
+    console.line(out, "    not san: proxy bare does not see the LUN")
+    rows = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [row.rstrip() for row in rows] == ["    not san: proxy bare", "    does not see the LUN"]
+
+
 def test_notes_of_vms_side_by_side_do_not_run_into_each_other() -> None:
     class Stream(io.StringIO):
         pieces: ClassVar[list[str]] = []

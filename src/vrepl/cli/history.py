@@ -29,7 +29,7 @@ def status(state: State) -> None:
     held = {lock.path.stem: lock.owner for lock in repository.locks() if lock.held}
     runs = repository.runs()
     jobs = [job_row(name, job.vms, runs, held.get(name)) for name, job in loaded.config.jobs.items()]
-    replicas = [replica_row(folder) for folder in repository.replicas()]
+    replicas = sorted(map(replica_row, repository.replicas()), key=lambda row: row["source"]["name"])
 
     def show(out: Console) -> None:
         from vrepl.report import console
@@ -54,7 +54,7 @@ def status(state: State) -> None:
             newest = row["last_restore_point"] or {}
             verified = newest.get("verified")
             points.add_row(
-                row["name"] or f"{row['source']} (not made yet)",
+                row["name"] or f"{row['source']['name']} (not made yet)",
                 row["state"] + (" (unfinished run)" if row["unfinished"] and not row["running"] else ""),
                 str(row["restore_points"]),
                 words.age(time_from_json(newest.get("time")), now),

@@ -42,8 +42,11 @@ def vms(state: State, site: str) -> None:
                 words.size(sum(disk["capacity"] for disk in row["disks"])),
                 str(len(row["snapshots"])),
                 "on" if row["cbt"] else "off",
-                "yes" if row["replicable"] else f"no: {row['reason']}",
+                "yes" if row["replicable"] else "no",
             )
         out.print(listing)
+        for row in rows:
+            if not row["replicable"]:
+                console.line(out, f"{row['name']}: {row['reason']}")
 
     state.result(data, show)

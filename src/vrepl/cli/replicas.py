@@ -23,7 +23,7 @@ def replicas(state: State) -> None:
     from vrepl.cli.wiring import open_repository
     from vrepl.report.listing import replica_row
 
-    rows = [replica_row(folder) for folder in open_repository(state.config()).replicas()]
+    rows = sorted(map(replica_row, open_repository(state.config()).replicas()), key=lambda row: row["source"]["name"])
 
     def show(out: Console) -> None:
         from vrepl.report import console
@@ -38,7 +38,7 @@ def replicas(state: State) -> None:
             newest = row["last_restore_point"]
             listing.add_row(
                 row["source"]["name"],
-                row["name"],
+                row["name"] or "(not made yet)",
                 row["target"]["site"],
                 row["state"] + (" (running)" if row["running"] else ""),
                 str(row["restore_points"]),
@@ -75,14 +75,16 @@ def restore_points(state: State, vm: str) -> None:
         from vrepl.report import console
         from vrepl.report import format as words
 
-        listing = console.table(
-            "Restore point", "Time", "Size", "Moved", "Consistency", "Verified", right=("Size", "Moved")
-        )
+        if not rows:
+            console.line(out, f"no restore points of {record.source_name} yet; `vrepl replicate` makes them")
+            return
+        # An ID begins with the time, in UTC; time and capacity in full are in the JSON, for 80 columns are not more.
+        listing = console.table("Restore point", "Made", "Moved", "Consistency", "Verified", right=("Moved",))
+        now = dt.datetime.now(dt.UTC)
         for row in rows:
             listing.add_row(
                 row["id"],
-                words.moment(dt.datetime.fromisoformat(row["time"])),
-                words.size(row["capacity"]),
+                words.age(dt.datetime.fromisoformat(row["time"]), now),
                 words.size(row["bytes_moved"]),
                 row["consistency"],
                 _verdict(row["verified"]),

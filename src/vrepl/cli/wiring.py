@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from vrepl.cli.state import State
 from vrepl.config import LoadedConfig
 from vrepl.engine import Engine, EngineEvents, SilentEvents
+from vrepl.errors import UsageError
 from vrepl.model import Bandwidth, JobSettings, ReplicaRecord
 from vrepl.proxy.facts import gather_facts
 from vrepl.repository.store import Repository
@@ -104,6 +105,8 @@ def proxy_place(loaded: LoadedConfig, name: str | None) -> ProxyPlace:
     vddk = loaded.config.vddk
     if name is None:
         return ProxyPlace("this machine", vddk.libdir, Path("/"))
+    if name not in loaded.config.proxies:
+        raise UsageError(f"no proxy {name} is configured", hint=f"{loaded.path}: [proxies.{name}]")
     table = loaded.config.proxies[name]
     return ProxyPlace(name, table.libdir or vddk.libdir, table.sysroot)
 
@@ -226,6 +229,7 @@ def make_movers(
     return VddkMovers(
         lambda name: sites(name).connection(),
         lambda name: mover_settings(loaded, route.place(name)),
+        settings_of_proxy=lambda name: mover_settings(loaded, proxy_place(loaded, name or None)),
         pair=route.parted,
         bandwidth=lambda: tightest(route.limits, local_time()),
     )

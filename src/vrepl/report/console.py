@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -28,18 +29,31 @@ STYLES = {
 }
 
 
+IDS = frozenset({"Restore point", "Run"})
+
+
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An empty table in vrepl's look; the columns named in `right` hold numbers."""
+    """An empty table in vrepl's look; the columns named in `right` hold numbers.
+
+    On a narrow terminal names and words are folded; numbers, and IDs that somebody may want to copy, are not.
+    """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     for column in columns:
         number = column in right
-        made.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        made.add_column(column, justify="right" if number else "left", no_wrap=number or column in IDS, overflow="fold")
     return made
 
 
 def line(out: Console, text: str, style: str = "") -> None:
-    """One line of words, nothing in it taken for markup; wrapped on a terminal, whole where programs may read it."""
-    out.print(Text(text, style=style), soft_wrap=not out.is_terminal)
+    """One line of words, nothing in it taken for markup; whole where programs may read it.
+
+    A terminal that is too narrow for it wraps it, at the depth at which it began.
+    """
+    if not out.is_terminal:
+        out.print(Text(text, style=style), soft_wrap=True)
+        return
+    words = text.lstrip(" ")
+    out.print(Padding(Text(words, style=style), (0, 0, 0, len(text) - len(words)), expand=False))
 
 
 def plain(out: Console, text: str) -> None:
