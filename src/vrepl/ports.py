@@ -257,8 +257,12 @@ class DataMovers(Protocol):
 
     def end_access(self, site: str, vm_ref: str, identity: str) -> None: ...
 
-    def cleanup(self, site: str, vm_ref: str) -> None:
-        """What HotAdd may have left attached; before any snapshot operation after HotAdd."""
+    def cleanup(self, site: str, vm_ref: str, proxy: str | None = None) -> int:
+        """Detach what HotAdd may have left of this VM on the proxy; before any snapshot operation after HotAdd.
+
+        `proxy`: the configured one that an earlier run used there, "" for this machine; None: that of this run.
+        Returns how many disks were detached. Raises UsageError where no such proxy is configured any more.
+        """
         ...
 
     def stop(self) -> None:

@@ -161,6 +161,20 @@ def test_what_a_killed_run_left_on_the_proxy_is_detached_by_the_next(start_runs:
     assert_same(runs, report)
 
 
+def test_what_a_killed_run_left_on_its_proxy_is_detached_by_a_run_over_another(start_runs: StartRuns) -> None:
+    runs = start_runs(DiskSpec(64 * MIB, content="random"))
+    runs.set_in_job('proxy = "hotadd"')
+    runs.lab.set("dr.bandwidth_mib_s=40", "lock_linger_s=600")
+    runs.kill_when(lambda: runs.written_on_target() > 8 * MIB)
+    assert disks_of_proxy(runs, "dr") > 1
+    runs.lab.set("bandwidth_mib_s=0")
+    runs.set_in_job('proxy = "bare"')
+    report = runs.replicate()
+    assert any("by HotAdd" in note for note in report["notes"])
+    assert_same(runs, report)
+    assert not any("by HotAdd" in note for note in runs.replicate()["notes"])
+
+
 def test_san_that_fails_in_mid_copy_leaves_the_disk_to_the_next_mode(start_runs: StartRuns) -> None:
     runs = start_runs(THICK)
     runs.set_in_job('proxy = "san"')

@@ -52,17 +52,17 @@ class IntentKeeper:
             )
         )
 
-    def note_hotadd(self, side: str, vm_ref: str) -> None:
-        """Disks of this VM may hang on the proxy from now on, until `forget_hotadd`."""
-        entry = f"{side}:{vm_ref}"
+    def note_hotadd(self, side: str, vm_ref: str, proxy: str | None) -> None:
+        """Disks of this VM may hang on this proxy from now on, until `forget_hotadd`."""
+        entry = f"{side}:{vm_ref}:{proxy or ''}"
         with self._lock:
             known = entry in self.intent.journal.hotadd_cleanup
         if not known:
             self._change_hotadd(lambda entries: tuple(dict.fromkeys((*entries, entry))))
 
-    def forget_hotadd(self, side: str, vm_ref: str) -> None:
+    def forget_hotadd(self, entry: str) -> None:
         """What hung on the proxy has been detached."""
-        self._change_hotadd(lambda entries: tuple(one for one in entries if one != f"{side}:{vm_ref}"))
+        self._change_hotadd(lambda entries: tuple(one for one in entries if one != entry))
 
     def _change_hotadd(self, edit: Callable[[tuple[str, ...]], tuple[str, ...]]) -> None:
         self.change(
@@ -193,7 +193,7 @@ class DiskMover:
             )
         for side, address in (("source", source), ("target", target)):
             if address.modes[0] is TransportMode.HOTADD:
-                self._keeper.note_hotadd(side, address.vm_ref)
+                self._keeper.note_hotadd(side, address.vm_ref, self._context.job.proxy_at(address.site))
         order = TransferOrder(
             kind=intent.kind,
             source=source,

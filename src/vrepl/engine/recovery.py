@@ -12,7 +12,7 @@ from vrepl.engine.consolidation import consolidate_source
 from vrepl.engine.context import RunContext
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.engine.marks import san_mark_of, source_mark_of
-from vrepl.errors import InterruptedRunError, NotFoundError, VreplError
+from vrepl.errors import InterruptedRunError, NotFoundError, UsageError, VreplError
 from vrepl.model import VirtualMachine
 from vrepl.ports import Site
 from vrepl.repository.commit_record import parse_commit_record
@@ -89,14 +89,25 @@ def _end_access(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine) 
     journal = intent.journal
     sites = {"source": context.source.name, "target": context.target.name}
     for entry in journal.hotadd_cleanup:
-        side, _, vm_ref = entry.partition(":")
+        side, vm_ref, *used = entry.split(":", 2)
         site = sites.get(side, context.source.name)
         name = _name(context, folder, vm, site, vm_ref)
+        proxy = used[0] if used else None
+        detached = 0
 
-        def clean_up(site: str = site, vm_ref: str = vm_ref) -> None:
-            context.movers.cleanup(site, vm_ref)
+        def clean_up(site: str = site, vm_ref: str = vm_ref, proxy: str | None = proxy) -> None:
+            nonlocal detached
+            detached = context.movers.cleanup(site, vm_ref, proxy)
 
-        if _undone(context, vm, "clean up after HotAdd", site, vm_ref, clean_up):
+        try:
+            undone = _undone(context, vm, "clean up after HotAdd", site, vm_ref, clean_up)
+        except UsageError as error:
+            done.append(
+                f"run {intent.run_id} had disks of {name} on a proxy VM by HotAdd, and {error.message}: "
+                "see to it that none is left there"
+            )
+            continue
+        if undone and detached:
             done.append(f"detached the disks of {name} that run {intent.run_id} left on the proxy by HotAdd")
     for access in journal.prepared_for_access:
         name = _name(context, folder, vm, access.site, access.vm_ref)

@@ -261,14 +261,14 @@ class VmRun:
         context = self._context
         sites = {"source": context.source.name, "target": context.target.name}
         for entry in keeper.intent.journal.hotadd_cleanup:
-            side, _, vm_ref = entry.partition(":")
+            side, vm_ref = entry.split(":")[:2]
             context.patiently(
                 self._vm.name,
                 "detach HotAdd disks",
                 lambda site=sites[side], vm_ref=vm_ref: context.movers.cleanup(site, vm_ref),  # type: ignore[misc]
                 even_when_stopped=True,
             )
-            keeper.forget_hotadd(side, vm_ref)
+            keeper.forget_hotadd(entry)
 
     def _track_replica(self, replica_ref: str) -> None:
         """Change tracking must be on at the first seal, for failback; writing over SAN (or a mapped VM) has it off."""

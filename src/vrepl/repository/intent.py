@@ -64,7 +64,7 @@ class Journal:
     """Device keys of disks that this run added to an existing replica."""
     prepared_for_access: tuple[PreparedAccess, ...] = ()
     hotadd_cleanup: tuple[str, ...] = ()
-    """Refs of VMs whose disks may hang on the proxy."""
+    """What may hang on a proxy VM: `SIDE:VM_REF:PROXY`, where no PROXY is this machine (older: `SIDE:VM_REF`)."""
     notes: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -68,8 +68,9 @@ class LocalMovers:
     def end_access(self, site: str, vm_ref: str, identity: str) -> None:
         """Nothing relocates VMs here."""
 
-    def cleanup(self, site: str, vm_ref: str) -> None:
+    def cleanup(self, site: str, vm_ref: str, proxy: str | None = None) -> int:
         """Nothing is hot-added here."""
+        return 0
 
     def stop(self) -> None:
         """Running and later calls raise InterruptedRunError."""

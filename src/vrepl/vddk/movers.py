@@ -56,17 +56,20 @@ class VddkMovers:
         connections: Callable[[str], SiteConnection],
         settings: Callable[[str], MoverSettings],
         *,
+        settings_of_proxy: Callable[[str], MoverSettings] | None = None,
         pair: bool = False,
         bandwidth: Callable[[], int | None] = lambda: None,
     ) -> None:
         """`connections` and `settings` by site name; asked at each call, from its thread.
 
+        `settings_of_proxy`: by the name of a configured proxy, for what a run over another one left; raises UsageError.
         `pair`: a mover for each side of a transfer even where one could do both. `bandwidth`: bytes/s that all
         transfers and verifications together may move now (None: no limit); asked about once a second, so it may
         follow the clock.
         """
         self._connections = connections
         self._settings = settings
+        self._settings_of_proxy = settings_of_proxy
         self._spawner = Spawner()
         self._lock = threading.Lock()
         self._pair = pair
@@ -107,11 +110,17 @@ class VddkMovers:
 
     def end_access(self, site: str, vm_ref: str, identity: str) -> None:
         """As `ports.DataMovers.end_access`; works after `stop` too, for it undoes."""
-        self._undo(site, "end_access", vm_ref=vm_ref, identity=identity)
+        self._undo(site, "end_access", self._settings(site), vm_ref=vm_ref, identity=identity)
 
-    def cleanup(self, site: str, vm_ref: str) -> None:
+    def cleanup(self, site: str, vm_ref: str, proxy: str | None = None) -> int:
         """As `ports.DataMovers.cleanup`; works after `stop` too, for it undoes."""
-        self._undo(site, "cleanup", vm_ref=vm_ref)
+        if proxy is None or self._settings_of_proxy is None:
+            settings = self._settings(site)
+        else:
+            settings = self._settings_of_proxy(proxy)
+        cleaned, remaining = self._undo(site, "cleanup", settings, vm_ref=vm_ref)
+        logger.debug("cleaning up after HotAdd of %s at %s: %d detached, %d remain", vm_ref, site, cleaned, remaining)
+        return int(cleaned)
 
     def warm_up(self, *sites: str) -> None:
         """Start what transfers between these (source, target) take, and keep it, or a mover for one site.
@@ -224,20 +233,17 @@ class VddkMovers:
 
                 return mover.request(operation, watch, sites=self._sites(sites), **arguments)
 
-    def _undo(self, site: str, operation: str, **arguments: Any) -> None:
+    def _undo(self, site: str, operation: str, settings: MoverSettings, **arguments: Any) -> Any:
         """What gives things back is done even when the run was stopped: then by a mover of its own, in good time."""
-        settings = self._settings(site)
         if not self._stopped:
             try:
-                self._request((settings,), operation, [site], None, **arguments)
+                return self._request((settings,), operation, [site], None, **arguments)
             except InterruptedRunError:
                 pass  # stopped just now
-            else:
-                return
         mover = MoverProcess(settings, self._spawner)
         try:
             mover.give_up_in(UNDO_SECONDS)
-            mover.request(operation, None, sites=self._sites([site]), **arguments)
+            return mover.request(operation, None, sites=self._sites([site]), **arguments)
         except InterruptedRunError as error:
             raise DiskError(
                 f"VDDK did not do it within {UNDO_SECONDS:.0f} s of the stop", hint="the next run does it"
