@@ -233,3 +233,18 @@ def test_check_names_a_closed_port_a_missing_privilege_and_an_unseen_lun(start_r
     assert "cannot be reached" in words
     assert "VirtualMachine.State.RevertToSnapshot is missing" in words
     assert f"proxy san does not see {lun} behind prod-vmfs-01" in words
+
+
+def test_check_names_what_the_user_lacks_on_the_proxy_vm_and_runs_take_the_next_mode(start_runs: StartRuns) -> None:
+    runs = start_runs(THIN)
+    runs.set_in_job('proxy = "hotadd"')
+    assert "the proxy is VM vrepl-proxy" in " ".join(runs.cli("check").stdout.split())
+    runs.lab.set("prod.missing_privileges=VirtualMachine.Config.AddExistingDisk,Datastore.FileManagement")
+    words = " ".join(runs.cli("check").stdout.split())
+    report = runs.replicate()
+    runs.lab.set("prod.missing_privileges=none")
+    assert "HotAdd at prod (job demo): WARNING (VirtualMachine.Config.AddExistingDisk is missing on" in words
+    assert f"VirtualMachine {PROXY_VM}" in words
+    assert "Datastore.FileManagement is missing on Datastore prod-vmfs-01" in words
+    assert roads(report) == [("nbdssl", "hotadd")]
+    assert_same(runs, report)

@@ -80,6 +80,7 @@ class FakeSite:
     hosts_there: tuple[EsxiHost, ...] = (EsxiHost("esx-1"), EsxiHost("esx-2"))
     lacking_source: tuple[Lacked, ...] = ()
     lacking_target: tuple[Lacked, ...] = ()
+    lacking_proxy: tuple[Lacked, ...] = ()
     vms: list[VirtualMachine] = field(default_factory=list)
     free: int = 10 * GIB
 
@@ -98,9 +99,12 @@ class FakeSite:
     def hosts(self) -> Sequence[EsxiHost]:
         return self.hosts_there
 
-    def lacking_as_source(self, vm_refs: Sequence[str]) -> Sequence[Lacked]:
-        del vm_refs
+    def lacking_as_source(self, vm_refs: Sequence[str], datastore_refs: Sequence[str]) -> Sequence[Lacked]:
+        del vm_refs, datastore_refs
         return self.lacking_source
+
+    def lacking_as_hotadd_proxy(self, vm_ref: str) -> Sequence[Lacked]:
+        return [one for one in self.lacking_proxy if vm_ref == "vm-proxy"]
 
     def lacking_as_target(self, placement: ReplicaPlacement) -> Sequence[Lacked]:
         del placement
@@ -212,7 +216,7 @@ def test_missing_privileges_are_named_with_where_and_what_for(setup: Setup) -> N
         Lacked("Global.DisableMethods", "Folder group-d1", "PrepareForAccess"),
     )
     (bad,) = setup.bad().values()
-    assert bad.name == "privileges on dr as target"
+    assert bad.name == "privileges on dr as target (job demo)"
     assert f"{revert} is missing on Folder group-0, Folder group-1 and 1 more" in bad.detail
     assert bad.hint is not None
     assert "Global.DisableMethods (PrepareForAccess)" in bad.hint

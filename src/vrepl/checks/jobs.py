@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from vrepl.checks.hotadd import check_hotadd
 from vrepl.checks.luns import check_luns
+from vrepl.checks.privileges import check_privileges
 from vrepl.checks.result import CheckResult, Status
-from vrepl.checks.world import CheckedSite, LackedPrivilege, World
+from vrepl.checks.world import CheckedSite, World
 from vrepl.config.references import near
 from vrepl.errors import VreplError
-from vrepl.model import JobSettings, PowerState, TransportMode, VirtualMachine
+from vrepl.model import Datastore, JobSettings, PowerState, TransportMode, VirtualMachine
 from vrepl.planner.preflight import not_replicable_reason
 from vrepl.report import format as words
 
@@ -22,11 +24,12 @@ LOW_SPACE = 0.05
 
 def check_job(world: World, job: JobSettings, source: CheckedSite, target: CheckedSite) -> Iterator[CheckResult]:
     try:
-        by_name = {vm.name: vm for vm in source.list_vms()}
-        replicas = {vm.name: vm for vm in target.list_vms()}
+        sources, targets = source.list_vms(), target.list_vms()
     except VreplError as error:
         yield CheckResult.failed(f"job {job.name}", error)
         return
+    by_name = {vm.name: vm for vm in sources}
+    replicas = {vm.name: vm for vm in targets}
     vms = [by_name[name] for name in job.vms if name in by_name]
     for name in job.vms:
         if name in by_name:
@@ -41,14 +44,26 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     for vm in vms:
         yield check_cbt(vm)
         yield check_leftovers(vm)
-    yield check_privileges(f"{job.source} as source", lambda: source.lacking_as_source([vm.ref for vm in vms]))
-    yield check_privileges(f"{job.target} as target", lambda: target.lacking_as_target(job.placement))
+    yield check_privileges(
+        f"privileges on {job.source} as source (job {job.name})",
+        lambda: source.lacking_as_source([vm.ref for vm in vms], [store.ref for store in stores_of(source, vms)]),
+    )
+    yield check_privileges(
+        f"privileges on {job.target} as target (job {job.name})", lambda: target.lacking_as_target(job.placement)
+    )
     new = [vm for vm in vms if job.replica_name_of(vm.name) not in replicas]
     yield check_space(job, target, new)
     yield from check_luns(world, job, source, target, vms)
+    yield from check_hotadd(world, job, (source, sources), (target, targets))
     yield check_read(world, job, job.source, job.source_modes, vms)
     made = [vm for vm in replicas.values() if vm.extra_config]
     yield check_read(world, job, job.target, job.target_modes, made)
+
+
+def stores_of(site: CheckedSite, vms: Sequence[VirtualMachine]) -> list[Datastore]:
+    """The datastores that hold disks of these VMs."""
+    names = {disk.datastore for vm in vms for disk in vm.disks}
+    return [store for store in site.datastores() if store.name in names]
 
 
 def check_vm(job: JobSettings, vm: VirtualMachine) -> CheckResult:
@@ -98,32 +113,6 @@ def check_leftovers(vm: VirtualMachine) -> CheckResult:
             title, Status.WARNING, "its disks need consolidation", "vSphere Client: Snapshots > Consolidate"
         )
     return CheckResult.ok(title, "none of vrepl's left")
-
-
-def check_privileges(role: str, ask: Callable[[], Sequence[LackedPrivilege]]) -> CheckResult:
-    """All that are missing, by name, each with what it is for."""
-    title = f"privileges on {role}"
-    try:
-        lacking = ask()
-    except VreplError as error:
-        return CheckResult.failed(title, error)
-    if not lacking:
-        return CheckResult.ok(title, "complete")
-    places: dict[str, list[str]] = {}
-    for one in lacking:
-        places.setdefault(one.privilege, []).append(one.entity)
-    reasons = {one.privilege: one.why for one in lacking}
-    return CheckResult(
-        title,
-        Status.FAILED,
-        "; ".join(f"{privilege} is missing on {_some(entities)}" for privilege, entities in places.items()),
-        "add to the user's role: " + "; ".join(f"{privilege} ({why})" for privilege, why in reasons.items()),
-    )
-
-
-def _some(entities: Sequence[str]) -> str:
-    more = f" and {len(entities) - 2} more" if len(entities) > 2 else ""
-    return ", ".join(entities[:2]) + more
 
 
 def check_space(job: JobSettings, target: CheckedSite, new: Sequence[VirtualMachine]) -> CheckResult:

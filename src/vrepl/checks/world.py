@@ -11,6 +11,7 @@ from vrepl.config import LoadedConfig
 from vrepl.model import Datastore, ReplicaPlacement, TransportMode, VirtualMachine
 from vrepl.ports import Clock, SiteConnection
 from vrepl.repository.store import Repository
+from vrepl.transport.modes import ProxyVm
 
 
 class Host(Protocol):
@@ -24,7 +25,7 @@ class Host(Protocol):
 
 
 class LackedPrivilege(Protocol):
-    """A privilege id that the user does not hold on an entity (kind and ref), and what vrepl wants it for."""
+    """A privilege id that the user does not hold on an entity (kind and name), and what vrepl wants it for."""
 
     @property
     def privilege(self) -> str: ...
@@ -52,12 +53,16 @@ class CheckedSite(Protocol):
 
     def hosts(self) -> Sequence[Host]: ...
 
-    def lacking_as_source(self, vm_refs: Sequence[str]) -> Sequence[LackedPrivilege]:
-        """What the user lacks to replicate these VMs."""
+    def lacking_as_source(self, vm_refs: Sequence[str], datastore_refs: Sequence[str]) -> Sequence[LackedPrivilege]:
+        """What the user lacks to replicate these VMs, whose disks lie on these datastores."""
         ...
 
     def lacking_as_target(self, placement: ReplicaPlacement) -> Sequence[LackedPrivilege]:
         """What the user lacks to make replicas there. Raises NotFoundError where the place is not."""
+        ...
+
+    def lacking_as_hotadd_proxy(self, vm_ref: str) -> Sequence[LackedPrivilege]:
+        """What the user lacks to attach disks to this proxy VM, and to detach them."""
         ...
 
     def list_vms(self) -> list[VirtualMachine]: ...
@@ -103,3 +108,8 @@ class World:
     clock: Clock
     visible_luns: Callable[[str | None], frozenset[str]] = lambda _proxy: frozenset()
     """`naa.` names that a proxy (None: this machine) sees."""
+    proxy_vm: Callable[[str | None, Sequence[VirtualMachine]], tuple[ProxyVm | None, str]] = lambda _proxy, _vms: (
+        None,
+        "the proxy is no VM of this site",
+    )
+    """Which of a site's VMs a proxy (None: this machine) is; or None, and why."""

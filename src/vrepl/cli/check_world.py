@@ -12,7 +12,8 @@ from vrepl.cli.wiring import Route, Sites, make_movers, mover_settings, now, ope
 from vrepl.config import LoadedConfig
 from vrepl.model import Datastore, ReplicaPlacement, TransportMode, VirtualMachine
 from vrepl.ports import DiskAddress, SiteConnection
-from vrepl.proxy.facts import reach, visible_luns
+from vrepl.proxy.facts import find_proxy_vm, product_uuid, reach, visible_luns
+from vrepl.transport.modes import ProxyVm
 from vrepl.vddk.movers import VddkMovers
 from vrepl.vddk.process import MoverProcess, Spawner
 from vrepl.vsphere.facts import EsxiHost
@@ -21,7 +22,7 @@ from vrepl.vsphere.site import VsphereSite
 
 
 class SiteForChecks:
-    """A VsphereSite with the two questions about privileges that checks ask."""
+    """A VsphereSite with the questions about privileges that checks ask."""
 
     def __init__(self, site: VsphereSite) -> None:
         self._site = site
@@ -42,11 +43,14 @@ class SiteForChecks:
     def hosts(self) -> Sequence[EsxiHost]:
         return self._site.hosts()
 
-    def lacking_as_source(self, vm_refs: Sequence[str]) -> Sequence[Missing]:
-        return self._site.missing_privileges(Role.SOURCE, vm_refs=vm_refs)
+    def lacking_as_source(self, vm_refs: Sequence[str], datastore_refs: Sequence[str]) -> Sequence[Missing]:
+        return self._site.missing_privileges(Role.SOURCE, vm_refs=vm_refs, datastore_refs=datastore_refs)
 
     def lacking_as_target(self, placement: ReplicaPlacement) -> Sequence[Missing]:
         return self._site.missing_privileges(Role.TARGET, placement=placement)
+
+    def lacking_as_hotadd_proxy(self, vm_ref: str) -> Sequence[Missing]:
+        return self._site.missing_privileges(Role.HOTADD_PROXY, vm_refs=[vm_ref])
 
     def list_vms(self) -> list[VirtualMachine]:
         return self._site.list_vms()
@@ -122,8 +126,12 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
         def luns(proxy: str | None) -> frozenset[str]:
             return visible_luns(proxy_place(loaded, proxy).sysroot)
 
+        def proxy_vm(proxy: str | None, vms: Sequence[VirtualMachine]) -> tuple[ProxyVm | None, str]:
+            place = proxy_place(loaded, proxy)
+            return find_proxy_vm(place.name, product_uuid(place.sysroot), vms)
+
         try:
-            yield World(loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns)
+            yield World(loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns, proxy_vm)
         finally:
             for probe in probes.values():
                 probe.close()

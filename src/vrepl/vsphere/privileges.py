@@ -121,7 +121,7 @@ class Missing:
 
     privilege: str
     entity: str
-    """Kind and ref, such as `VirtualMachine vm-12`."""
+    """Kind and name, such as `VirtualMachine web-01`."""
     why: str
 
 
@@ -139,8 +139,16 @@ def missing(session: Session, role: Role, entities: Mapping[Scope, Sequence[Any]
         if not needs or not objects:
             continue
         for entity, privilege in _denied(session, objects, list(needs)):
-            found.append(Missing(privilege, f"{kind_of(entity)} {ref_of(entity)}", needs[privilege].why))
+            found.append(Missing(privilege, _words(entity), needs[privilege].why))
     return found
+
+
+def _words(entity: Any) -> str:
+    try:
+        name = str(entity.name)
+    except VsphereError:  # gone meanwhile
+        name = ref_of(entity)
+    return f"{kind_of(entity)} {name}"
 
 
 def _denied(session: Session, objects: Sequence[Any], privileges: Sequence[str]) -> list[tuple[Any, str]]:

@@ -143,11 +143,17 @@ class VsphereSite:
         return facts.read_hosts(self._session, self._inventory.names())
 
     def missing_privileges(
-        self, role: Role, *, vm_refs: Sequence[str] = (), placement: ReplicaPlacement | None = None
+        self,
+        role: Role,
+        *,
+        vm_refs: Sequence[str] = (),
+        datastore_refs: Sequence[str] = (),
+        placement: ReplicaPlacement | None = None,
     ) -> list[Missing]:
-        """What the site's user lacks for a role: on these VMs and what they lie on, or where replicas shall go."""
+        """What the site's user lacks for a role: on these VMs and datastores, or where replicas shall go."""
         entities: dict[Scope, list[Any]] = {
-            Scope.VM: [self._session.object(vim.VirtualMachine, ref) for ref in vm_refs]
+            Scope.VM: [self._session.object(vim.VirtualMachine, ref) for ref in vm_refs],
+            Scope.DATASTORE: [self._session.object(vim.Datastore, ref) for ref in datastore_refs],
         }
         if placement is not None:
             place = find_place(self._session, placement)

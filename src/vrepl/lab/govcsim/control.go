@@ -138,13 +138,21 @@ func (l *Lab) authenticate(msg map[string]string, op string) *vixFault {
 	case "endaccess":
 		need = []string{"Global.EnableMethods"}
 	}
-	missing := l.config().MissingPrivileges
-	for _, id := range need {
-		if slices.Contains(missing, id) {
-			return fails(vixLogin, "missing privilege %s", id)
-		}
+	if id := l.lacked(need...); id != "" {
+		return fails(vixLogin, "missing privilege %s", id)
 	}
 	return nil
+}
+
+// lacked is the first of these privileges that the user does not have, or nothing.
+func (l *Lab) lacked(privileges ...string) string {
+	missing := l.config().MissingPrivileges
+	for _, id := range privileges {
+		if slices.Contains(missing, id) {
+			return id
+		}
+	}
+	return ""
 }
 
 func (l *Lab) connect(msg map[string]string) *vixFault {

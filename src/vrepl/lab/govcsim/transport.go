@@ -43,11 +43,20 @@ func (l *Lab) proxyVM(proxy string) (*simulator.VirtualMachine, *vixFault) {
 	return found[0], nil
 }
 
+// hotAddPrivileges are what the user must have on the proxy's VM.
+var hotAddPrivileges = []string{
+	"VirtualMachine.Config.AddExistingDisk", "VirtualMachine.Config.AddRemoveDevice", "VirtualMachine.Config.RemoveDisk",
+	"VirtualMachine.Config.Settings", "VirtualMachine.Config.Resource",
+}
+
 // tryHotAdd attaches the disk to the proxy's VM.
 func (l *Lab) tryHotAdd(t *target, h *handle) *vixFault {
 	proxy, fault := l.proxyVM(h.proxy)
 	if fault != nil {
 		return fault
+	}
+	if id := l.lacked(hotAddPrivileges...); id != "" {
+		return fails(vixAccess, "missing privilege %s on the proxy's virtual machine", id)
 	}
 	switch {
 	case h.write && t.snapshot != "":

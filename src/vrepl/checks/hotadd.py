@@ -1,0 +1,50 @@
+"""Whether a job's proxies can reach disks by HotAdd, where it lets them: the proxy VM, its slots and privileges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vrepl.checks.privileges import lacking_words
+from vrepl.checks.result import CheckResult, Status
+from vrepl.checks.world import CheckedSite, World
+from vrepl.errors import VreplError
+from vrepl.model import JobSettings, TransportMode, VirtualMachine
+
+
+def check_hotadd(
+    world: World,
+    job: JobSettings,
+    source: tuple[CheckedSite, Sequence[VirtualMachine]],
+    target: tuple[CheckedSite, Sequence[VirtualMachine]],
+) -> Iterator[CheckResult]:
+    """One result per side, `source` and `target` with all their VMs. A proxy that is no VM of a site is fine."""
+    for name, (site, vms), modes in (
+        (job.source, source, job.source_modes),
+        (job.target, target, job.target_modes),
+    ):
+        if TransportMode.HOTADD in modes:
+            yield _check_side(world, job, name, site, vms, only=set(modes) == {TransportMode.HOTADD})
+
+
+def _check_side(
+    world: World, job: JobSettings, name: str, site: CheckedSite, vms: Sequence[VirtualMachine], *, only: bool
+) -> CheckResult:
+    """A warning where runs take another mode instead; a failure where the job lists no other."""
+    title = f"HotAdd at {name} (job {job.name})"
+    wrong = Status.FAILED if only else Status.WARNING
+    machine, why_none = world.proxy_vm(job.proxy_at(name), vms)
+    if machine is None:
+        if only:
+            return CheckResult(title, Status.FAILED, why_none, "hotadd is the only mode that the job lists there")
+        return CheckResult.ok(title, f"{why_none}: other modes are used")
+    try:
+        lacking = site.lacking_as_hotadd_proxy(machine.ref)
+    except VreplError as error:
+        return CheckResult.failed(title, error)
+    if lacking:
+        return CheckResult(title, wrong, *lacking_words(lacking))
+    if machine.free_scsi_slots < 1:
+        return CheckResult(
+            title, wrong, f"the proxy VM {machine.name} has no free SCSI slot", "give it another SCSI controller"
+        )
+    return CheckResult.ok(title, f"the proxy is VM {machine.name}, {machine.free_scsi_slots} SCSI slots free")
