@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.memory_site import MemoryVm
 from tests.support.world import World
-from vrepl.errors import LockedError, NotFoundError
+from vrepl.engine import SilentEvents
+from vrepl.errors import InterruptedRunError, LockedError, NotFoundError
 from vrepl.extents import GRAIN
 from vrepl.model import PowerState, TransferKind
 from vrepl.report.model import Result
@@ -300,6 +301,23 @@ def test_source_snapshot_goes_whatever_fails(world: World) -> None:
     report = world.run_vm()
     assert report.result is Result.FAILED
     assert world.our_source_snapshots() == []
+
+
+def test_waiting_for_another_run_is_said_and_can_be_stopped(world: World) -> None:
+    engine = world.engine()
+    said: list[str] = []
+
+    class Said(SilentEvents):
+        def note(self, vm: str, message: str) -> None:
+            said.append(message)
+            engine.stop()
+
+    engine.events = Said()
+    with world.repository.job_lock("demo"), pytest.raises(InterruptedRunError, match="waiting for another run of job"):
+        engine.replicate(world.job, lock_wait=600)
+    assert len(said) == 1
+    assert "is locked by pid" in said[0]
+    assert "waiting up to 10 min" in said[0]
 
 
 def test_what_a_dead_run_left_is_named_and_undone(world: World) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -17,15 +19,19 @@ from vrepl.engine.preflight import refuse_impossible
 from vrepl.engine.reporting import planned_vm_report
 from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
-from vrepl.errors import InterruptedRunError, NotFoundError, UsageError, VreplError
+from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, UsageError, VreplError
 from vrepl.model import Datastore, JobSettings, ReplicaPlacement, VirtualMachine
 from vrepl.planner.vm import VmPlan, plan_vm
 from vrepl.ports import Clock, DataMovers, NewId, Site, TransportAdvisor
+from vrepl.report import format as words
 from vrepl.report.model import ErrorReport, Result, RunReport, VerifyReport, VmReport
 from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.store import Repository
 
 logger = logging.getLogger(__name__)
+
+LOCK_POLL = 0.2
+"""Seconds between two looks at the lock of a job that another run holds."""
 
 NO_MAPPING: Mapping[str, str] = MappingProxyType({})
 
@@ -88,7 +94,7 @@ class Engine:
         `mapping`: source VM name -> name of an existing VM of the target that shall become its replica.
         """
         self.repository.check_writable()
-        with self.repository.job_lock(job.name, wait_seconds=lock_wait):
+        with self._job_lock(job.name, lock_wait):
             source, target = self.sites(job.source), self.sites(job.target)
             calls_before = {site.name: site.soap_calls for site in (source, target)}
             context = self._context(job, source, target, run_id=timestamped_id(self.clock(), self.new_id()))
@@ -150,6 +156,28 @@ class Engine:
 
         with ThreadPoolExecutor(max_workers=max(1, context.job.parallel_vms), thread_name_prefix="vm") as pool:
             return list(pool.map(run_one, vms))
+
+    @contextmanager
+    def _job_lock(self, job: str, wait_seconds: float) -> Iterator[None]:
+        """Waits here and not in the repository, where a stop would have to wait, too."""
+        deadline = time.monotonic() + wait_seconds
+        said = False
+        with ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(self.repository.job_lock(job))
+                    break
+                except LockedError as error:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise
+                    if not said:
+                        said = True
+                        patience = words.duration(wait_seconds)
+                        self.events.note("", f"{error.message}; waiting up to {patience} for that to end")
+                    if self._stop.wait(min(left, LOCK_POLL)):
+                        raise InterruptedRunError(f"stopped while waiting for another run of job {job}") from error
+            yield
 
     def _save(self, run_id: str, report: RunReport) -> None:
         try:
