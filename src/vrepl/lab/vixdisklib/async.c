@@ -3,6 +3,9 @@
  * Over nbd and nbdssl a handle owns `buffer_count` NFC buffers of `buffer_bytes` each. A call is cut into buffers; each is
  * held until its bytes have crossed the wire and the latency has passed. Buffers past the first `buffer_count` of one
  * call pay no latency of their own: they followed on the heels of the others.
+ *
+ * Under a limit a handle has threads of its own, one per buffer, to sleep in. Without limits all handles share a pool of
+ * one thread for every two processors: what they do is an ESXi host's work, and the client's processors are not for it.
  */
 #include <stdlib.h>
 #include <sys/prctl.h>
@@ -10,7 +13,15 @@
 
 #include "internal.h"
 
-enum { STACK_BYTES = 512 * 1024, FEWEST_THREADS = 1 };
+enum { STACK_BYTES = 512 * 1024 };
+
+/* The handles that wait for a thread of the pool, first come first served. Taken after a handle's queue_lock. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t work, left;
+    struct vl_handle *first, *last;
+    long threads, idle;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .work = PTHREAD_COND_INITIALIZER, .left = PTHREAD_COND_INITIALIZER};
 
 static __thread bool in_callback;
 
@@ -155,6 +166,18 @@ static void work_on_head(struct vl_handle *handle)
         pthread_cond_broadcast(&handle->idle);
 }
 
+static bool start_thread(pthread_t *thread, void *(*run)(void *), void *argument)
+{
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    int failed = pthread_create(thread, &attributes, run, argument);
+    pthread_attr_destroy(&attributes);
+    return failed == 0;
+}
+
+/* ---- a handle's own threads, under a limit ---- */
+
 static void *worker(void *argument)
 {
     struct vl_handle *handle = argument;
@@ -174,17 +197,6 @@ static void *worker(void *argument)
     return NULL;
 }
 
-/* How many threads are of use: one per NFC buffer when they sleep through latency, else the processors are shared with
- * the other handle of a copy. */
-static unsigned useful_threads(const struct vl_handle *handle)
-{
-    if (is_paced(handle))
-        return handle->buffer_count;
-    long processors = sysconf(_SC_NPROCESSORS_ONLN) / 2;
-    unsigned useful = processors > FEWEST_THREADS ? (unsigned)processors : FEWEST_THREADS;
-    return useful < handle->buffer_count ? useful : handle->buffer_count;
-}
-
 static bool add_thread(struct vl_handle *handle)
 {
     if (handle->thread_count == handle->thread_capacity) {
@@ -195,14 +207,94 @@ static bool add_thread(struct vl_handle *handle)
         handle->threads = grown;
         handle->thread_capacity = capacity;
     }
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    int failed = pthread_create(&handle->threads[handle->thread_count], &attributes, worker, handle);
-    pthread_attr_destroy(&attributes);
-    if (failed == 0)
-        handle->thread_count++;
-    return failed == 0;
+    if (!start_thread(&handle->threads[handle->thread_count], worker, handle))
+        return false;
+    handle->thread_count++;
+    return true;
+}
+
+/* Called with queue_lock held. */
+static bool wake_own_threads(struct vl_handle *handle, uint64_t length)
+{
+    uint64_t buffers = (length + handle->buffer_bytes - 1) / handle->buffer_bytes;
+    while (buffers-- > 0 && handle->thread_count < handle->buffer_count && handle->idle_threads <= buffers &&
+           add_thread(handle))
+        continue;
+    pthread_cond_signal(&handle->work);
+    return handle->thread_count > 0;
+}
+
+/* ---- the pool, without limits ---- */
+
+/* Called with the pool's lock held. */
+static void enqueue(struct vl_handle *handle)
+{
+    if (handle->in_pool)
+        return;
+    handle->in_pool = true;
+    handle->next_in_pool = NULL;
+    if (pool.first != NULL)
+        pool.last->next_in_pool = handle;
+    else
+        pool.first = handle;
+    pool.last = handle;
+    if (pool.idle > 0)
+        pthread_cond_signal(&pool.work);
+}
+
+static void *pool_worker(void *unused)
+{
+    (void)unused;
+    pthread_mutex_lock(&pool.lock);
+    for (;;) {
+        while (pool.first == NULL) {
+            pool.idle++;
+            pthread_cond_wait(&pool.work, &pool.lock);
+            pool.idle--;
+        }
+        struct vl_handle *handle = pool.first;
+        pool.first = handle->next_in_pool;
+        handle->in_pool = false;
+        handle->pool_visitors++;
+        pthread_mutex_unlock(&pool.lock);
+        pthread_mutex_lock(&handle->queue_lock);
+        if (handle->first != NULL && handle->free_buffers > 0)
+            work_on_head(handle);
+        bool more = handle->first != NULL && handle->free_buffers > 0;
+        pthread_mutex_unlock(&handle->queue_lock);
+        pthread_mutex_lock(&pool.lock);
+        if (more)
+            enqueue(handle);
+        if (--handle->pool_visitors == 0)
+            pthread_cond_broadcast(&pool.left);
+    }
+    return NULL;
+}
+
+/* Called with queue_lock held. */
+static bool wake_pool(struct vl_handle *handle)
+{
+    pthread_mutex_lock(&pool.lock);
+    long half = sysconf(_SC_NPROCESSORS_ONLN) / 2;
+    pthread_t thread;
+    if (pool.idle == 0 && pool.threads < (half > 1 ? half : 1) && start_thread(&thread, pool_worker, NULL)) {
+        pthread_detach(thread);
+        pool.threads++;
+    }
+    bool served = pool.threads > 0;
+    if (served)
+        enqueue(handle);
+    pthread_mutex_unlock(&pool.lock);
+    return served;
+}
+
+/* Nothing is outstanding, so nobody offers the handle to the pool any more. */
+static void leave_pool(struct vl_handle *handle)
+{
+    pthread_mutex_lock(&pool.lock);
+    while (handle->in_pool || handle->pool_visitors > 0)
+        pthread_cond_wait(&pool.left, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
 }
 
 VixError vl_async_submit(struct vl_handle *handle, bool write, uint64_t offset, uint64_t length, uint8_t *buffer,
@@ -223,12 +315,7 @@ VixError vl_async_submit(struct vl_handle *handle, bool write, uint64_t offset, 
     request->data = data;
     request->fault = vl_fault_take(handle->settings, write ? VL_WRITE : VL_READ, handle->vm, handle->mode);
     pthread_mutex_lock(&handle->queue_lock);
-    uint64_t buffers = (length + handle->buffer_bytes - 1) / handle->buffer_bytes;
-    unsigned useful = useful_threads(handle);
-    while (handle->thread_count < useful && handle->idle_threads < buffers && add_thread(handle))
-        if (--buffers == 0)
-            break;
-    if (handle->thread_count == 0) {
+    if (!(is_paced(handle) ? wake_own_threads(handle, length) : wake_pool(handle))) {
         pthread_mutex_unlock(&handle->queue_lock);
         free(request);
         return VIX_E_OUT_OF_MEMORY;
@@ -239,7 +326,6 @@ VixError vl_async_submit(struct vl_handle *handle, bool write, uint64_t offset, 
         handle->first = request;
     handle->last = request;
     handle->outstanding++;
-    pthread_cond_signal(&handle->work);
     pthread_mutex_unlock(&handle->queue_lock);
     return VIX_ASYNC;
 }
@@ -269,6 +355,7 @@ void vl_async_destroy(struct vl_handle *handle)
     pthread_mutex_unlock(&handle->queue_lock);
     for (unsigned i = 0; i < handle->thread_count; i++)
         pthread_join(handle->threads[i], NULL);
+    leave_pool(handle);
     free(handle->threads);
     pthread_cond_destroy(&handle->idle);
     pthread_cond_destroy(&handle->work);

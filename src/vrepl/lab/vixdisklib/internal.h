@@ -221,10 +221,14 @@ struct vl_handle {
     pthread_cond_t work, idle;
     struct vl_request *first, *last;
     pthread_t *threads;
-    unsigned thread_count, thread_capacity, idle_threads;
+    unsigned thread_count, thread_capacity, idle_threads; /* the handle's own */
     uint32_t free_buffers;
     uint64_t outstanding;
     bool stop;
+    /* in the queue for the pool's threads, and how many of them are at it; the pool's lock guards these */
+    struct vl_handle *next_in_pool;
+    bool in_pool;
+    unsigned pool_visitors;
     uint64_t next_free_ns; /* when the wire is free again, under the bandwidth setting */
     uint64_t frozen_until_ns; /* atomic: nothing moves on this handle before then */
 };
