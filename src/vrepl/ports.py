@@ -300,6 +300,10 @@ class DigestLookup(Protocol):
         """Within a grain-aligned extent: the grains that are unknown, or known and not zero; in order, lazily."""
         ...
 
+    def close(self) -> None:
+        """Let go of its files; may be called twice."""
+        ...
+
 
 class TransferLog(Protocol):
     """The durable trace of one attempt; written by the data mover, read by the next run."""

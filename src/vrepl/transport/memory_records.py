@@ -24,6 +24,9 @@ class MemoryDigests:
                 start = max(grain * 65536, extent.offset)
                 yield Extent(start, min((grain + 1) * 65536, extent.end) - start)
 
+    def close(self) -> None:
+        pass
+
 
 class MemoryLog:
     """`ports.TransferLog`: keeps what it is told."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -145,14 +145,15 @@ def perform_transfer(
     try:
         target = opener.open_writer(order.target)
         try:
-            lookup = records.open_lookup(order.parent, order.target.capacity)
-            log = records.open_log(order)
-            try:
-                pipeline = copy_disk(
-                    order, source, target, lookup, log, tuning=tuning, progress=progress, hook=hook, running=running
-                )
-            finally:
-                log.close()
+            # A data mover serves many disks: a lookup left open would cost it up to 29 descriptors for each.
+            with closing(records.open_lookup(order.parent, order.target.capacity)) as lookup:
+                log = records.open_log(order)
+                try:
+                    pipeline = copy_disk(
+                        order, source, target, lookup, log, tuning=tuning, progress=progress, hook=hook, running=running
+                    )
+                finally:
+                    log.close()
         except SimulatedKill:
             abandon = getattr(target, "abandon", None)
             if abandon is not None:
@@ -193,8 +194,8 @@ def perform_verify(
     began = time.monotonic()
     disk = opener.open_reader(order.disk)
     try:
-        lookup = records.open_lookup(order.digests, order.disk.capacity)
-        pipeline, bad = verify_disk(disk, lookup, tuning=tuning, progress=progress, hook=hook, running=running)
+        with closing(records.open_lookup(order.digests, order.disk.capacity)) as lookup:
+            pipeline, bad = verify_disk(disk, lookup, tuning=tuning, progress=progress, hook=hook, running=running)
     finally:
         with suppress(DiskError):  # nothing was written to it
             disk.close()
