@@ -13,6 +13,7 @@ from vrepl.engine.source_snapshot import Note, TakenSnapshot
 from vrepl.errors import CbtError, VsphereError
 from vrepl.model import Disk, SnapshotState, TransferKind, VirtualMachine
 from vrepl.planner.disks import decide_disk, regions_of, without_cbt
+from vrepl.planner.preflight import unreplicable_disk_reason
 from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
 from vrepl.ports import DigestFiles
 from vrepl.repository.digests import open_lookup
@@ -57,6 +58,7 @@ def find_changes(
     note: Note,
 ) -> list[DiskMove]:
     """Decide each disk by the snapshot's own configuration, and put the intent on disk before the first write."""
+    _refuse_unplanned(plan, taken)
     moves = []
     unbelievable = tracked_too_late(context, plan.vm)
     for disk_plan in plan.disks:
@@ -83,6 +85,17 @@ def find_changes(
         )
     )
     return moves
+
+
+def _refuse_unplanned(plan: VmPlan, taken: TakenSnapshot) -> None:
+    """A disk that was added after the plan would be missing from the restore point, and nobody would be told."""
+    known = {disk.disk.key for disk in plan.disks} | {disk.key for disk, _ in plan.left_out}
+    for disk in taken.state.disks:
+        if disk.key not in known and unreplicable_disk_reason(disk) is None:
+            raise VsphereError(
+                f"{disk.title} was added to the source while the run prepared its replica",
+                hint="its hardware changed during the run: run the job again",
+            )
 
 
 def _decide(

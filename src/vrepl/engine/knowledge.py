@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from vrepl.engine.changes import changed_extents
 from vrepl.errors import CbtError
-from vrepl.extents import intersect
+from vrepl.extents import GRAIN, Extent, align, intersect, subtract, union
 from vrepl.model import Disk, PowerState, RestorePoint, VirtualMachine
 from vrepl.planner.disks import UnfinishedDisk, change_id_uuid
 from vrepl.planner.mapping import MappingRequest
@@ -66,8 +68,9 @@ def gather(
     lost = tuple(point for point in sealed if point.id not in snapshots)
     last = present[-1] if present else None
     intent = folder.intent()
-    unfinished = unfinished_disks(folder, intent)
-    touched = _touched(target, replica, last, snapshots, intent, unfinished)
+    touched, unfinished = _judge_leaf(target, replica, last, snapshots, intent, unfinished_disks(folder, intent))
+    if last is None:
+        unfinished = {**_unaccounted_disks(folder), **unfinished}
     return ReplicaKnowledge(
         record=record,
         replica=replica,
@@ -129,6 +132,26 @@ def unfinished_disks(folder: ReplicaFolder, intent: Intent | None) -> dict[int, 
     return found
 
 
+def _unaccounted_disks(folder: ReplicaFolder) -> dict[int, UnfinishedDisk]:
+    """Disks that have a transfer log of which no intent speaks: the intent was lost, so nothing of the leaf is sure."""
+    found = {}
+    for disk in folder.disk_folders():
+        if not disk.path.name.isdecimal() or int(disk.path.name) not in folder.record.disk_keys:
+            continue
+        state = read_log(disk.log)
+        if state.attempts:
+            found[int(disk.path.name)] = UnfinishedDisk(
+                planned=(),
+                done=(),
+                allowed=0,
+                change_id=None,
+                dirty=(),
+                capacity=state.capacity,
+                compared_with_target=True,
+            )
+    return found
+
+
 def leaf_identity(disk: Disk) -> str:
     """Tells one leaf of a replica's disk from another: its file, and its change tracking (a revert changes that)."""
     return f"{disk.path} {change_id_uuid(disk.change_id) if disk.change_id else ''}".strip()
@@ -161,28 +184,29 @@ def _failed_verification(folder: ReplicaFolder, point: RestorePoint) -> bool:
     return verification is not None and not verification.good
 
 
-def _touched(
+def _judge_leaf(
     target: Site,
     replica: VirtualMachine,
     last: RestorePoint | None,
     snapshots: Mapping[str, str],
     intent: Intent | None,
     unfinished: Mapping[int, UnfinishedDisk],
-) -> str | None:
-    """How the leaf was changed by anyone but vrepl since the last seal, in words; None if it was not."""
+) -> tuple[str | None, Mapping[int, UnfinishedDisk]]:
+    """How the leaf was changed by anyone but vrepl since the last seal, in words; None if it was not.
+
+    With it `unfinished`, to which what the replica's CBT cannot tell from vrepl's own writes is added.
+    """
     if last is None:
-        return _leaf_replaced(replica, intent) if intent and intent.disks else None
+        return (_leaf_replaced(replica, intent) if intent and intent.disks else None), unfinished
     if replica.current_snapshot_ref != snapshots[last.id]:
-        return "the replica's current snapshot is not its last restore point"
+        return "the replica's current snapshot is not its last restore point", unfinished
     if intent and intent.disks:
-        if any(disk.parent_restore_point_id not in {last.id, None} for disk in intent.disks):
-            return "an unfinished run does not belong to the last restore point"
+        if any(disk.parent_restore_point_id != last.id for disk in intent.disks):
+            return "an unfinished run does not belong to the last restore point", unfinished
         replaced = _leaf_replaced(replica, intent)
         if replaced:
-            return replaced
-    if any(disk.maybe_written for disk in unfinished.values()):
-        return None  # vrepl's own writes cannot be told from others'; the resumed run writes all of them again
-    return _written_by_hand(target, replica, last, snapshots[last.id])
+            return replaced, unfinished
+    return _written_by_others(target, replica, last, snapshots[last.id], unfinished)
 
 
 def _leaf_replaced(replica: VirtualMachine, intent: Intent | None) -> str | None:
@@ -200,16 +224,35 @@ def _leaf_replaced(replica: VirtualMachine, intent: Intent | None) -> str | None
     return None
 
 
-def _written_by_hand(target: Site, replica: VirtualMachine, last: RestorePoint, snapshot_ref: str) -> str | None:
-    """Ask the replica's own CBT whether its leaf was written since the seal; where CBT is off nothing is known."""
-    if not replica.cbt_enabled or replica.power is not PowerState.OFF:
-        return None
+def _written_by_others(
+    target: Site,
+    replica: VirtualMachine,
+    last: RestorePoint,
+    snapshot_ref: str,
+    unfinished: Mapping[int, UnfinishedDisk],
+) -> tuple[str | None, Mapping[int, UnfinishedDisk]]:
+    """Ask the replica's own CBT what was written to its leaf since the seal, beside what vrepl itself may have written.
+
+    What lies apart from vrepl's own writes is somebody else's. What adjoins them may be that, or only the size of CBT's
+    blocks: an unfinished run is given it to settle again.
+    """
+    if replica.power is not PowerState.OFF:
+        return None, unfinished  # it is refused anyway
+    if not replica.cbt_enabled:
+        return "change tracking of the replica is off, so nothing tells whether its disks were written", unfinished
     sealed = target.read_snapshot(snapshot_ref)
+    judged = dict(unfinished)
     for point in last.disks:
         disk = replica.disk(point.target_key)
         at_seal = sealed.disk(point.target_key)
-        if disk is None or at_seal is None or at_seal.change_id is None:
+        if disk is None or at_seal is None:
             continue
+        ours = judged.get(point.source_key)
+        own = ours.maybe_written if ours else []
+        if at_seal.change_id is None:
+            if own:
+                continue
+            return f"no change tracking of {disk.title} of the replica goes back to the last restore point", unfinished
         change_id = at_seal.change_id
         try:
             changed = changed_extents(
@@ -220,7 +263,26 @@ def _written_by_hand(target: Site, replica: VirtualMachine, last: RestorePoint, 
             )
         except CbtError:
             # A revert by hand begins a new tracking: what was written after it can no longer be told.
-            return f"the change tracking of {disk.title} of the replica does not reach back to the last restore point"
-        if changed:
-            return f"{disk.title} of the replica was written by something else since the last restore point"
-    return None
+            return (
+                f"the change tracking of {disk.title} of the replica does not reach back to the last restore point",
+                unfinished,
+            )
+        beside = subtract(changed, own)
+        if not beside:
+            continue
+        if ours is None or _any_apart(changed, own):
+            return f"{disk.title} of the replica was written by something else since the last restore point", unfinished
+        unsure = align(beside, GRAIN, disk.capacity)
+        judged[point.source_key] = replace(
+            ours,
+            planned=union(ours.planned, unsure),
+            done=subtract(ours.done, unsure),
+            dirty=union(ours.dirty, unsure),
+        )
+    return None, judged
+
+
+def _any_apart(areas: Sequence[Extent], own: Sequence[Extent]) -> bool:
+    """Whether one of `areas` has nothing in common with `own`; both are normal lists."""
+    common = [extent.offset for extent in intersect(areas, own)]
+    return any(bisect_left(common, area.offset) == bisect_left(common, area.end) for area in areas)

@@ -126,10 +126,11 @@ class ReplicaKnowledge:
             return True
         if self.touched and self.last is None:
             return False
-        newest_lost = self.lost_restore_points and (
-            not self.restore_points or self.lost_restore_points[-1].id > self.restore_points[-1].id
-        )
-        return not newest_lost
+        if not self.lost_restore_points or not self.restore_points:
+            return not self.lost_restore_points
+        # By time, as they are ordered everywhere: of two in one second the IDs say nothing.
+        lost, kept = self.lost_restore_points[-1], self.restore_points[-1]
+        return (lost.time, lost.id) < (kept.time, kept.id)
 
 
 def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> VmPlan:
