@@ -322,7 +322,7 @@ def test_failed_vms_are_run_again_when_asked(runs: Runs) -> None:
     done = runs.cli("replicate", "demo", "--vm", runs.vm, "--retry", "2", "--retry-wait", "0s")
     runs.lab.set("faults=none")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count(f"failed: {runs.vm}; running again in 0 s") == 2
+    assert done.stderr.count(f"failed: {runs.vm}; running again in 0.0 s") == 2
     assert_source_clean(runs)
 
 

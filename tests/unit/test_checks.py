@@ -195,6 +195,17 @@ def test_all_well(setup: Setup) -> None:
     assert ("esx-2", 1902) in setup.network.reached, "a site may move the NFC port"
 
 
+def test_vddk_reads_where_an_esxi_host_can_be_reached(setup: Setup) -> None:
+    ours = {"vrepl.source": "prod"}
+    setup.dr.vms = [machine("r1", extra_config=ours), machine("r2", host="esx-2", extra_config=ours)]
+    setup.network.closed = frozenset({("esx-1", 902), ("esx-1", 1902)})
+    results = {one.name: one for one in setup.results()}
+    assert results["VDDK reads from dr (job demo)"].detail == "first sector of r2 over nbdssl"
+    prod = results["VDDK reads from prod (job demo)"]
+    assert (prod.status, prod.detail) == (Status.SKIPPED, "port 902 of esx-1 cannot be reached: see that")
+    assert set(setup.bad()) == {"port 902 of esx-1 (prod)", "port 1902 of esx-1 (dr)"}
+
+
 def test_a_closed_port_names_its_host_and_no_other(setup: Setup) -> None:
     setup.network.closed = frozenset({("esx-2", 902)})
     (bad,) = setup.bad().values()

@@ -155,15 +155,31 @@ NETWORK_MODES = (TransportMode.NBDSSL, TransportMode.NBD)
 def check_read(
     world: World, job: JobSettings, site: str, modes: Sequence[TransportMode], vms: Sequence[VirtualMachine]
 ) -> CheckResult:
-    """One real sector through VDDK. A running VM's disk cannot be opened without a snapshot, which no check takes."""
+    """One real sector through VDDK. A running VM's disk cannot be opened without a snapshot, which no check takes.
+
+    Read where an ESXi host's port is open: a closed one is the ports' check to tell, and says nothing of VDDK.
+    """
     title = f"VDDK reads from {site} (job {job.name})"
     usable = [mode for mode in modes if mode in NETWORK_MODES] or [TransportMode.NBDSSL]
     readable = [vm for vm in vms if vm.power is PowerState.OFF and not_replicable_reason(vm) is None]
     if not readable:
         return CheckResult(title, Status.SKIPPED, "no VM of the job's is powered off there")
-    vm = readable[0]
+    nfc_port = world.loaded.config.sites[site].nfc_port
+    vm = next((vm for vm in readable if _reaches(world, vm.host, nfc_port)), None)
+    if vm is None:
+        hosts = ", ".join(sorted({vm.host for vm in readable}))
+        return CheckResult(title, Status.SKIPPED, f"port {nfc_port} of {hosts} cannot be reached: see that")
     try:
         mode = world.vddk(job.proxy_at(site)).read_sector(site, vm, usable)
     except VreplError as error:
         return CheckResult.failed(title, error)
     return CheckResult.ok(title, f"first sector of {vm.name} over {mode}")
+
+
+def _reaches(world: World, host: str, port: int) -> bool:
+    try:
+        world.network.resolve(host)
+        world.network.reach(host, port)
+    except OSError:
+        return False
+    return True

@@ -113,7 +113,9 @@ def replicate(
                 engine.stop()
                 workshop.sites.hurry()
 
-            with running.stop_on_signals(stop, workshop.stopped):
+            with running.stop_on_signals(
+                stop, workshop.stopped, "stopping: removing what this run made on the source"
+            ):
                 return running.with_retries(
                     lambda names: engine.replicate(job, names, lock_wait=lock_wait, mapping=mapping),
                     selection.vms,

@@ -26,6 +26,7 @@ from vrepl.errors import (
     VreplError,
 )
 from vrepl.model import JobSettings
+from vrepl.report import format as words
 from vrepl.report.model import FORMAT_VERSION, Result, RunReport
 
 if TYPE_CHECKING:
@@ -158,13 +159,13 @@ def with_retries(
                 if report is None:
                     raise
                 return report
-            tell(f"{error.message}; trying again in {wait:.0f} s")
+            tell(f"{error.message}; trying again in {words.duration(wait)}")
         else:
             report = latest if report is None else report.followed_by(latest)
             vms = tuple(vm.name for vm in report.vms if vm.result is Result.FAILED)
             if not vms or not left or report.interrupted:
                 return report
-            tell(f"failed: {', '.join(vms)}; running again in {wait:.0f} s")
+            tell(f"failed: {', '.join(vms)}; running again in {words.duration(wait)}")
         if stopped.wait(wait):
             if report is None:
                 raise InterruptedRunError("stopped while waiting to try again")
@@ -174,8 +175,8 @@ def with_retries(
 
 
 @contextmanager
-def stop_on_signals(stop: Callable[[], None], stopped: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a clean stop (source snapshots are removed); the third one ends the process."""
+def stop_on_signals(stop: Callable[[], None], stopped: threading.Event, saying: str = "stopping") -> Iterator[None]:
+    """SIGINT and SIGTERM ask for a clean stop, and `saying` tells so; the third one ends the process."""
     count = 0
 
     def asked(_number: int, _frame: FrameType | None) -> None:
@@ -183,7 +184,7 @@ def stop_on_signals(stop: Callable[[], None], stopped: threading.Event) -> Itera
         count += 1
         if count == 1:
             stopped.set()
-            click.echo("stopping: removing what this run made on the source", err=True)
+            click.echo(saying, err=True)
             # In a thread: the main thread may hold a lock that stopping needs.
             threading.Thread(target=stop, name="stop", daemon=True).start()
         elif count == 2:

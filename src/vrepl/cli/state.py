@@ -101,7 +101,8 @@ def set_up_logging(state: State) -> None:
     logger.handlers.clear()
     logger.propagate = False
     console = _CurrentStderr()
-    console.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    # Where it happened in vrepl says something to those who ask for more words.
+    console.setFormatter(logging.Formatter("%(levelname)s" + (" %(name)s" if state.verbose else "") + ": %(message)s"))
     level = {0: logging.WARNING, 1: logging.INFO}.get(state.verbose, logging.DEBUG)
     console.setLevel(logging.ERROR if state.quiet else level)
     logger.addHandler(console)

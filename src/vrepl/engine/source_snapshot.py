@@ -113,4 +113,4 @@ def _mend_consolidation(context: RunContext, vm: VirtualMachine, note: Note, pen
         return
     if not consolidate_source(context, vm, wait_for_locks=False):
         pending(True)
-        note("the source needs disk consolidation: its snapshot is gone, but not yet its files")
+        note("a disk of the source is still locked: its snapshot is gone, but not yet the snapshot's files")

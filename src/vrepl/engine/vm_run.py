@@ -86,6 +86,8 @@ class VmRun:
         return report
 
     def _error_report(self, error: VreplError) -> ErrorReport:
+        if isinstance(error, InterruptedRunError):
+            error.hint = error.hint or "run the job again: it goes on where it stopped"
         return ErrorReport.of(error.at(vm=self._vm.name, step=self._step))
 
     def _enter(self, step: str) -> None:

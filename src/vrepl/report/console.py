@@ -123,7 +123,7 @@ def show_remarks(out: Console, vm: VmReport) -> None:
     for note in vm.notes:
         line(out, f"{vm.name}: {note}")
     if vm.consolidation_needed:
-        line(out, f"{vm.name}: the source needs disk consolidation", "yellow")
+        line(out, f"{vm.name}: the source needs disk consolidation; the next run tries again", "yellow")
     if vm.removed_restore_points:
         line(out, f"{vm.name}: restore points removed by retention: {', '.join(vm.removed_restore_points)}")
 

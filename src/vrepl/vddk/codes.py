@@ -54,7 +54,9 @@ MEANINGS: Mapping[int, Meaning] = {
     16: Meaning(DiskError, "a disk cannot be written through a snapshot in this way"),
     36: Meaning(TransientDiskError, "the connection to the host was lost"),
     3014: Meaning(
-        DiskError, "the user lacks a permission: see the list of privileges of the vCenter role in the README"
+        DiskError,
+        "the site's user lacks a privilege on this VM or its datastore, likely VirtualMachine.Provisioning.DiskRandomRead "
+        "(source) or .DiskRandomAccess (target): `vrepl check` names what is missing",
     ),
     14008: Meaning(TransientDiskError, f"a server name cannot be resolved: {_PORT_902}"),
     14009: Meaning(TransientDiskError, f"connection refused: {_PORT_902}"),

@@ -53,7 +53,7 @@ class Retrier:
                 wait,
                 state.attempt_number + 1,
                 self._policy.attempts,
-                error,
+                str(error).removeprefix(f"{what}: "),
             )
 
         retrying = tenacity.Retrying(
