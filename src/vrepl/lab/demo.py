@@ -33,7 +33,7 @@ GUEST_WRITE = 320 * 1024
 BLOCK = 4096
 GUEST_FILE = "/srv/data/file-0000.bin"
 COMPARE_PIECE = 4 * MIB
-PIPE_WIDTH = 110
+PIPE_WIDTH = 80
 
 
 class DemoError(VreplError):
@@ -83,6 +83,7 @@ def show(lab: Lab, disks: Sequence[DiskName], powered_on: set[str]) -> None:
     step("proof: the disks are exported from both sites, compared byte by byte, and checked with e2fsck")
     proofs = {disk: prove(lab, disk, report_of(second, disk.vm)) for disk in disks}
     width = None if sys.stdout.isatty() else PIPE_WIDTH
+    say("\nof each disk the first run, then the second:\n")
     Console(width=width, highlight=False).print(table(disks, first, second, verified, proofs))
 
 
@@ -180,27 +181,27 @@ def table(
     verified: dict[str, bool],
     proofs: dict[DiskName, bool],
 ) -> Table:
-    """VM, disk, transport mode, bytes read and moved by both runs, restore point, verified."""
-    shown = console.table("VM", "Disk", "Mode", "1st read / moved", "2nd read / moved", "Restore point", "Verified")
+    """VM and disk; of each run the transport mode, bytes read and moved, and the restore point; proven or not."""
+    shown = console.table(
+        "VM", "Disk", "Mode", "Read", "Moved", "Restore point", "Proven", right=("Disk", "Read", "Moved")
+    )
     for disk in disks:
         reports = [report_of(run, disk.vm) for run in (first, second)]
         runs = [next(entry for entry in report["disks"] if entry["index"] == disk.index) for report in reports]
         if not (verified.get(disk.vm, False) and proofs[disk]):
             raise DemoError(f"vrepl verify did not confirm {disk.vm}")
-        shown.add_row(
-            disk.vm,
-            str(disk.index),
-            modes(runs),
-            *(f"{size(run['bytes_read'])} / {size(run['bytes_moved'])}" for run in runs),
-            str(reports[1]["restore_point"]),
-            "yes",
-        )
+        for name, index, run, report, proven in (
+            (disk.vm, str(disk.index), runs[0], reports[0], ""),
+            ("", "", runs[1], reports[1], "yes"),
+        ):
+            figures = (size(run["bytes_read"]), size(run["bytes_moved"]))
+            shown.add_row(name, index, modes(run), *figures, str(report["restore_point"]), proven)
     return shown
 
 
-def modes(runs: Sequence[dict[str, Any]]) -> str:
-    """The transport modes used, source and target; a run that moved nothing opened no disk and names none."""
-    used = [run["transport"][side]["mode"] for run in runs for side in ("source", "target")]
+def modes(run: dict[str, Any]) -> str:
+    """The transport modes used, source and target; a run that moved nothing opened no disk and may name none."""
+    used = [run["transport"][side]["mode"] for side in ("source", "target")]
     return ", ".join(dict.fromkeys(mode for mode in used if mode)) or "-"
 
 

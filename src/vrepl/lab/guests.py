@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -69,7 +70,7 @@ def make_images(site: str, spec: SiteSpec, folder: Path, seed: str) -> dict[tupl
 
 
 def make_image(site: str, vm: VmSpec, index: int, disk: DiskSpec, folder: Path, seed: str) -> Path:
-    image = folder / f"{vm.name}-{index}.img"
+    image = folder / f"{quote(vm.name, safe=' ')}-{index}.img"
     name = f"{seed}/{site}/{vm.name}/{index}"
     if disk.content == "ext4":
         make_file_system(image, vm, disk, name)

@@ -85,6 +85,16 @@ def yes_or_no(text: str) -> int:
     raise ValueError("expected yes or no")
 
 
+def allocated(text: str) -> int:
+    """`any-thread` is for clients that ask from another thread than VDDK's guide wants, such as nbdkit's plugin."""
+    if text.lower() == "any-thread":
+        return 2
+    try:
+        return yes_or_no(text)
+    except ValueError:
+        raise ValueError("expected yes, no or any-thread") from None
+
+
 def switch(text: str) -> bool:
     return yes_or_no(text) == 1
 
@@ -130,7 +140,12 @@ SETTINGS: dict[str, Setting] = {
         mib_as_bytes,
         True,
     ),
-    "allocated_supported": Setting("yes | no: QueryAllocatedBlocks works", "allocated_supported", yes_or_no, True),
+    "allocated_supported": Setting(
+        "yes | no | any-thread: QueryAllocatedBlocks works (any-thread: not only on the thread that opened)",
+        "allocated_supported",
+        allocated,
+        True,
+    ),
     "lock_linger_s": Setting("seconds that a killed client's lock stays", "lock_linger_s", seconds),
     "cbt_block_kib": Setting(
         "KiB per change-tracking block, for disks enabled from now on", "cbt_block_size", block_kib

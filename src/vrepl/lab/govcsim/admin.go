@@ -182,7 +182,7 @@ func (l *Lab) vmNamed(r *http.Request) (*simulator.VirtualMachine, error) {
 	for _, entity := range ctx.Map.All("VirtualMachine") {
 		vm := entity.(*simulator.VirtualMachine)
 		ctx.WithLock(vm, func() {
-			if vm.Name == name || vm.Self.Value == name {
+			if plainName(vm.Name) == name || vm.Name == name || vm.Self.Value == name {
 				found = append(found, vm)
 			}
 		})

@@ -241,7 +241,7 @@ func (l *Lab) openDisk(msg map[string]string) (*handle, []string, *vixFault) {
 		return nil, nil, fault
 	}
 	h := &handle{
-		vm: t.vm.Self, vmName: t.vm.Name, path: t.at.dsPath, links: t.at.chain(), write: msg["readonly"] != "1",
+		vm: t.vm.Self, vmName: plainName(t.vm.Name), path: t.at.dsPath, links: t.at.chain(), write: msg["readonly"] != "1",
 		proxy: msg["proxy"], nfcKiB: number(msg["nfc_kib"]),
 	}
 	if msg["single_link"] == "1" {
@@ -281,7 +281,7 @@ func (l *Lab) openDisk(msg map[string]string) (*handle, []string, *vixFault) {
 func (l *Lab) opened(t *target, h *handle) (*handle, []string, *vixFault) {
 	lines := []string{
 		"status 0", "mode " + h.mode, fmt.Sprintf("capacity %d", t.at.capacity), "adapter 3", "uuid " + t.at.uuid,
-		fmt.Sprintf("links %d", len(h.links)), "vm " + t.vm.Name, "host " + t.host,
+		fmt.Sprintf("links %d", len(h.links)), "vm " + plainName(t.vm.Name), "host " + t.host,
 	}
 	var raw [16]byte
 	_, _ = rand.Read(raw[:])

@@ -105,27 +105,30 @@ func (m *vmMethods) UnregisterVM(ctx *simulator.Context, req *types.UnregisterVM
 
 // RenameTask is Rename_Task: the name changes in the inventory and in the configuration, files keep theirs.
 func (m *vmMethods) RenameTask(ctx *simulator.Context, req *types.Rename_Task) soap.HasFault {
-	l, vm := m.lab, m.lab.vm(req.This)
+	l, vm, name := m.lab, m.lab.vm(req.This), storedName(req.NewName)
 	ref := l.vmTask(vm, "Rename_Task", false,
 		func(ctx *simulator.Context, _ *Task, _ *vmState) (types.AnyType, types.BaseMethodFault) {
 			folder, ok := ctx.Map.Get(*vm.Parent).(*simulator.Folder)
 			if ok {
 				var taken bool
-				ctx.WithLock(folder, func() { taken = ctx.Map.FindByName(req.NewName, folder.ChildEntity) != nil })
+				ctx.WithLock(folder, func() { taken = ctx.Map.FindByName(name, folder.ChildEntity) != nil })
 				if taken {
-					return nil, &types.DuplicateName{Name: req.NewName, Object: vm.Self}
+					return nil, &types.DuplicateName{Name: name, Object: vm.Self}
 				}
 			}
-			ctx.WithLock(vm, func() {
-				ctx.Update(vm, []types.PropertyChange{
-					{Name: "name", Val: req.NewName},
-					{Name: "config.name", Val: req.NewName},
-					{Name: "summary.config.name", Val: req.NewName},
-				})
-			})
+			ctx.WithLock(vm, func() { named(ctx, vm, name) })
 			return nil, nil
 		})
 	return &methods.Rename_TaskBody{Res: &types.Rename_TaskResponse{Returnval: ref}}
+}
+
+// named gives a VM its name, as vSphere holds it. The caller holds the VM's lock.
+func named(ctx *simulator.Context, vm *simulator.VirtualMachine, name string) {
+	ctx.Update(vm, []types.PropertyChange{
+		{Name: "name", Val: name},
+		{Name: "config.name", Val: name},
+		{Name: "summary.config.name", Val: name},
+	})
 }
 
 // RefreshStorageInfo recomputes sizes from the files.

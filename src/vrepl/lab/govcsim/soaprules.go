@@ -162,10 +162,10 @@ func (l *Lab) vmName(c call) string {
 	}
 	if c.this.Type == "VirtualMachine" {
 		if vm := l.vm(c.this); vm != nil {
-			return vm.Name
+			return plainName(vm.Name)
 		}
 	}
-	return c.name
+	return plainName(c.name)
 }
 
 // guard counts calls and applies the fault rules before govcsim sees a request.

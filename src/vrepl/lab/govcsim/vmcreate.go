@@ -42,10 +42,12 @@ func (l *Lab) createVM(
 	if config.Name == "" {
 		return nil, &types.InvalidName{}
 	}
+	name := storedName(config.Name)
+	config.Name = fileName(config.Name)
 	var twin mo.Entity
-	ctx.WithLock(folder, func() { twin = ctx.Map.FindByName(config.Name, folder.ChildEntity) })
+	ctx.WithLock(folder, func() { twin = ctx.Map.FindByName(name, folder.ChildEntity) })
 	if twin != nil {
-		return nil, &types.DuplicateName{Name: config.Name, Object: twin.Reference()}
+		return nil, &types.DuplicateName{Name: name, Object: twin.Reference()}
 	}
 	if config.Files == nil || storeOf(config.Files.VmPathName) == "" {
 		return nil, &types.InvalidVmConfig{Property: "configSpec.files.vmPathName"}
@@ -100,6 +102,9 @@ func (l *Lab) createVM(
 			{Name: "capability.changeTrackingSupported", Val: true},
 			{Name: "runtime.consolidationNeeded", Val: false},
 		})
+		if name != config.Name {
+			named(ctx, vm, name)
+		}
 	})
 	if fault != nil {
 		return nil, fault
