@@ -117,7 +117,7 @@ def test_a_file_that_is_no_library_passes_the_loaders_words_on(tmp_path: Path) -
         (15, None, DiskLockedError, "another client"),
         (15, "hotadd", DiskLockedError, "another client"),
         (13, "nbdssl", DiskError, "privileges"),
-        (3014, None, DiskError, "permission"),
+        (3014, None, DiskError, "privilege"),
         (16064, None, DiskError, "licence"),
         (1, None, DiskError, "thumbprint"),
         (26000, "nbdssl", DiskError, "mixed"),
