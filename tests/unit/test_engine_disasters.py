@@ -15,6 +15,7 @@ from tests.support.memory_site import MemoryOpener, MemorySite, MemoryVm
 from tests.support.world import World
 from vrepl.errors import DiskError, TransientDiskError
 from vrepl.extents import GRAIN
+from vrepl.model import TransferKind
 from vrepl.report.model import Result
 from vrepl.repository.rebuild import FoundReplica, rebuild
 from vrepl.repository.store import Repository
@@ -179,3 +180,19 @@ def test_io_that_fails_on_one_of_two_disks(
     write(world, 1)
     run_and_check(world)
     verify(world)
+
+
+def test_a_run_after_the_repository_was_lost_says_how_to_get_it_back(world: World) -> None:
+    world.run_vm()
+    shutil.rmtree(world.folder)
+    world.repository = Repository.open(world.folder)
+    report = world.run_vm()
+    assert report.result is Result.FAILED
+    assert report.error is not None
+    assert "vrepl repository rebuild" in str(report.error.hint)
+    [rebuilt] = rebuild(Repository.open(world.folder), [FoundReplica("dr", vm) for vm in world.target.list_vms()])
+    assert (rebuilt.restore_points, rebuilt.problem) == (1, "")
+    world.repository = Repository.open(world.folder)
+    write(world, 2)
+    run_and_check(world)
+    assert {disk.kind for disk in world.run_vm().disks} == {TransferKind.INCREMENTAL}

@@ -17,6 +17,7 @@ from vrepl.model import (
     DiskPoint,
     Hardware,
     JobSettings,
+    NetworkAdapter,
     OnNotReplicable,
     OnResize,
     PowerState,
@@ -31,9 +32,21 @@ from vrepl.model import (
 )
 from vrepl.planner.disks import DiskDecision, UnfinishedDisk, decide_disk, regions_of, without_cbt
 from vrepl.planner.preflight import ConflictKind
-from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan, plan_vm, space_conflict, space_needed
+from vrepl.planner.vm import (
+    NameTaken,
+    ReplicaAction,
+    ReplicaKnowledge,
+    VmPlan,
+    plan_vm,
+    space_conflict,
+    space_needed,
+)
 
 CAPACITY = 100 * GRAIN
+ADAPTERS = (
+    NetworkAdapter(4000, "Network adapter 1", "vmxnet3", "prod-net", "", False),
+    NetworkAdapter(4001, "Network adapter 2", "e1000e", "lan", "", False),
+)
 FULL, INCREMENTAL, COMPARE = TransferKind.FULL, TransferKind.INCREMENTAL, TransferKind.COMPARE
 
 
@@ -97,6 +110,7 @@ def unfinished(**changes: Any) -> UnfinishedDisk:
         ({"change_id": "52 bb/9"}, {}, "CBT was reset"),
         ({"capacity": 2 * CAPACITY}, {}, "capacity changed"),
         ({"uuid": "another"}, {}, "UUID changed"),
+        ({"uuid": "another", "change_id": None}, {}, "another disk stands in its place"),
         ({"base_path": "[other] web-01/web-01_0.vmdk"}, {}, "moved from [ds]"),
     ],
 )
@@ -234,7 +248,11 @@ def machine(*disks: Disk, **changes: Any) -> VirtualMachine:
 
 
 JOB = JobSettings(
-    name="demo", source="prod", target="dr", vms=("web-01",), placement=ReplicaPlacement(host=None, datastore="ds")
+    name="demo",
+    source="prod",
+    target="dr",
+    vms=("web-01",),
+    placement=ReplicaPlacement(host=None, datastore="ds", networks={"prod-net": "dr-net"}),
 )
 SNAPSHOT = Snapshot("snapshot-1", "mine", "", dt.datetime(2026, 1, 1, tzinfo=dt.UTC), None)
 
@@ -319,9 +337,16 @@ def test_second_run_updates_and_tells_the_last_figure() -> None:
         (
             {},
             {},
-            {"record": None, "replica": None, "restore_points": (), "name_taken_by": "a VM"},
+            {"record": None, "replica": None, "restore_points": (), "name_taken_by": NameTaken.VM},
             ConflictKind.REPLICA_NAME_TAKEN,
             "already has a VM",
+        ),
+        (
+            {},
+            {},
+            {"record": None, "replica": None, "restore_points": (), "name_taken_by": NameTaken.UNKNOWN_REPLICA},
+            ConflictKind.REPLICA_NAME_TAKEN,
+            "a replica of it, of which this repository knows nothing",
         ),
     ],
 )
@@ -362,6 +387,8 @@ def test_a_disk_may_be_left_out_but_never_silently() -> None:
         ({"cbt_enabled": False, "snapshots": (SNAPSHOT,)}, {}, "cannot be enabled while the source has snapshots"),
         ({"cbt_supported": False}, {}, "CBT is not available"),
         ({"consolidation_needed": True}, {}, "needs disk consolidation"),
+        ({"hardware": replace(machine().hardware, cpus=4)}, {}, "follows the source's: CPUs: 1 -> 4"),
+        ({"hardware": replace(machine().hardware, network_adapters=ADAPTERS)}, {}, "adapters: none -> dr-net + lan"),
     ],
 )
 def test_drift_is_named(vm: dict[str, Any], state: dict[str, Any], words: str) -> None:

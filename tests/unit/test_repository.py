@@ -708,6 +708,54 @@ def test_rebuild_completes_and_keeps_what_is_there(repository: Repository, folde
     assert known_grains(folder, 2000, first) == {1}
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}'])
+@pytest.mark.parametrize("name", ["replica.json", "intent.json", "restore-points/{point}.json"])
+def test_rebuild_makes_damaged_documents_anew_and_keeps_them(
+    repository: Repository, folder: ReplicaFolder, name: str, content: str
+) -> None:
+    first = run(folder, 1)
+    file = folder.path / name.format(point=first.id)
+    file.write_text(content)
+    found = [FoundReplica("dr", replica_vm(repository.id, [(first.snapshot_name, description(first, repository))]))]
+    assert [(one.restore_points, one.problem) for one in rebuild(repository, found)] == [(1, "")]
+    rebuilt = repository.replica("prod", UUID)
+    assert rebuilt is not None
+    with rebuilt.lock():
+        assert rebuilt.record.target_instance_uuid == RECORD.target_instance_uuid
+        assert rebuilt.restore_points() == [first]
+        assert rebuilt.intent() is None
+        assert known_grains(rebuilt, 2000, first) == {1}
+    assert file.with_name(f"{file.name}.damaged").read_text() == content
+    assert not any(one.severity is Severity.ERROR for one in check(repository))
+
+
+def test_rebuild_leaves_a_newer_document_alone(repository: Repository, folder: ReplicaFolder) -> None:
+    file = folder.path / "replica.json"
+    file.write_text('{"format": 3}')
+    with pytest.raises(RepositoryError, match="format 3"):
+        rebuild(repository, [FoundReplica("dr", replica_vm(repository.id, []))])
+    assert file.read_text() == '{"format": 3}'
+
+
+def test_rebuild_after_runs_that_were_refused_for_want_of_it(tmp_path: Path) -> None:
+    """Such a run makes a repository and a folder before it finds the replica's name taken."""
+    anew = Repository.open(tmp_path / "anew")
+    anew.create_replica(dataclasses.replace(RECORD, target_instance_uuid="", target_name="", disk_keys={}))
+    [one] = rebuild(anew, [FoundReplica("dr", replica_vm("abcdef", []))])
+    assert one.problem == ""
+    assert anew.id == "abcdef"
+    folder = anew.replica("prod", UUID)
+    assert folder is not None
+    assert folder.record.target_instance_uuid == RECORD.target_instance_uuid
+
+
+def test_a_damaged_repository_says_how_to_begin_anew(repository: Repository) -> None:
+    (repository.path / "repository.json").write_text("")
+    with pytest.raises(RepositoryError, match="damaged") as caught:
+        Repository.open(repository.path)
+    assert "move the folder away" in str(caught.value.hint)
+
+
 def test_rebuild_takes_only_what_is_its_own(repository: Repository, folder: ReplicaFolder) -> None:
     other = "50226f00-0000-0000-0000-0000000000ff"
     foreign = FoundReplica("dr", replica_vm("ffffff", [], name="theirs", source=other))

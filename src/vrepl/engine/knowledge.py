@@ -13,7 +13,7 @@ from vrepl.extents import GRAIN, Extent, align, intersect, subtract, union
 from vrepl.model import Disk, PowerState, RestorePoint, VirtualMachine
 from vrepl.planner.disks import UnfinishedDisk, change_id_uuid
 from vrepl.planner.mapping import MappingRequest
-from vrepl.planner.vm import ReplicaKnowledge
+from vrepl.planner.vm import NameTaken, ReplicaKnowledge
 from vrepl.ports import Site
 from vrepl.repository.commit_record import parse_commit_record, read_mark
 from vrepl.repository.intent import Intent
@@ -59,7 +59,7 @@ def gather(
         leftover = taken_by if taken_by and _is_leftover(taken_by, vm, repository_id) else None
         return ReplicaKnowledge(
             record=record,
-            name_taken_by=None if leftover or not taken_by else ("a template" if taken_by.template else "a VM"),
+            name_taken_by=None if leftover or not taken_by else _kind_of(taken_by, vm),
             leftover=leftover,
         )
     snapshots = restore_point_snapshots(replica)
@@ -155,6 +155,13 @@ def _unaccounted_disks(folder: ReplicaFolder) -> dict[int, UnfinishedDisk]:
 def leaf_identity(disk: Disk) -> str:
     """Tells one leaf of a replica's disk from another: its file, and its change tracking (a revert changes that)."""
     return f"{disk.path} {change_id_uuid(disk.change_id) if disk.change_id else ''}".strip()
+
+
+def _kind_of(taken_by: VirtualMachine, source: VirtualMachine) -> NameTaken:
+    mark = read_mark(taken_by.extra_config)
+    if mark is not None and mark.source_instance_uuid == source.instance_uuid:
+        return NameTaken.UNKNOWN_REPLICA
+    return NameTaken.TEMPLATE if taken_by.template else NameTaken.VM
 
 
 def _is_leftover(vm: VirtualMachine, source: VirtualMachine, repository_id: str) -> bool:

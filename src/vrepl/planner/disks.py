@@ -73,6 +73,8 @@ def change_id_uuid(change_id: str) -> str:
 
 def distrust_reason(disk: Disk, point: DiskPoint) -> str | None:
     """Why CBT's answer since `point` cannot be believed for this disk; None if it can (design, section 6)."""
+    if disk.uuid != point.source_disk_uuid:
+        return "its disk UUID changed: another disk stands in its place"
     if point.change_id is None:
         return "the last restore point has no change ID"
     if disk.change_id is None:
@@ -81,8 +83,6 @@ def distrust_reason(disk: Disk, point: DiskPoint) -> str | None:
         return "CBT was reset since the last restore point"
     if disk.capacity != point.capacity:
         return f"its capacity changed from {point.capacity} to {disk.capacity} bytes"
-    if disk.uuid != point.source_disk_uuid:
-        return "its disk UUID changed"
     if disk.base_path != point.source_base_path:
         return f"it moved from {point.source_base_path} to {disk.base_path}"
     return None

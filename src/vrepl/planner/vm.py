@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -11,6 +11,7 @@ from vrepl.model import (
     Datastore,
     Disk,
     DiskPoint,
+    Hardware,
     JobSettings,
     OnNotReplicable,
     OnResize,
@@ -38,6 +39,14 @@ class ReplicaAction(StrEnum):
     RECREATE = "recreate"
     MAP = "map"
     """Take an existing VM of the target as the replica."""
+
+
+class NameTaken(StrEnum):
+    """What has the name that the replica would get."""
+
+    VM = "a VM"
+    TEMPLATE = "a template"
+    UNKNOWN_REPLICA = "a replica of it, of which this repository knows nothing,"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,7 @@ class ReplicaKnowledge:
     """By source disk key."""
     digests_known: frozenset[int] = frozenset()
     """Source disk keys whose digest set names the last restore point."""
-    name_taken_by: str | None = None
+    name_taken_by: NameTaken | None = None
     """What kind of VM already has the replica's name on the target, if it is not the replica."""
     mapping: MappingRequest | None = None
     """The operator asked for an existing VM of the target to become the replica, and it is not yet."""
@@ -166,6 +175,8 @@ def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> Vm
     plans, disk_notes, disk_conflict = _plan_disks(carried, job, known, revert=revert)
     notes.extend(disk_notes)
     notes.extend(_drift_notes(vm, known))
+    if action is ReplicaAction.UPDATE and known.replica is not None:
+        notes.extend(_hardware_notes(vm.hardware, known.replica.hardware, job.placement.networks))
     return VmPlan(
         vm=vm,
         replica_name=replica_name,
@@ -235,10 +246,13 @@ def _target_conflict(job: JobSettings, known: ReplicaKnowledge) -> Conflict | No
 def _replica_conflict(vm: VirtualMachine, replica_name: str, known: ReplicaKnowledge) -> Conflict | None:
     if known.replica is None:
         if known.name_taken_by:
+            hint = f"set another replica_name in the job, or take it: --map {vm.name}={replica_name}"
             return Conflict(
                 ConflictKind.REPLICA_NAME_TAKEN,
                 f"the target already has {known.name_taken_by} named {replica_name}",
-                f"rename it, set another replica_name in the job, or take it: --map {vm.name}={replica_name}",
+                f"if the repository was lost, make it anew: vrepl repository rebuild; else {hint}"
+                if known.name_taken_by is NameTaken.UNKNOWN_REPLICA
+                else f"rename it, {hint}",
             )
         return None
     if known.record and known.record.state is not ReplicaState.READY:
@@ -327,6 +341,25 @@ def _drift_notes(vm: VirtualMachine, known: ReplicaKnowledge) -> list[str]:
     if vm.consolidation_needed:
         notes.append("the source needs disk consolidation")
     return notes
+
+
+def _hardware_notes(wanted: Hardware, have: Hardware, networks: Mapping[str, str]) -> list[str]:
+    """What the replica's hardware will be brought to; `networks`: source network -> target network."""
+    found = [
+        f"{title}: {ours} -> {theirs}"
+        for title, ours, theirs in (
+            ("CPUs", have.cpus, wanted.cpus),
+            ("memory (MiB)", have.memory_mib, wanted.memory_mib),
+            ("firmware", have.firmware, wanted.firmware),
+            ("network adapters", _networks(have, {}), _networks(wanted, networks)),
+        )
+        if ours != theirs
+    ]
+    return [f"the replica's hardware follows the source's: {', '.join(found)}"] if found else []
+
+
+def _networks(hardware: Hardware, mapped: Mapping[str, str]) -> str:
+    return " + ".join(mapped.get(one.network, one.network) for one in hardware.network_adapters) or "none"
 
 
 def space_needed(plan: VmPlan, job: JobSettings) -> int:

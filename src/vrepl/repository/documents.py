@@ -11,9 +11,15 @@ from pydantic import TypeAdapter, ValidationError
 from vrepl.errors import RepositoryError
 from vrepl.repository.files import naming, remove_file, replace_bytes
 
-__all__ = ["from_value", "read_document", "remove_file", "to_value", "write_document"]
+__all__ = ["DamagedError", "from_value", "read_document", "remove_file", "to_value", "write_document"]
 
 Document = TypeVar("Document")
+
+REBUILD_HINT = "`vrepl repository check` lists what is damaged; `vrepl repository rebuild` makes it anew"
+
+
+class DamagedError(RepositoryError):
+    """A document cannot be made sense of. Not one of a newer format: that one is for another vrepl to read."""
 
 
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}
@@ -44,7 +50,7 @@ def write_document(path: Path, kind: type[Document], value: Document, version: i
 
 
 def read_document(path: Path, kind: type[Document], version: int) -> Document | None:
-    """None if there is no such file. Raises RepositoryError if it is damaged or of a newer format."""
+    """None if there is no such file. Raises DamagedError, or RepositoryError if it is of a newer format."""
     content = read_json(path)
     if content is None:
         return None
@@ -54,14 +60,11 @@ def read_document(path: Path, kind: type[Document], version: int) -> Document | 
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise RepositoryError(
-            f"{path} is damaged: {place}: {first['msg']}",
-            hint="`vrepl repository check` lists what is damaged; `vrepl repository rebuild` makes it anew",
-        ) from error
+        raise DamagedError(f"{path} is damaged: {place}: {first['msg']}", hint=REBUILD_HINT) from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is no such file. Raises RepositoryError if it is no JSON object."""
+    """The object in a JSON file; None if there is no such file. Raises DamagedError if it is no JSON object."""
     try:
         with naming(path, "read"):
             text = path.read_bytes()
@@ -74,18 +77,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
     except ValueError as error:
-        raise RepositoryError(
-            f"{path} is damaged: {error}",
-            hint="`vrepl repository check` lists what is damaged; `vrepl repository rebuild` makes it anew",
-        ) from error
+        raise DamagedError(f"{path} is damaged: {error}", hint=REBUILD_HINT) from error
     return content
 
 
 def check_format(path: Path, content: dict[str, Any], known: int) -> None:
-    """Raises RepositoryError unless `content` has a format version that this vrepl knows."""
+    """Raises DamagedError if `content` has no format version, RepositoryError if it has a newer one than `known`."""
     found = content.get("format")
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise RepositoryError(f"{path} is damaged: it has no format version")
+        raise DamagedError(f"{path} is damaged: it has no format version", hint=REBUILD_HINT)
     if found > known:
         raise RepositoryError(
             f"{path} has format {found}; this vrepl knows formats up to {known}",

@@ -18,6 +18,9 @@ FILE_MODE = 0o600
 TEMPORARY_SUFFIX = ".new"
 """A file of this name was never finished; recovery removes it."""
 
+DAMAGED_SUFFIX = ".damaged"
+"""What a document that cannot be read any more is renamed to by a rebuild, for a person to look at."""
+
 _HINTS = {
     errno.ENOSPC: "free some space there (old run reports under runs/ may go) and run again",
     errno.EDQUOT: "raise the quota or free some space there, and run again",
@@ -128,4 +131,11 @@ def remove_file(path: Path) -> None:
     """Remove durably; a file that is gone already is fine."""
     with naming(path, "remove"), suppress(FileNotFoundError):
         os.unlink(path)
+        sync_directory(path.parent)
+
+
+def rename_file(path: Path, to: Path) -> None:
+    """Rename durably within its directory, over what is there."""
+    with naming(path, "rename"):
+        os.replace(path, to)
         sync_directory(path.parent)

@@ -6,6 +6,7 @@ disks makes them anew (`ReplicaFolder.write_digests`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,7 +20,10 @@ from vrepl.repository.commit_record import (
     read_mark,
     read_mark_format,
 )
+from vrepl.repository.files import DAMAGED_SUFFIX
 from vrepl.repository.store import Repository, replica_id
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +51,18 @@ class Rebuilt:
 def rebuild(repository: Repository, found: Iterable[FoundReplica], *, adopt: bool = False) -> list[Rebuilt]:
     """Recreate every replica found; what the repository holds already stays, and is completed.
 
+    Documents that are damaged are set aside first, and made anew with the rest.
+
     A replica that another repository made is passed over, unless `adopt`. Where this repository is new (its folder
     was lost) and all replicas name one other repository, it takes that one's id over.
     """
+    for file in repository.set_aside_damaged():
+        logger.warning("%s was damaged, and is kept as %s%s", file, file.name, DAMAGED_SUFFIX)
     candidates = list(found)
     marks = {mark.repository_id for one in candidates if (mark := read_mark(one.vm.extra_config)) is not None}
-    if len(marks) == 1 and not repository.replicas() and repository.id not in marks:
+    # Runs that were refused since have left folders, but none of them has a replica.
+    is_new = not any(folder.record.target_instance_uuid for folder in repository.replicas())
+    if len(marks) == 1 and is_new and repository.id not in marks:
         repository.take_over(marks.pop())
     claims: dict[str, int] = {}
     for one in candidates:
@@ -92,6 +102,8 @@ def _rebuild_one(repository: Repository, one: FoundReplica, claims: dict[str, in
     if folder is None:
         folder = repository.create_replica(_record(one, mark, commits))
     with folder.lock():
+        if not folder.record.target_instance_uuid:
+            folder.save_record(_record(one, mark, commits))
         for restore_point in (commit.restore_point for commit in commits):
             if folder.restore_point(restore_point.id) is None:
                 folder.add_restore_point(restore_point)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +13,15 @@ from vrepl.errors import NotFoundError, RepositoryError
 from vrepl.model import ReplicaRecord, RestorePoint
 from vrepl.ports import DigestFiles
 from vrepl.repository.digest_folder import DiskFolder
-from vrepl.repository.documents import read_document, write_document
-from vrepl.repository.files import TEMPORARY_SUFFIX, make_directory, naming, remove_file
+from vrepl.repository.documents import DamagedError, read_document, write_document
+from vrepl.repository.files import (
+    DAMAGED_SUFFIX,
+    TEMPORARY_SUFFIX,
+    make_directory,
+    naming,
+    remove_file,
+    rename_file,
+)
 from vrepl.repository.intent import Intent, clear_intent, load_intent, save_intent
 from vrepl.repository.locks import holding, is_held
 
@@ -63,6 +70,32 @@ class ReplicaFolder:
         folder = cls(path, record)
         folder.save_record(record)
         return folder
+
+    @classmethod
+    def set_aside_damaged(cls, path: Path) -> list[Path]:
+        """Rename the documents in `path` that are damaged to `<name>.damaged`; returns those.
+
+        Without its intent, what an unfinished run did to the leaf is no longer known; the next run acts accordingly.
+        """
+        with holding(path / "lock", f"the replica in {path.name}"):
+            moved = []
+            with naming(path, "list"):
+                points = sorted((path / "restore-points").glob("*.json"))
+            readers: list[tuple[Path, Callable[[Path], object]]] = [
+                (path / "replica.json", lambda file: read_document(file, ReplicaRecord, REPLICA_FORMAT)),
+                (path / "intent.json", load_intent),
+                *(
+                    (point, lambda file: read_document(file, StoredRestorePoint, RESTORE_POINT_FORMAT))
+                    for point in points
+                ),
+            ]
+            for file, read in readers:
+                try:
+                    read(file)
+                except DamagedError:
+                    rename_file(file, file.with_name(f"{file.name}{DAMAGED_SUFFIX}"))
+                    moved.append(file)
+            return moved
 
     @property
     def record(self) -> ReplicaRecord:

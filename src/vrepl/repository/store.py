@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 from vrepl.errors import RepositoryError
 from vrepl.model import ReplicaRecord
-from vrepl.repository.documents import check_format, read_document, read_json, to_value
+from vrepl.repository.documents import DamagedError, check_format, read_document, read_json, to_value
 from vrepl.repository.files import (
     TEMPORARY_SUFFIX,
     create_bytes,
@@ -34,6 +34,7 @@ RUN_FORMAT = 1
 KEEP_RUNS = 1000
 """Run reports beyond these, the oldest, are removed when one is saved."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_WITHOUT_RECORD = "bring that file back, or move the folder away and run `vrepl repository rebuild`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,10 @@ class Repository:
         file = path / "repository.json"
         if path.exists() and not path.is_dir():
             raise RepositoryError(f"{path} is not a directory")
-        record = read_document(file, RepositoryRecord, REPOSITORY_FORMAT)
+        try:
+            record = read_document(file, RepositoryRecord, REPOSITORY_FORMAT)
+        except DamagedError as error:
+            raise RepositoryError(error.message, hint=_WITHOUT_RECORD) from error
         if record is None:
             cls._refuse_foreign(path, create)
             make_directory(path)
@@ -107,7 +111,7 @@ class Repository:
             if "replicas" in entries:
                 raise RepositoryError(
                     f"{path} has replicas but no repository.json",
-                    hint="bring that file back, or move the folder away and run `vrepl repository rebuild`",
+                    hint=_WITHOUT_RECORD,
                 )
             if any(not name.endswith(TEMPORARY_SUFFIX) for name in entries):
                 raise RepositoryError(
@@ -178,6 +182,16 @@ class Repository:
             paths = sorted(directory.iterdir()) if directory.is_dir() else []
         folders = (ReplicaFolder.load(path) for path in paths if path.is_dir())
         return [folder for folder in folders if folder is not None]
+
+    def set_aside_damaged(self) -> list[Path]:
+        """Rename every document of a replica that is damaged, so that it can be made anew; returns those.
+
+        Raises LockedError if a run holds such a replica.
+        """
+        directory = self.path / "replicas"
+        with naming(directory, "list"):
+            paths = sorted(path for path in directory.iterdir() if path.is_dir()) if directory.is_dir() else []
+        return [file for path in paths for file in ReplicaFolder.set_aside_damaged(path)]
 
     def _replica_path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
