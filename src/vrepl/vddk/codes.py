@@ -55,9 +55,8 @@ MEANINGS: Mapping[int, Meaning] = {
     36: Meaning(TransientDiskError, "the connection to the host was lost"),
     3014: Meaning(
         DiskError,
-        "the site's user lacks a privilege on this VM or its datastore, likely "
-        "VirtualMachine.Provisioning.DiskRandomRead (source) or .DiskRandomAccess (target): `vrepl check` names what is "
-        "missing",
+        "the site's user lacks a privilege on this VM or its datastore (VirtualMachine.Provisioning.DiskRandomRead "
+        "to read, .DiskRandomAccess to write?): `vrepl check` names what is missing",
     ),
     14008: Meaning(TransientDiskError, f"a server name cannot be resolved: {_PORT_902}"),
     14009: Meaning(TransientDiskError, f"connection refused: {_PORT_902}"),

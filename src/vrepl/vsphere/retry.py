@@ -53,7 +53,7 @@ class Retrier:
                 wait,
                 state.attempt_number + 1,
                 self._policy.attempts,
-                str(error).removeprefix(f"{what}: "),
+                str(error).removeprefix(f"{what}: ").removesuffix(f" ({what})"),
             )
 
         retrying = tenacity.Retrying(

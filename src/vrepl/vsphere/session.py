@@ -252,7 +252,7 @@ class Session:
     def invoke(self, target: Any, info: Any, send: Callable[[], Any]) -> Any:
         """Make one call, again where that can help. Raises VreplErrors only."""
         method = str(info.wsdlName)
-        doing = f"{method} of {kind_of(target)} {ref_of(target)}"
+        doing = f"{method} of {_words(target)}"
 
         def once() -> Any:
             if method != "Logout":
@@ -388,3 +388,9 @@ class Session:
     def _refuse_if_closed(self) -> None:
         if self._closed.is_set():
             raise InterruptedRunError(f"the connection to site {self.settings.name} was closed")
+
+
+def _words(target: Any) -> str:
+    """Kind and ref of an object, without the ref where it says nothing: of singletons, and of what a session made."""
+    kind, ref = str(kind_of(target)), ref_of(target)
+    return kind if ref.startswith("session[") or ref.lower() == kind.lower() else f"{kind} {ref}"
