@@ -154,6 +154,8 @@ def test_what_a_killed_run_left_on_the_proxy_is_detached_by_the_next(start_runs:
     runs.lab.set("dr.bandwidth_mib_s=40", "lock_linger_s=600")
     runs.kill_when(lambda: runs.written_on_target() > 8 * MIB)
     assert disks_of_proxy(runs, "dr") > 1
+    [hotadd] = runs.lab.status()["dr"]["proxies"]
+    assert (hotadd["proxy"], hotadd["vm"], len(hotadd["disks"])) == ("hotadd", PROXY_VM, disks_of_proxy(runs, "dr"))
     runs.lab.set("bandwidth_mib_s=0")
     report = runs.replicate()
     assert report["result"] == "success"

@@ -68,7 +68,7 @@ def attached(folder: Path | None) -> Lab:
         "vrepl lab up --dir mylab",
         "vrepl --config mylab/vrepl.toml replicate demo",
         "vrepl lab down --dir mylab",
-    )
+    ),
 )
 def lab() -> None:
     """A simulated vSphere: two vCenters, ESXi hosts, guests with file systems, and a VixDiskLib to reach them."""
@@ -176,7 +176,7 @@ def set_(folder: Path | None, assignments: tuple[str, ...]) -> None:
 @json_option
 @pass_state
 def status(state: State, folder: Path | None) -> None:
-    """Show where a running lab serves, which disks are open, and what its hosts' NFC memory holds."""
+    """Show where a running lab serves, open disks, its hosts' NFC memory, and what hangs on the proxy VMs."""
     facts = attached(folder).status()
     state.result(
         {"version": 1, "sites": facts}, lambda out: out.print(status_text(facts), markup=False, soft_wrap=True)
@@ -195,6 +195,8 @@ def status_text(facts: dict[str, Any]) -> str:
             kind = "writing" if lock["write"] else "reading"
             rest = ", lingering" if lock.get("lingering") else ""
             lines.append(f"  {lock['vm']}: {kind} {lock['path']} by {lock['mode']} from {lock['proxy']}{rest}")
+        for proxy in site.get("proxies", []):
+            lines.append(f"  {proxy['vm']}, proxy {proxy['proxy']}, has {', '.join(proxy['disks']) or 'no disk'}")
     return "\n".join(lines)
 
 

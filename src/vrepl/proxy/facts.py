@@ -96,7 +96,10 @@ def find_proxy_vm(proxy: str, machine: uuid.UUID | None, vms: Iterable[VirtualMa
     bytes swapped (DMTF DSP0134, 7.2.1; VMware KB 1009458). Clones repeat BIOS uuids: two candidates are none.
     """
     if machine is None:
-        return None, f"the product uuid of proxy {proxy} cannot be read, so whether it is a VM is not known"
+        return None, (
+            f"the product uuid of proxy {proxy} cannot be read (only root may, on most systems), so whether it is a VM "
+            "is not known"
+        )
     spellings = {machine, uuid.UUID(bytes_le=machine.bytes)}
     found = [vm for vm in vms if _uuid_of(vm) in spellings]
     if not found:

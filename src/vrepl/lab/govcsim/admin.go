@@ -101,7 +101,40 @@ func (l *Lab) status() any {
 	}
 	sort.Slice(locks, func(i, j int) bool { return locks[i].Path < locks[j].Path })
 	sort.Slice(hosts, func(i, j int) bool { return hosts[i].Host < hosts[j].Host })
-	return map[string]any{"site": l.site, "locks": locks, "nfc": hosts, "connections": connections}
+	return map[string]any{
+		"site": l.site, "locks": locks, "nfc": hosts, "connections": connections, "proxies": l.proxyDisks(),
+	}
+}
+
+type proxyDisks struct {
+	Proxy string   `json:"proxy"`
+	VM    string   `json:"vm"`
+	Disks []string `json:"disks"`
+}
+
+// proxyDisks tells of each proxy that is a VM here which disks that has, as its devices say it: its own, and what
+// HotAdd attached.
+func (l *Lab) proxyDisks() []proxyDisks {
+	found := []proxyDisks{}
+	folders, _ := filepath.Glob(l.sysroot("*", ""))
+	for _, folder := range folders {
+		name := filepath.Base(filepath.Dir(folder))
+		vm, fault := l.proxyVM(name)
+		if fault != nil {
+			continue
+		}
+		one := proxyDisks{Proxy: name, Disks: []string{}}
+		l.context().WithLock(vm, func() {
+			one.VM = plainName(vm.Name)
+			for _, device := range vm.Config.Hardware.Device {
+				if disk, ok := device.(*types.VirtualDisk); ok {
+					one.Disks = append(one.Disks, diskPath(disk))
+				}
+			}
+		})
+		found = append(found, one)
+	}
+	return found
 }
 
 func (l *Lab) resetPeaks() error {
