@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from tests.support.memory_site import MemoryVm
 from tests.support.world import World
 from vrepl.engine import Engine
 from vrepl.extents import GRAIN
-from vrepl.model import TransferKind
+from vrepl.model import OnResize, TransferKind
 from vrepl.report.model import Result, VmReport
 from vrepl.repository.replica import ReplicaFolder
 from vrepl.transport import journal
+from vrepl.transport.memory import MemoryDisk
 
 GRAINS = 48
 CAPACITY = GRAINS * GRAIN
@@ -119,6 +121,30 @@ def test_a_replica_without_change_tracking_is_reverted_before_it_is_written(worl
     report = succeed(world)
     assert any("reverted to restore point" in note for note in report.notes)
     assert report.disks[0].kind is TransferKind.INCREMENTAL
+
+
+def test_a_disk_taken_off_the_replica_comes_back_by_a_revert(world: World) -> None:
+    world.run_vm()
+    world.source.guest_write(source(world), 0, 0, b"\x02" * (2 * GRAIN))
+    world.replica().disks.clear()
+    report = succeed(world)
+    assert any("disk 0 (Hard disk 1) is gone from the replica" in note for note in report.notes)
+    assert report.disks[0].kind is TransferKind.INCREMENTAL
+    assert report.disks[0].bytes_moved == 2 * GRAIN
+
+
+def test_a_disk_that_vrepl_put_in_anothers_place_is_not_taken_for_somebodys(world: World) -> None:
+    """It has the key of the one before, and change tracking that does not reach back to the seal."""
+    world.job = replace(world.job, on_resize=OnResize.RESTART)
+    world.run_vm()
+    disk = source(world).disks[0]
+    disk.disk = MemoryDisk(CAPACITY + 16 * GRAIN)
+    world.source.reset_cbt(source(world), 0)
+    world.source.guest_write(source(world), 0, 0, b"\x04" * CAPACITY)
+    die_in_transfer(world, 16 * GRAIN)
+    report = succeed(world)
+    assert "resumes the first run, 25 %" in report.disks[0].reason
+    assert report.disks[0].bytes_moved == 48 * GRAIN
 
 
 # -- lost track of ----------------------------------------------------------------------------------------------------

@@ -87,11 +87,12 @@ def resize(world: World, capacity: int) -> None:
 # -- replica disks that come and go -------------------------------------------------------------------------------
 
 
-def test_disk_of_the_replica_removed_by_hand_and_its_copy_cut_off(world: World) -> None:
-    """Digests of the restore point say nothing of a disk that was made empty after it."""
+@pytest.mark.parametrize("where", ["before dr revert_to_snapshot", "after dr revert_to_snapshot", "transfer opened"])
+def test_disk_of_the_replica_removed_by_hand_and_its_return_cut_off(world: World, where: str) -> None:
     world.run_vm()
     world.replica().disks.pop(0)
-    assert world.run_until(after("transfer write", 2)) is None
+    world.source.guest_write(source(world), 0, 3 * GRAIN, b"changed")
+    assert world.run_until(after(where)) is None
     report = world.run_vm()
     assert report.result is Result.SUCCESS, report.error
     assert_newest_holds_the_source(world)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from vrepl.engine.changes import changed_extents
 from vrepl.errors import CbtError
 from vrepl.extents import GRAIN, Extent, align, intersect, subtract, union
-from vrepl.model import Disk, PowerState, RestorePoint, VirtualMachine
+from vrepl.model import Disk, DiskPoint, PowerState, RestorePoint, VirtualMachine
 from vrepl.planner.disks import UnfinishedDisk, change_id_uuid
 from vrepl.planner.mapping import MappingRequest
 from vrepl.planner.vm import NameTaken, ReplicaKnowledge
@@ -68,7 +68,7 @@ def gather(
     lost = tuple(point for point in sealed if point.id not in snapshots)
     last = present[-1] if present else None
     intent = folder.intent()
-    touched, unfinished = _judge_leaf(target, replica, last, snapshots, intent, unfinished_disks(folder, intent))
+    touched, unfinished = _judge_leaf(target, folder, replica, last, snapshots, intent)
     if last is None:
         unfinished = {**_unaccounted_disks(folder), **unfinished}
     return ReplicaKnowledge(
@@ -193,16 +193,17 @@ def _failed_verification(folder: ReplicaFolder, point: RestorePoint) -> bool:
 
 def _judge_leaf(
     target: Site,
+    folder: ReplicaFolder,
     replica: VirtualMachine,
     last: RestorePoint | None,
     snapshots: Mapping[str, str],
     intent: Intent | None,
-    unfinished: Mapping[int, UnfinishedDisk],
 ) -> tuple[str | None, Mapping[int, UnfinishedDisk]]:
     """How the leaf was changed by anyone but vrepl since the last seal, in words; None if it was not.
 
-    With it `unfinished`, to which what the replica's CBT cannot tell from vrepl's own writes is added.
+    With it the unfinished disks, to which what the replica's CBT cannot tell from vrepl's own writes is added.
     """
+    unfinished = unfinished_disks(folder, intent)
     if last is None:
         return (_leaf_replaced(replica, intent) if intent and intent.disks else None), unfinished
     if replica.current_snapshot_ref != snapshots[last.id]:
@@ -213,7 +214,12 @@ def _judge_leaf(
         replaced = _leaf_replaced(replica, intent)
         if replaced:
             return replaced, unfinished
-    return _written_by_others(target, replica, last, snapshots[last.id], unfinished)
+    # What vrepl has put in a disk's place since the seal is another disk, of which the seal says nothing.
+    points = [point for point in last.disks if point.source_key not in folder.record.empty_disks]
+    for point in points:
+        if folder.record.disk_keys.get(point.source_key) == point.target_key and not replica.disk(point.target_key):
+            return f"disk {point.index} ({point.label}) is gone from the replica", unfinished
+    return _written_by_others(target, replica, points, snapshots[last.id], unfinished)
 
 
 def _leaf_replaced(replica: VirtualMachine, intent: Intent | None) -> str | None:
@@ -234,7 +240,7 @@ def _leaf_replaced(replica: VirtualMachine, intent: Intent | None) -> str | None
 def _written_by_others(
     target: Site,
     replica: VirtualMachine,
-    last: RestorePoint,
+    points: Sequence[DiskPoint],
     snapshot_ref: str,
     unfinished: Mapping[int, UnfinishedDisk],
 ) -> tuple[str | None, Mapping[int, UnfinishedDisk]]:
@@ -249,7 +255,7 @@ def _written_by_others(
         return "change tracking of the replica is off, so nothing tells whether its disks were written", unfinished
     sealed = target.read_snapshot(snapshot_ref)
     judged = dict(unfinished)
-    for point in last.disks:
+    for point in points:
         disk = replica.disk(point.target_key)
         at_seal = sealed.disk(point.target_key)
         if disk is None or at_seal is None:
