@@ -20,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from tests.support.memory_site import MemoryVm
 from tests.support.world import World
-from vrepl.extents import GRAIN, Extent
+from vrepl.engine.knowledge import unfinished_disks
+from vrepl.extents import GRAIN, Extent, intersect
 from vrepl.report.model import Result
 from vrepl.repository.commit_record import read_mark
 from vrepl.repository.digests import UNKNOWN, open_lookup
@@ -127,7 +128,7 @@ class ReplicationMachine(RuleBasedStateMachine):
 
     def _replica_drifts(self, what: str, number: int) -> None:
         target, replica = self.world.target, self.world.replica()
-        if what == "replica written" and replica.snapshots and not self._unfinished():
+        if what == "replica written" and replica.snapshots and not self._may_have_written(number):
             target.guest_write(replica, 0, number * GRAIN, b"\x09" * 512)
         elif what == "replica reverted" and replica.current:
             target.revert_to_snapshot(replica.ref, replica.current)
@@ -136,9 +137,11 @@ class ReplicationMachine(RuleBasedStateMachine):
         elif what == "replica deleted" and number % 4 == 0:
             target.vms.pop(replica.ref)
 
-    def _unfinished(self) -> bool:
+    def _may_have_written(self, grain: int) -> bool:
+        """Whether an unfinished run may have written to this grain itself: then nothing can tell who did."""
         folder = self.world.repository.replica("prod", self.vm.instance_uuid)
-        return folder is not None and folder.intent() is not None
+        unfinished = unfinished_disks(folder, folder.intent()) if folder else {}
+        return any(intersect(disk.maybe_written, [Extent(grain * GRAIN, 1)]) for disk in unfinished.values())
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
