@@ -43,6 +43,16 @@ def lab(folder: Path, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "vrepl", "lab", *arguments, "--dir", str(folder)], check=True)
 
 
+def test_the_labs_own_commands_answer_in_json(folder: Path, tmp_path: Path) -> None:
+    at = ("--dir", str(folder))
+    again = told(folder, "lab", "up", *at)
+    assert (again["folder"], again["config"], again["started"]) == (str(folder), str(folder / "vrepl.toml"), False)
+    assert told(folder, "lab", "set", *at, "prod.latency_us=0")["set"] == ["prod.latency_us=0"]
+    out = tmp_path / "disk.img"
+    exported = told(folder, "lab", "disk", "export", *at, "prod", "app-01", "0", str(out))
+    assert (exported["file"], exported["bytes"]) == (str(out), out.stat().st_size)
+
+
 def test_from_check_to_history(folder: Path) -> None:
     assert told(folder, "check")["ok"] is True
     there = {vm["name"]: vm for vm in told(folder, "vms", "prod")["vms"]}

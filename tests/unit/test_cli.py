@@ -112,7 +112,7 @@ def test_every_command_of_the_table_exists() -> None:
         (["--config", "absent.toml", "status"], 2, "no configuration file absent.toml"),
         (["replicate", "--lock-wait", "soon"], 2, "is no duration"),
         (["replicate", "--frobnicate"], 2, "No such option"),
-        (["frobnicate"], 2, "No such command"),
+        (["frobnicate"], 2, "there is no command frobnicate"),
         (["vms"], 2, "Missing argument 'SITE'"),
         (["vms", "prod"], 1, "127.0.0.1"),
     ],
@@ -208,3 +208,26 @@ def test_a_replica_that_is_not_made_yet_is_called_by_its_source(folder: Path) ->
     assert "\nweb-01 (not made yet) " in run("status").stdout
     assert "(not made yet)" in run("replicas").stdout
     assert "no restore points of web-01 yet" in run("restore-points", "web-01").stdout
+
+
+def test_a_mistyped_command_or_option_is_told_once_with_what_is_near(folder: Path) -> None:
+    done = run("replicat")
+    assert (done.exit_code, done.stderr) == (2, "error: there is no command replicat\nhint: did you mean replicate?\n")
+    done = run("replicate", "--lok-wait", "3")
+    assert done.exit_code == 2
+    assert done.stderr.lower().count("did you mean") == 1
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_a_terminal_without_utf_8_gets_what_it_can_show(folder: Path, extra: list[str]) -> None:
+    """A VM's name is whatever its admin called it."""
+    text = CONFIG.replace('"web-01"', '"größe → 1"')
+    (folder / "vrepl.toml").write_text(text, encoding="utf-8")
+    code = "from vrepl.cli import main; main()"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "status", *extra], capture_output=True, env=environment, check=False, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    if extra:
+        assert json.loads(done.stdout)["jobs"][0]["vms"] == ["größe → 1"]

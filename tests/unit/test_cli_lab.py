@@ -37,6 +37,12 @@ def test_every_help_has_an_example(path: tuple[str, ...]) -> None:
     assert "vrepl lab" in text.partition("Example")[2]
 
 
+@pytest.mark.parametrize("path", [*commands(lab)], ids=" ".join)
+def test_every_command_but_the_demo_has_json(path: tuple[str, ...]) -> None:
+    _, text, _ = run(*path, "--help")
+    assert ("--json" in text) == (path not in [("demo",), ("disk",)])
+
+
 def test_the_help_of_set_names_every_setting_and_fault() -> None:
     _, text, _ = run("set", "--help")
     missing = [word for word in (*SETTINGS, *OPERATIONS, *ACTIONS, *API_ACTIONS, "faults=none") if word not in text]

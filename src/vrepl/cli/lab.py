@@ -55,6 +55,15 @@ class Size(click.ParamType[int]):
 SIZE = Size()
 
 
+def tell(state: State, data: dict[str, Any], text: str = "") -> None:
+    """What was done, as JSON if that was asked for; else this line, if there is any."""
+    state.result({"version": 1, **data}, lambda _out: click.echo(text) if text else None)
+
+
+def disk_of(site: str, vm: str, index: int) -> dict[str, Any]:
+    return {"site": site, "vm": vm, "index": index}
+
+
 def attached(folder: Path | None) -> Lab:
     from vrepl.lab.folder import default_folder
     from vrepl.lab.lab import Lab
@@ -91,7 +100,9 @@ def lab() -> None:
     show_default=True,
     help="Small extra VMs vm-0001… in prod.",
 )
-def up(folder: Path | None, disk_mib: int, extra_vms: int) -> None:
+@json_option
+@pass_state
+def up(state: State, folder: Path | None, disk_mib: int, extra_vms: int) -> None:
     """Start a lab, and return when it serves.
 
     The first time, the simulator and the library are built. In a stopped lab's folder the lab is made anew.
@@ -101,18 +112,22 @@ def up(folder: Path | None, disk_mib: int, extra_vms: int) -> None:
     from vrepl.lab.spec import demo_spec
 
     place = (folder or default_folder()).absolute()
-    if find_running(place):
+    running = bool(find_running(place))
+    if running:
         click.echo(f"a lab is running in {place} already", err=True)
     else:
         Lab.start(place, demo_spec(disk_mib, extra_vms), detached=True)
         click.echo(f"lab: ready in {place}", err=True)
         click.echo(f"try: vrepl --config {place / 'vrepl.toml'} replicate demo", err=True)
-    click.echo(place / "vrepl.toml")
+    config = str(place / "vrepl.toml")
+    tell(state, {"folder": str(place), "config": config, "started": not running}, config)
 
 
-@lab.command(epilog=examples("vrepl lab down --dir mylab"))
+@lab.command(short_help="End a lab's simulators.", epilog=examples("vrepl lab down --dir mylab"))
 @folder_option
-def down(folder: Path | None) -> None:
+@json_option
+@pass_state
+def down(state: State, folder: Path | None) -> None:
     """End a lab's simulators; its folder stays until the next `up`."""
     from vrepl.lab.folder import default_folder
     from vrepl.lab.lab import stop_in
@@ -120,6 +135,7 @@ def down(folder: Path | None) -> None:
     place = (folder or default_folder()).absolute()
     ended = stop_in(place)
     click.echo(f"ended {' and '.join(ended)} of {place}" if ended else f"no lab was running in {place}", err=True)
+    tell(state, {"folder": str(place), "ended": list(ended)})
 
 
 def setting_lines() -> str:
@@ -155,6 +171,7 @@ class SetCommand(click.Command):
 @lab.command(
     name="set",
     cls=SetCommand,
+    short_help="Change what a running lab obeys: speed, faults, limits.",
     epilog=examples(
         "vrepl lab set latency_us=1000 bandwidth_mib_s=500",
         "vrepl lab set dr.nfc_closed=all",
@@ -163,15 +180,18 @@ class SetCommand(click.Command):
 )
 @folder_option
 @click.argument("assignments", nargs=-1, required=True, metavar="[SITE.]KEY=VALUE...")
-def set_(folder: Path | None, assignments: tuple[str, ...]) -> None:
+@json_option
+@pass_state
+def set_(state: State, folder: Path | None, assignments: tuple[str, ...]) -> None:
     """Change what a running lab obeys, at once and for open disks too.
 
     Without SITE (prod or dr) a setting holds for both.
     """
     attached(folder).set(*assignments)
+    tell(state, {"set": list(assignments)})
 
 
-@lab.command(epilog=examples("vrepl lab status --json"))
+@lab.command(short_help="What a running lab serves and holds.", epilog=examples("vrepl lab status --json"))
 @folder_option
 @json_option
 @pass_state
@@ -210,9 +230,12 @@ def disk() -> None:
 @disk_arguments
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--snapshot", metavar="NAME", help="As this snapshot froze it, instead of as it is now.")
-def export(folder: Path | None, site: str, vm: str, index: int, out: Path, snapshot: str | None) -> None:
+@json_option
+@pass_state
+def export(state: State, folder: Path | None, site: str, vm: str, index: int, out: Path, snapshot: str | None) -> None:
     """Write disk INDEX of VM to the file OUT: raw, sparse, as the guest sees it."""
-    attached(folder).export(site, vm, index, out, snapshot)
+    image = attached(folder).export(site, vm, index, out, snapshot)
+    tell(state, disk_of(site, vm, index) | {"file": str(image), "bytes": image.stat().st_size, "snapshot": snapshot})
 
 
 @disk.command(epilog=examples("vrepl lab disk write prod db-01 1 --offset 1MiB --length 320KiB --seed 7"))
@@ -222,8 +245,18 @@ def export(folder: Path | None, site: str, vm: str, index: int, out: Path, snaps
 @click.option("--file", "source", type=click.File("rb"), help="Write this file's content (- reads stdin).")
 @click.option("--length", type=SIZE, help="Write so many random bytes.")
 @click.option("--seed", default="1", show_default=True, help="What the random bytes are made from.")
+@json_option
+@pass_state
 def write(
-    folder: Path | None, site: str, vm: str, index: int, offset: int, source: Any, length: int | None, seed: str
+    state: State,
+    folder: Path | None,
+    site: str,
+    vm: str,
+    index: int,
+    offset: int,
+    source: Any,
+    length: int | None,
+    seed: str,
 ) -> None:
     """Write to disk INDEX of VM as its running guest would."""
     if (source is None) == (length is None):
@@ -231,9 +264,10 @@ def write(
     running = attached(folder)
     if length is not None:
         running.write_random(site, vm, index, offset, length, seed)
-        return
-    pieces = iter(lambda: source.read(WRITE_PIECE), b"")
-    running.control(site).write(vm, index, offset, pieces)
+    else:
+        pieces = iter(lambda: source.read(WRITE_PIECE), b"")
+        running.control(site).write(vm, index, offset, pieces)
+    tell(state, disk_of(site, vm, index) | {"offset": offset})
 
 
 @disk.command(epilog=examples("vrepl lab disk unmap prod web-01 0 --offset 64MiB --length 8MiB"))
@@ -241,20 +275,26 @@ def write(
 @disk_arguments
 @click.option("--offset", type=SIZE, required=True, help="Where to begin: bytes, or with KiB, MiB, GiB.")
 @click.option("--length", type=SIZE, required=True, help="How much: bytes, or with KiB, MiB, GiB.")
-def unmap(folder: Path | None, site: str, vm: str, index: int, offset: int, length: int) -> None:
+@json_option
+@pass_state
+def unmap(state: State, folder: Path | None, site: str, vm: str, index: int, offset: int, length: int) -> None:
     """Unmap a range of disk INDEX of VM, as a guest's TRIM does."""
     attached(folder).unmap(site, vm, index, offset, length)
+    tell(state, disk_of(site, vm, index) | {"offset": offset, "length": length})
 
 
 @disk.command(name="cbt-reset", epilog=examples("vrepl lab disk cbt-reset prod web-01 0"))
 @folder_option
 @disk_arguments
-def cbt_reset(folder: Path | None, site: str, vm: str, index: int) -> None:
+@json_option
+@pass_state
+def cbt_reset(state: State, folder: Path | None, site: str, vm: str, index: int) -> None:
     """Void the change IDs of disk INDEX of VM, as a storage migration or a host's crash may."""
     attached(folder).reset_cbt(site, vm, index)
+    tell(state, disk_of(site, vm, index))
 
 
-@lab.command(epilog=examples("vrepl lab demo"))
+@lab.command(short_help="Replicate, write, replicate again, prove it.", epilog=examples("vrepl lab demo"))
 @folder_option
 @click.option("--disk-mib", type=click.IntRange(min=16), default=DISK_MIB, show_default=True, help="As for `lab up`.")
 @click.option("--keep", is_flag=True, help="Leave the lab running at the end.")

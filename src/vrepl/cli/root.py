@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -40,6 +43,17 @@ class LazyGroup(click.Group):
         return command
 
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            near = difflib.get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.75)
+            known = f"did you mean {near[0]}?" if near else _help_hint(ctx)
+            raise UsageError(f"there is no command {name}", hint=known)
+        return super().resolve_command(ctx, args)
+
+
 class RootGroup(LazyGroup):
     """Runs a command and exits as errors.py says."""
 
@@ -57,6 +71,7 @@ class RootGroup(LazyGroup):
         arguments = list(sys.argv[1:] if args is None else args)
         state = State()
         _end_on_sigterm()
+        _write_what_can_be_written()
         try:
             code = super().main(arguments, prog_name, complete_var, standalone_mode=False, obj=state, **extra)
             sys.stdout.flush()
@@ -110,7 +125,8 @@ def _as_vrepl_error(error: Exception) -> VreplError:
             return _interrupted()
         case click.NoSuchOption():
             near = f"did you mean {' or '.join(sorted(error.possibilities))}?" if error.possibilities else None
-            return UsageError(error.format_message().split(" Did you mean")[0], hint=near or _help_hint(error.ctx))
+            said = re.split(r" \(?Did you mean", error.format_message())[0]
+            return UsageError(said, hint=near or _help_hint(error.ctx))
         case click.UsageError():
             return UsageError(error.format_message(), hint=_help_hint(error.ctx))
         case click.ClickException():
@@ -128,6 +144,13 @@ def _help_hint(context: click.Context | None) -> str | None:
 
 def _interrupted() -> VreplError:
     return InterruptedRunError("interrupted")
+
+
+def _write_what_can_be_written() -> None:
+    """In a locale without UTF-8 a character that is not in it becomes `?`: better than no result at all."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _end_on_sigterm() -> None:

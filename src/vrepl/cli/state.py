@@ -42,7 +42,9 @@ class State:
     def result(self, data: dict[str, Any], show: Callable[[Console], None]) -> None:
         """Put a command's result on stdout: as JSON if asked for, else as `show` writes it."""
         if self.json:
-            click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+            # Where stdout cannot hold every character, JSON still can.
+            unicode = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+            click.echo(json.dumps(data, indent=2, ensure_ascii=not unicode))
         else:
             show(stdout_console())
 
