@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import io
 import json
@@ -131,6 +132,8 @@ def _as_vrepl_error(error: Exception) -> VreplError:
             return UsageError(error.format_message(), hint=_help_hint(error.ctx))
         case click.ClickException():
             return UsageError(error.format_message())
+        case OSError(errno=errno.ENOSPC):
+            return VreplError(f"cannot write: {error}", hint="free some space; `vrepl report` shows a run's report again")
         case _:
             return VreplError(
                 f"unexpected {type(error).__name__}: {error}",
