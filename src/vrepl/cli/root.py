@@ -133,7 +133,7 @@ def _as_vrepl_error(error: Exception) -> VreplError:
         case click.ClickException():
             return UsageError(error.format_message())
         case OSError(errno=errno.ENOSPC):
-            return VreplError(f"cannot write: {error}", hint="free some space; `vrepl report` shows a run's report again")
+            return VreplError(f"cannot write: {error}", hint="free some space; `vrepl report` tells of a run again")
         case _:
             return VreplError(
                 f"unexpected {type(error).__name__}: {error}",
