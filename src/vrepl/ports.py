@@ -288,6 +288,14 @@ class TransportAdvisor(Protocol):
         """This mode is not offered again for that datastore in this run."""
         ...
 
+    def left_on_proxy(self, site: str, vm: VirtualMachine) -> bool:
+        """Whether files of this VM hung on the proxy's VM when this run began: somebody's HotAdd, live or dead."""
+        ...
+
+    def detached(self, site: str, vm: VirtualMachine, count: int) -> None:
+        """They hang there no longer; `count` SCSI slots are free again."""
+        ...
+
 
 class DigestLookup(Protocol):
     """What is surely known of the grains of a leaf's parent. Digests are 16 bytes; all zeros stand for a zero grain."""

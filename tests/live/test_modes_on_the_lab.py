@@ -177,6 +177,29 @@ def test_what_a_killed_run_left_on_its_proxy_is_detached_by_a_run_over_another(s
     assert not any("by HotAdd" in note for note in runs.replicate()["notes"])
 
 
+def test_what_a_killed_verification_left_on_the_proxy_is_detached(start_runs: StartRuns) -> None:
+    runs = start_runs(DiskSpec(24 * MIB, content="random"))
+    runs.set_in_job('proxy = "hotadd"')
+    runs.replicate()
+
+    def kill_verification() -> None:
+        runs.lab.set("dr.bandwidth_mib_s=4", "lock_linger_s=600")
+        runs.kill_when(lambda: disks_of_proxy(runs, "dr") > 1, "verify")
+        runs.lab.set("bandwidth_mib_s=0")
+        assert disks_of_proxy(runs, "dr") > 1
+
+    kill_verification()
+    verified = runs.json("verify")
+    assert [disk["mode"] for disk in verified["vms"][0]["disks"]] == ["hotadd"]
+    assert disks_of_proxy(runs, "dr") == 1
+    kill_verification()
+    runs.write(1)
+    report = runs.replicate()
+    assert any("by HotAdd" in note for note in report["notes"])
+    assert roads(report) == [("hotadd", "hotadd")]
+    assert_same(runs, report)
+
+
 def test_san_that_fails_in_mid_copy_leaves_the_disk_to_the_next_mode(start_runs: StartRuns) -> None:
     runs = start_runs(THICK)
     runs.set_in_job('proxy = "san"')

@@ -88,17 +88,18 @@ class Runs:
         [vm] = self.json("plan", "demo", code=code)["vms"]
         return vm
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """In the background: a run, or another command."""
         return subprocess.Popen(
-            [*VREPL, "--config", str(self.lab.config_file), "replicate", "demo", "--json"],
+            [*VREPL, "--config", str(self.lab.config_file), *(command or ("replicate", "demo")), "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def kill_when(self, reached: Callable[[], bool]) -> None:
-        """Start a run and SIGKILL its process once `reached`; its end before that is a failure."""
-        process = self.start()
+    def kill_when(self, reached: Callable[[], bool], *command: str) -> None:
+        """Start a run (or another command) and SIGKILL it once `reached`; its end before that is a failure."""
+        process = self.start(*command)
         deadline = time.monotonic() + 60
         try:
             while not reached():

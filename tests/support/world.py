@@ -56,6 +56,13 @@ class NbdOnly:
         del side, site, vm, disk, first_run, allowed
         return TransportPlan((ModeChoice(TransportMode.NBDSSL, "the only one"),))
 
+    def left_on_proxy(self, site: str, vm: VirtualMachine) -> bool:
+        del site, vm
+        return False
+
+    def detached(self, site: str, vm: VirtualMachine, count: int) -> None:
+        raise AssertionError("nothing is attached here")
+
     def failed(self, site: str, datastore: str, mode: TransportMode, reason: str) -> None:
         raise AssertionError(f"{mode} failed at {site} {datastore}: {reason}")
 

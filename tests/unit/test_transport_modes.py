@@ -122,7 +122,7 @@ HOTADD_RULES: list[tuple[str, DiskQuestion, ProxyFacts, str | None]] = [
     ("IDE", with_disk(SOURCE, controller_key=200), ABLE, "IDE"),
     ("62 TB is fine", with_disk(SOURCE, capacity=62 * TIB), ABLE, None),
     ("above 62 TB", with_disk(SOURCE, capacity=62 * TIB + 512), ABLE, "62 TB"),
-    ("the proxy's own disk", with_disk(SOURCE, path="[a] proxy/proxy.vmdk"), ABLE, "of the proxy VM itself"),
+    ("attached already", with_disk(SOURCE, path="[a] proxy/proxy.vmdk"), ABLE, "hangs on the proxy VM proxy already"),
     ("the proxy itself", with_vm(SOURCE, ref="vm-9"), ABLE, "of the proxy VM itself"),
     ("NFS 3, same host", with_store(SOURCE, kind="NFS"), ABLE, None),
     ("NFS 3, other host", with_vm(with_store(SOURCE, kind="NFS"), host="esx-2"), ABLE, "host esx-2"),
@@ -237,6 +237,20 @@ class TestAdvisor:
             advisor.plan("target", "dr", VM, replace(DISK, thin=True), first_run=True, allowed=(SAN,))
         assert "san: writing over SAN needs a thick disk" in caught.value.message
         assert caught.value.hint
+
+    def test_what_hangs_on_the_proxy_is_known_by_its_folder_and_forgotten_once_detached(self) -> None:
+        left = replace(PROXY_VM, disk_paths=frozenset({"[a] proxy/proxy.vmdk", "[a] web/web-000002.vmdk"}))
+        advisor = RuleAdvisor(lambda site: replace(ABLE, vm=left), lambda site: [STORE])
+        web = replace(VM, disks=(replace(DISK, path="[a] web/web.vmdk", base_path="[a] web/web.vmdk"),))
+        other = replace(VM, disks=(replace(DISK, path="[a] web-2/web.vmdk", base_path=""),))
+        assert advisor.left_on_proxy("prod", web)
+        assert not advisor.left_on_proxy("prod", other)
+        assert not advisor.left_on_proxy("prod", replace(web, ref=left.ref))
+        advisor.detached("prod", other, 5)
+        advisor.detached("prod", web, 2)
+        assert not advisor.left_on_proxy("prod", web)
+        plan = advisor.plan("source", "prod", web, web.disks[0], first_run=True, allowed=(HOTADD,))
+        assert [choice.places for choice in plan.usable] == [left.free_scsi_slots + 2]
 
     def test_a_datastore_that_is_not_known_rules_out_san(self) -> None:
         plan = self.advisor([]).plan(

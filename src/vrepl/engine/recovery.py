@@ -6,6 +6,7 @@ Called with the replica's lock held: whichever run made these things is dead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from vrepl.engine.consolidation import consolidate_source
@@ -23,6 +24,7 @@ from vrepl.repository.replica import ReplicaFolder
 def recover(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine) -> list[str]:
     """Returns what was found and done, in words."""
     found = _end_access(context, folder, vm)
+    found += detach_leavings(context, context.source, vm)
     context.source.settle_tasks(vm.ref)
     now = context.source.read_vm(vm.ref)
     removed = remove_source_snapshots(context, now)
@@ -30,6 +32,26 @@ def recover(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine) -> l
     found += _consolidate(context, context.source.read_vm(vm.ref) if removed else now)
     found += _roll_forward(context, folder)
     return found
+
+
+def detach_leavings(context: RunContext, site: Site, vm: VirtualMachine) -> list[str]:
+    """What a dead process that kept no journal (a killed `verify`) left of this VM on the proxy by HotAdd.
+
+    VDDK detaches what its own dead clients left, and leaves what live ones, or other products, have.
+    """
+    if not context.transports.left_on_proxy(site.name, vm):
+        return []
+    count = 0
+
+    def clean_up() -> None:
+        nonlocal count
+        count = context.movers.cleanup(site.name, vm.ref)
+
+    context.patiently(vm.name, "clean up after HotAdd", clean_up)
+    if not count:
+        return []
+    context.transports.detached(site.name, vm, count)
+    return [f"detached disks of {vm.name} at {site.name} that a dead process left on the proxy by HotAdd"]
 
 
 def _consolidate(context: RunContext, vm: VirtualMachine) -> list[str]:
@@ -108,6 +130,9 @@ def _end_access(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine) 
             )
             continue
         if undone and detached:
+            left_at = context.source if site == context.source.name else context.target
+            with suppress(NotFoundError):
+                context.transports.detached(site, left_at.read_vm(vm_ref), detached)
             done.append(f"detached the disks of {name} that run {intent.run_id} left on the proxy by HotAdd")
     for access in journal.prepared_for_access:
         name = _name(context, folder, vm, access.site, access.vm_ref)
@@ -162,7 +187,8 @@ def _roll_forward(context: RunContext, folder: ReplicaFolder) -> list[str]:
     if replica is None:
         return []
     context.target.settle_tasks(replica.ref)
-    done = remove_san_snapshots(context, context.target.read_vm(replica.ref))
+    done = detach_leavings(context, context.target, replica)
+    done += remove_san_snapshots(context, context.target.read_vm(replica.ref))
     replica = context.target.read_vm(replica.ref)
     points = {point.id: point for point in folder.restore_points()}
     intent = folder.intent()

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from vrepl.engine.context import RunContext
 from vrepl.engine.gate import End
 from vrepl.engine.knowledge import restore_point_snapshots
+from vrepl.engine.recovery import detach_leavings
 from vrepl.errors import (
     InterruptedRunError,
     LockedError,
@@ -72,6 +73,8 @@ def _verify_disks(context: RunContext, folder: ReplicaFolder, point: RestorePoin
             hint="the next run forgets this restore point",
         )
     snapshot = context.target.read_snapshot(snapshot_ref)
+    for note in detach_leavings(context, context.target, replica):
+        context.events.note(folder.record.source_name, note)
 
     def verify(disk: DiskPoint) -> DiskVerification:
         return _verify_disk(context, folder, point, replica, snapshot, disk)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from vrepl.errors import DiskError
 from vrepl.model import Datastore, Disk, TransportMode, TransportPlan, VirtualMachine
-from vrepl.transport.modes import DiskQuestion, ProxyFacts, Side, choose_modes
+from vrepl.transport.modes import DiskQuestion, ProxyFacts, ProxyVm, Side, choose_modes
 
 Facts = Callable[[str], ProxyFacts]
 """Of the proxy, for a site by name."""
@@ -31,10 +32,7 @@ class RuleAdvisor:
     ) -> TransportPlan:
         """As ports.TransportAdvisor.plan."""
         with self._lock:
-            if site not in self._facts:
-                self._facts[site] = self._ask_facts(site)
-                self._datastores[site] = {store.name: store for store in self._ask_datastores(site)}
-            facts = self._facts[site]
+            facts = self._facts_of(site)
             store = self._datastores[site].get(disk.datastore) or Datastore("", disk.datastore, "OTHER", 0, 0)
             failed = dict(self._failed.get((site, disk.datastore), {}))
         question = DiskQuestion(Side(side), vm, disk, store, first_run)
@@ -55,3 +53,39 @@ class RuleAdvisor:
         """As ports.TransportAdvisor.failed."""
         with self._lock:
             self._failed.setdefault((site, datastore), {})[mode] = reason
+
+    def left_on_proxy(self, site: str, vm: VirtualMachine) -> bool:
+        """As ports.TransportAdvisor.left_on_proxy."""
+        with self._lock:
+            return bool(_files_of(vm, self._facts_of(site).vm))
+
+    def detached(self, site: str, vm: VirtualMachine, count: int) -> None:
+        """As ports.TransportAdvisor.detached."""
+        with self._lock:
+            facts = self._facts.get(site)
+            if facts is None or facts.vm is None:
+                return
+            left = _files_of(vm, facts.vm)
+            if left:
+                slots = facts.vm.free_scsi_slots + count
+                proxy = replace(facts.vm, disk_paths=facts.vm.disk_paths - left, free_scsi_slots=slots)
+                self._facts[site] = replace(facts, vm=proxy)
+
+    def _facts_of(self, site: str) -> ProxyFacts:
+        """The caller holds the lock."""
+        if site not in self._facts:
+            self._facts[site] = self._ask_facts(site)
+            self._datastores[site] = {store.name: store for store in self._ask_datastores(site)}
+        return self._facts[site]
+
+
+def _files_of(vm: VirtualMachine, proxy: ProxyVm | None) -> frozenset[str]:
+    """Disks of the proxy VM that lie where this VM's do: any link of a chain may hang there."""
+    if proxy is None or vm.ref == proxy.ref:
+        return frozenset()
+    folders = {_folder_of(path) for disk in vm.disks for path in (disk.path, disk.base_path) if path}
+    return frozenset(path for path in proxy.disk_paths if _folder_of(path) in folders)
+
+
+def _folder_of(path: str) -> str:
+    return path.rpartition("/")[0]

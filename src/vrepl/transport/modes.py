@@ -137,8 +137,10 @@ def _hotadd_obstacle(question: DiskQuestion, proxy: ProxyFacts) -> str | None:
         return f"host {vm.host} of the proxy VM {vm.name} does not mount datastore {store.name}"
     if store.kind == "NFS" and any(host != vm.host for host in question.hosts):
         return f"datastore {store.name} is NFS 3, which wants the proxy VM on the VM's {_host_words(question)}"
-    if (disk.path and disk.path in vm.disk_paths) or question.vm.ref == vm.ref:
+    if question.vm.ref == vm.ref:
         return "it is a disk of the proxy VM itself"
+    if disk.path and disk.path in vm.disk_paths:
+        return f"it hangs on the proxy VM {vm.name} already: another client has it open, or one that died left it there"
     if _controller_kind(question) == "ide":
         return "it is on an IDE controller"
     if disk.capacity > HOTADD_CAPACITY_LIMIT:
