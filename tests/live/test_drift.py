@@ -209,7 +209,7 @@ def test_another_vm_with_the_name_does_not_get_the_replica(runs: Runs, prod: Any
     )
     wait(folder.CreateVM_Task(config=config, pool=pool))
     report = runs.replicate(code=1)
-    assert "already has a VM named web-01-replica" in report["error"]
+    assert "already has the replica of another VM named web-01-replica" in report["error"]
     assert "replica_name" in report["hint"]
     assert runs.restore_point(point["id"]) == sealed
 

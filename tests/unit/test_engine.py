@@ -244,7 +244,7 @@ def test_another_vm_of_the_same_name_does_not_take_over_the_replica(world: World
     report = world.run_vm()
     assert report.result is Result.FAILED
     assert report.error is not None
-    assert "already has a VM named web-01-replica" in report.error.message
+    assert "already has the replica of another VM named web-01-replica" in report.error.message
 
 
 def test_user_snapshots_on_the_source_stay(world: World) -> None:

@@ -348,6 +348,13 @@ def test_second_run_updates_and_tells_the_last_figure() -> None:
             ConflictKind.REPLICA_NAME_TAKEN,
             "a replica of it, of which this repository knows nothing",
         ),
+        (
+            {},
+            {},
+            {"record": None, "replica": None, "restore_points": (), "name_taken_by": NameTaken.OTHER_REPLICA},
+            ConflictKind.REPLICA_NAME_TAKEN,
+            "the replica of another VM",
+        ),
     ],
 )
 def test_refusals_say_what_and_what_to_do(

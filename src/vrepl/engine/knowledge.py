@@ -159,8 +159,9 @@ def leaf_identity(disk: Disk) -> str:
 
 def _kind_of(taken_by: VirtualMachine, source: VirtualMachine) -> NameTaken:
     mark = read_mark(taken_by.extra_config)
-    if mark is not None and mark.source_instance_uuid == source.instance_uuid:
-        return NameTaken.UNKNOWN_REPLICA
+    if mark is not None:
+        same = mark.source_instance_uuid == source.instance_uuid
+        return NameTaken.UNKNOWN_REPLICA if same else NameTaken.OTHER_REPLICA
     return NameTaken.TEMPLATE if taken_by.template else NameTaken.VM
 
 

@@ -46,6 +46,7 @@ class NameTaken(StrEnum):
 
     VM = "a VM"
     TEMPLATE = "a template"
+    OTHER_REPLICA = "the replica of another VM"
     UNKNOWN_REPLICA = "a replica of it, of which this repository knows nothing,"
 
 
@@ -246,13 +247,18 @@ def _target_conflict(job: JobSettings, known: ReplicaKnowledge) -> Conflict | No
 def _replica_conflict(vm: VirtualMachine, replica_name: str, known: ReplicaKnowledge) -> Conflict | None:
     if known.replica is None:
         if known.name_taken_by:
-            hint = f"set another replica_name in the job, or take it: --map {vm.name}={replica_name}"
+            other_name = "set another replica_name in the job"
+            take = f"or take it: --map {vm.name}={replica_name}"
+            hints = {
+                NameTaken.UNKNOWN_REPLICA: "if the repository was lost, make it anew: vrepl repository rebuild; "
+                f"else {other_name}, {take}",
+                NameTaken.OTHER_REPLICA: f"was {vm.name} deleted and made anew? Rename the old one's replica to keep it, "
+                f"or {other_name}",
+            }
             return Conflict(
                 ConflictKind.REPLICA_NAME_TAKEN,
                 f"the target already has {known.name_taken_by} named {replica_name}",
-                f"if the repository was lost, make it anew: vrepl repository rebuild; else {hint}"
-                if known.name_taken_by is NameTaken.UNKNOWN_REPLICA
-                else f"rename it, {hint}",
+                hints.get(known.name_taken_by, f"rename it, {other_name}, {take}"),
             )
         return None
     if known.record and known.record.state is not ReplicaState.READY:
