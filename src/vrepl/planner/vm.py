@@ -252,8 +252,8 @@ def _replica_conflict(vm: VirtualMachine, replica_name: str, known: ReplicaKnowl
             hints = {
                 NameTaken.UNKNOWN_REPLICA: "if the repository was lost, make it anew: vrepl repository rebuild; "
                 f"else {other_name}, {take}",
-                NameTaken.OTHER_REPLICA: f"was {vm.name} deleted and made anew? Rename the old one's replica to keep it, "
-                f"or {other_name}",
+                NameTaken.OTHER_REPLICA: f"was {vm.name} deleted and made anew? Rename the old one's replica to keep "
+                f"it, or {other_name}",
             }
             return Conflict(
                 ConflictKind.REPLICA_NAME_TAKEN,
