@@ -78,13 +78,14 @@ def restore_points(state: State, vm: str) -> None:
         if not rows:
             console.line(out, f"no restore points of {record.source_name} yet; `vrepl replicate` makes them")
             return
-        # An ID begins with the time, in UTC; time and capacity in full are in the JSON, for 80 columns are not more.
-        listing = console.table("Restore point", "Made", "Moved", "Consistency", "Verified", right=("Moved",))
-        now = dt.datetime.now(dt.UTC)
+        listing = console.table(
+            "Restore point", "Time", "Size", "Moved", "Consistency", "Verified", right=("Size", "Moved"), dense=True
+        )
         for row in rows:
             listing.add_row(
                 row["id"],
-                words.age(dt.datetime.fromisoformat(row["time"]), now),
+                words.minute(dt.datetime.fromisoformat(row["time"])),
+                words.size(row["capacity"]),
                 words.size(row["bytes_moved"]),
                 row["consistency"],
                 _verdict(row["verified"]),

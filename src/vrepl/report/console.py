@@ -32,12 +32,13 @@ STYLES = {
 IDS = frozenset({"Restore point", "Run"})
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+def table(*columns: str, right: tuple[str, ...] = (), dense: bool = False) -> Table:
     """An empty table in vrepl's look; the columns named in `right` hold numbers.
 
     On a narrow terminal names and words are folded; numbers, and IDs that somebody may want to copy, are not.
+    `dense`: less space between columns, for a table that would not fit 80 characters.
     """
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, collapse_padding=dense)
     for column in columns:
         number = column in right
         made.add_column(column, justify="right" if number else "left", no_wrap=number or column in IDS, overflow="fold")

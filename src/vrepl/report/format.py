@@ -45,6 +45,11 @@ def moment(time: dt.datetime | None) -> str:
     return "–" if time is None else time.astimezone(dt.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
+def minute(time: dt.datetime | None) -> str:
+    """In UTC, where the year stands beside it: `01 Mar 22:00Z`; a dash for None."""
+    return "–" if time is None else time.astimezone(dt.UTC).strftime("%d %b %H:%MZ")
+
+
 def age(time: dt.datetime | None, now: dt.datetime) -> str:
     """How long ago: `3 min 05 s ago`; a dash for None."""
     return "–" if time is None else f"{duration(max(0.0, (now - time).total_seconds()))} ago"
