@@ -142,7 +142,7 @@ def test_what_a_killed_run_held_is_given_back_and_consolidated(start_runs: Start
 
 def test_a_data_mover_that_crashes_costs_an_attempt_and_not_the_run(start_runs: StartRuns) -> None:
     runs = start_runs(DiskSpec(32 * MIB, content="random", fill=0.9))
-    runs.lab.set("prod.bandwidth_mib_s=24", "lock_linger_s=0", "prod.fault=read:crash@20")
+    runs.lab.set("prod.bandwidth_mib_s=24", "lock_linger_s=0", "prod.fault=read:crash@10")
     report = runs.replicate()
     assert report["disks"][0]["attempts"] == 2
     assert_sealed(runs, report)

@@ -10,6 +10,8 @@ import ctypes
 import mmap
 
 MIB = 1024 * 1024
+LARGEST = 2 * MIB
+"""Bytes of a buffer. One that is used in part costs only that part: memory that is never touched is none."""
 
 
 class Buffer:
@@ -26,7 +28,7 @@ class Buffer:
 
 
 class Pool:
-    """Buffers of 1 MiB that are kept for the next transfer of this process."""
+    """Buffers of `LARGEST` bytes that are kept for the next transfer of this process."""
 
     def __init__(self) -> None:
         self._free: list[Buffer] = []
@@ -36,7 +38,7 @@ class Pool:
         try:
             return self._free.pop()
         except IndexError:
-            return Buffer(MIB)
+            return Buffer(LARGEST)
 
     def give(self, buffer: Buffer) -> None:
         """Nobody uses it any more."""
@@ -44,5 +46,5 @@ class Pool:
 
 
 POOL = Pool()
-ZEROS = Buffer(MIB)
-"""One MiB that is never written: the kernel backs it with its one zero page, so it costs next to nothing."""
+ZEROS = Buffer(LARGEST)
+"""A buffer that is never written: the kernel backs it with its one zero page, so it costs next to nothing."""

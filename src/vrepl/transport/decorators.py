@@ -33,6 +33,10 @@ class PassingDisk:
         return self._inner.depth
 
     @property
+    def block(self) -> int:
+        return self._inner.block
+
+    @property
     def splits_zeros(self) -> bool:
         return self._writer.splits_zeros
 

@@ -36,6 +36,11 @@ class DiskReader(Protocol):
         """How many submissions at a time the disk makes use of."""
         ...
 
+    @property
+    def block(self) -> int:
+        """Bytes of the largest call that pays: 1 MiB or 2 MiB."""
+        ...
+
     def allocated(self, extent: Extent) -> Iterator[Extent]:
         """What may hold data within `extent`, ascending, fetched little by little; all else reads as zeros.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from blake3 import blake3
 
-from vrepl.transport.buffers import MIB, ZEROS, Buffer
+from vrepl.transport.buffers import ZEROS, Buffer
 
 DIGEST_SIZE = 16
 ZERO_DIGEST = bytes(DIGEST_SIZE)
@@ -29,7 +29,7 @@ A plain tuple: sixteen are made for every MiB.
 
 
 def is_zero(buffer: Buffer, start: int, length: int) -> bool:
-    """Whether these bytes are all zero; `start` and `length` are multiples of 8, `length` at most 1 MiB."""
+    """Whether these bytes are all zero; `start` and `length` are multiples of 8, `length` at most a buffer."""
     if buffer.words[start >> 3]:
         return False
     return bool(_memcmp(buffer.address + start, ZEROS.address, length) == 0)
@@ -49,7 +49,7 @@ def digest(data: bytes | memoryview) -> bytes:
 
 def digest_grains(buffer: Buffer, grains: Sequence[GrainAt], used: int) -> list[bytes]:
     """Digests of the grains that lie in the first `used` bytes of `buffer`, in order."""
-    if used <= MIB and is_zero(buffer, 0, used):
+    if is_zero(buffer, 0, used):
         return [ZERO_DIGEST] * len(grains)
     view, words, address, zeros = buffer.view, buffer.words, buffer.address, ZEROS.address
     return [

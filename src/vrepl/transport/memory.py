@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from vrepl.errors import DiskError
 from vrepl.extents import GRAIN, SECTOR, Extent
-from vrepl.transport.buffers import ZEROS, Buffer
+from vrepl.transport.buffers import MIB, ZEROS, Buffer
 from vrepl.transport.disk import Completion
 
 INVALID_ARG = 3
@@ -102,10 +102,12 @@ class MemoryHandle:
         splits_zeros: bool = False,
         mode: str = "nbdssl",
         depth: int = 8,
+        block: int = MIB,
     ) -> None:
         self.capacity = disk.capacity
         self.mode = mode
         self.depth = depth
+        self.block = block
         self.splits_zeros = splits_zeros
         self.closed = False
         self._disk = disk

@@ -28,7 +28,7 @@ from vrepl.transport.journal import Journal
 from vrepl.transport.judges import Judge, Run, Settled, WriteZeros, ZeroWork
 from vrepl.transport.slots import Slot, ZeroWrite
 from vrepl.transport.waits import Waits
-from vrepl.transport.work import BLOCK, Block, Packer, Stretch, survey
+from vrepl.transport.work import Block, Packer, Stretch, survey
 
 PROGRESS_SECONDS = 0.2
 CACHED_RATE = 1500 * MIB
@@ -40,8 +40,9 @@ DRAINED_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """`buffers` of 1 MiB make the ring; `hashers` threads hash (0: the pipeline's own thread does it).
+    """`buffers` MiB make the ring, in blocks of the size that the disks want.
 
+    `hashers` threads hash (0: the pipeline's own thread does it).
     On two cores the own thread is the fastest: handing the interpreter over costs more than the second core brings.
     """
 
@@ -87,17 +88,19 @@ class Pipeline:
         self._progress = progress
         self._hook = hook
         self._figures = TransferProgress(planned=total(regions))
+        self._block = source.block if target is None else min(source.block, target.block)
+        buffers = max(tuning.buffers * MIB // self._block, 2)
         self._work = self._work_of(regions, allocated_only)
         self._next: Block | WriteZeros | Settled | None = None
         self._events: SimpleQueue[tuple[str, Slot | ZeroWrite | None]] = SimpleQueue()
         self._to_hash: SimpleQueue[Slot | None] = SimpleQueue()
-        self._slots = [Slot(self._slot_read, self._written, compares=judge.compares) for _ in range(tuning.buffers)]
+        self._slots = [Slot(self._slot_read, self._written, compares=judge.compares) for _ in range(buffers)]
         self._free = deque(self._slots)
         self._ready: deque[Slot] = deque()
         self._reading = self._writing = 0
         self._bytes_arrived = 0
-        self._read_limit = min(4, tuning.buffers)
-        self._use_limit = tuning.buffers
+        self._read_limit = max(min(4, tuning.buffers) * MIB // self._block, 1)
+        self._use_limit = buffers
         self._unflushed = False
         self._stopped = False
         self._failure: Exception | None = None
@@ -180,7 +183,7 @@ class Pipeline:
             if isinstance(work, Settled):
                 self._settle_zeros(work.extent)
             elif isinstance(work, WriteZeros):
-                if self._writing >= self._tuning.buffers:
+                if self._writing >= len(self._slots):
                     return
                 self._write_zeros(work.extent)
             elif self._free and self._reading < self._read_limit and self._in_use < self._use_limit:
@@ -194,7 +197,7 @@ class Pipeline:
         return len(self._slots) - len(self._free)
 
     def _work_of(self, regions: Sequence[Extent], allocated_only: bool) -> Iterator[Block | WriteZeros | Settled]:
-        packer = Packer()
+        packer = Packer(size=self._block)
         stretches: Iterator[Stretch] = survey(
             regions, self._source.allocated if allocated_only else None, self._source.capacity
         )
@@ -279,9 +282,9 @@ class Pipeline:
     def _grow_depth(self) -> None:
         """Reads in flight grow with the rate, so that a slow disk can still be stopped at once."""
         rate = self._bytes_arrived / max(self.waits.elapsed, 0.001)
-        allowed = int(rate * DRAINED_SECONDS / BLOCK)
-        self._read_limit = max(2, min(self._tuning.buffers, allowed))
-        self._use_limit = CACHED_BUFFERS if rate > CACHED_RATE else self._tuning.buffers
+        allowed = int(rate * DRAINED_SECONDS / self._block)
+        self._read_limit = max(2 * MIB // self._block, min(len(self._slots), allowed))
+        self._use_limit = CACHED_BUFFERS if rate > CACHED_RATE else len(self._slots)
 
     def _write(self, slot: Slot) -> None:
         block = slot.block

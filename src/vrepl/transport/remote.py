@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from vrepl.errors import MoverError, VreplError
 from vrepl.extents import Extent
-from vrepl.transport.buffers import Buffer
+from vrepl.transport.buffers import MIB, Buffer
 from vrepl.transport.compression import Compressor
 from vrepl.transport.disk import Completion
 from vrepl.transport.error_json import error_from_json
@@ -44,6 +44,7 @@ class RemoteDisk:
     """`transport.disk.DiskWriter` over a connected stream socket."""
 
     splits_zeros = True
+    block = MIB
 
     def __init__(self, connection: socket.socket) -> None:
         """Waits for the other end to have opened its disk. Raises what that raised, or MoverError."""

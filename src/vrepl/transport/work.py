@@ -15,7 +15,7 @@ from vrepl.transport.buffers import MIB
 from vrepl.transport.grains import GrainAt
 
 BLOCK = MIB
-"""Bytes of one buffer: 1 MiB aligned I/O is what VMware recommends over NBD."""
+"""Bytes of a block, unless both disks want larger ones: aligned I/O of 1 MiB is what VMware recommends over NBD."""
 GAP = 2 * GRAIN
 """Bytes: reading a gap up to this size is cheaper than another call (1 ms at 1 Gbit/s)."""
 QUERY_GAP = 256 * MIB
@@ -39,7 +39,7 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True)
 class Block:
-    """What one buffer holds: one piece of up to 1 MiB, or several small ones packed together.
+    """What one buffer holds: one piece of up to a block's size, or several small ones packed together.
 
     A piece may span gaps between wanted grains; `grains` lists only what is wanted.
     """
@@ -98,9 +98,10 @@ def _grain_aligned(extents: Iterable[Extent], capacity: int) -> Iterator[Extent]
 
 
 class Packer:
-    """Packs wanted extents, offered in ascending order, into blocks of at most 1 MiB."""
+    """Packs wanted extents, offered in ascending order, into blocks of at most `size` bytes."""
 
-    def __init__(self, *, from_target: bool = False, gap: int = GAP) -> None:
+    def __init__(self, *, from_target: bool = False, gap: int = GAP, size: int = BLOCK) -> None:
+        self._size = size
         self._from_target = from_target
         self._gap = gap
         self._block = Block(from_target=from_target)
@@ -110,7 +111,7 @@ class Packer:
         position, end = extent
         end += position
         while position < end:
-            stop = min((position // BLOCK + 1) * BLOCK, end)
+            stop = min((position // self._size + 1) * self._size, end)
             yield from self._place(position, stop - position)
             position = stop
 
@@ -121,22 +122,22 @@ class Packer:
             self._block = Block(from_target=self._from_target)
 
     def _place(self, offset: int, length: int) -> Iterator[Block]:
-        """Place wanted bytes that cross no 1 MiB boundary."""
+        """Place wanted bytes that cross no block boundary."""
         block = self._block
         if block.pieces:
             last = block.pieces[-1]
             gap = offset - (last.offset + last.length)
-            near = gap <= self._gap and offset // BLOCK == last.offset // BLOCK
-            if near and block.used + gap + length <= BLOCK:
+            near = gap <= self._gap and offset // self._size == last.offset // self._size
+            if near and block.used + gap + length <= self._size:
                 block.pieces[-1] = Piece(last.offset, last.start, last.length + gap + length)
                 self._take(block, offset, block.used + gap, length)
                 return
-            if block.used + length > BLOCK:
+            if block.used + length > self._size:
                 yield from self.finish()
                 block = self._block
         block.pieces.append(Piece(offset, block.used, length))
         self._take(block, offset, block.used, length)
-        if block.used == BLOCK:
+        if block.used == self._size:
             yield from self.finish()
 
     @staticmethod

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 from vrepl.errors import DiskError, LibraryError, TransportModeError, VreplError
 from vrepl.extents import SECTOR, Extent, intersect
-from vrepl.transport.buffers import ZEROS, Buffer
+from vrepl.transport.buffers import MIB, ZEROS, Buffer
 from vrepl.transport.disk import Completion
 from vrepl.vddk import abi
 from vrepl.vddk.api import DiskHandle
@@ -47,6 +47,10 @@ class AsyncDisk:
 
     splits_zeros = False
     depth = ASYNC_DEPTH
+    block = 2 * MIB
+    """Two of the 1 MiB NFC buffers that VMware recommends: what a call costs beside its bytes (a completion, waking up,
+    over the wire an acknowledgement) is paid half as often; 10 % faster and 10 % less processor time in the lab. Of
+    4 MiB a processor's cache keeps too little from one stage to the next."""
 
     def __init__(self, handle: DiskHandle, *, close: Callable[[], None] = lambda: None) -> None:
         """`close` ends what the handle stands on (its connection)."""
@@ -137,6 +141,7 @@ class DirectDisk:
     """
 
     splits_zeros = False
+    block = MIB
 
     def __init__(self, open_handle: OpenHandle, handles: int, *, side: str | None = None) -> None:
         """Raises DiskError if the first handle cannot be opened; fewer than asked for are enough.
