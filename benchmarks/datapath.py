@@ -314,7 +314,7 @@ def small_changes(bench: Bench) -> dict[str, object]:
 
 
 def pair(bench: Bench) -> dict[str, object]:
-    """A mover at each end of a stream against one that has both disks open; without limits, and at 1 ms and 500 MB/s."""
+    """A mover at each end of a stream against one that has both disks open; no limits, and at 1 ms and 500 MB/s."""
     site = bench.site
     with movers_of(site) as single, movers_of(site, pair=True) as double:
         one, two = in_turn(
