@@ -287,7 +287,7 @@ def test_a_missing_privilege_is_named(lab: Lab, site: VsphereSite) -> None:
     try:
         lacking = site.missing_privileges(Role.SOURCE, vm_refs=[vm.ref])
         assert [one.privilege for one in lacking] == ["VirtualMachine.State.CreateSnapshot"]
-        assert lacking[0].entity == f"VirtualMachine {vm.ref}"
+        assert lacking[0].entity == "VirtualMachine app-01"
         with pytest.raises(PermissionDeniedError) as caught:
             site.create_snapshot(vm.ref, "vrepl-no", "", quiesce=False)
         assert caught.value.privilege == "VirtualMachine.State.CreateSnapshot"
