@@ -18,13 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 CONTRACT = Path(__file__).parents[1] / "tests" / "contract"
 sys.path.insert(0, str(CONTRACT))
 
-from fake_nfc import GRAIN, PASSWORD, THUMBPRINT, FakeNfc  # noqa: E402
+from fake_nfc import GRAIN, PASSWORD, THUMBPRINT, FakeNfc, make_link  # noqa: E402
 from vddk_site import SOURCE, TARGET, VddkSite, make_site  # noqa: E402
 from vixdisklib_lab import FakeLab, compile_library, compilers  # noqa: E402
 
@@ -317,16 +318,13 @@ def pair(bench: Bench) -> dict[str, object]:
     """A mover at each end of a stream against one that has both disks open; no limits, and at 1 ms and 500 MB/s."""
     site = bench.site
     with movers_of(site) as single, movers_of(site, pair=True) as double:
-        one, two = in_turn(
-            bench.fresh(lambda: bench.transfer(single, site.order()).seconds),
-            bench.fresh(lambda: bench.transfer(double, site.order()).seconds),
-        )
+        both = [
+            bench.fresh(lambda movers=movers: bench.transfer(movers, site.order()).seconds)  # type: ignore[misc]
+            for movers in (single, double)
+        ]
+        one, two = in_turn(*both)
         bench.lab.set(latency_us=1000, bandwidth_bytes_s=RATE)
-        slow_one, slow_two = in_turn(
-            bench.fresh(lambda: bench.transfer(single, site.order()).seconds),
-            bench.fresh(lambda: bench.transfer(double, site.order()).seconds),
-            repeats=1,
-        )
+        slow_one, slow_two = in_turn(*both, repeats=1)
         bench.lab.set()
     return {"pair_vs_single": round(one / two, 3), "pair_vs_single_1ms": round(slow_one / slow_two, 3)}
 
@@ -356,31 +354,33 @@ def throttle(bench: Bench) -> dict[str, object]:
     bench.fill(others[0], 2 * length)
     orders = [others[0].order(regions=regions, fresh=False) for regions in halves]
     with movers_of(others[0], bandwidth=lambda: THROTTLE) as movers:
-        target = bench.lab.nfc.disks[TARGET]
-        bench.lab.nfc.disks[TARGET + "2"] = target.__class__(
-            CAPACITY, [second_link(target.links[0], CAPACITY)], vm="target-2"
-        )
-        object.__setattr__(orders[1], "target", others[0].address(TARGET + "2"))
-        object.__setattr__(orders[1], "log", bench.folder / "second.log")
+        orders[1] = replace(orders[1], **second_target(bench, others[0]))
         ready = [threading.Thread(target=movers.probe, args=(others[0].address(SOURCE),)) for _ in orders]
         for thread in ready:
             thread.start()
         for thread in ready:
             thread.join()
-        began = time.perf_counter()
-        threads = [threading.Thread(target=bench.transfer, args=(movers, order)) for order in orders]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        seconds = time.perf_counter() - began
+        seconds = at_once(bench, movers, orders)
     return {"throttled_vs_limit": round(2 * length / seconds / THROTTLE, 3)}
 
 
-def second_link(first: Path, capacity: int) -> Path:
-    from fake_nfc import make_link
+def second_target(bench: Bench, site: VddkSite) -> dict[str, Any]:
+    """Makes another target disk; the fields of an order that copies to it."""
+    target = bench.lab.nfc.disks[TARGET]
+    link = make_link(target.links[0].with_name("target-2"), CAPACITY, {})
+    bench.lab.nfc.disks[TARGET + "2"] = type(target)(CAPACITY, [link], vm="target-2")
+    return {"target": site.address(TARGET + "2"), "log": bench.folder / "second.log"}
 
-    return make_link(first.with_name("target-2"), capacity, {})
+
+def at_once(bench: Bench, movers: VddkMovers, orders: list[TransferOrder]) -> float:
+    """Seconds until all are done."""
+    began = time.perf_counter()
+    threads = [threading.Thread(target=bench.transfer, args=(movers, order)) for order in orders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

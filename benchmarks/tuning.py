@@ -9,17 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import threading
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.datapath import CAPACITY, RATE, SOURCE, TARGET, Bench, files_on, in_turn, movers_of, second_link
+from benchmarks.datapath import CAPACITY, RATE, SOURCE, Bench, at_once, files_on, in_turn, movers_of, second_target
 from vrepl.extents import Extent
-from vrepl.ports import TransferOrder
-from vrepl.vddk.movers import VddkMovers
 
 SETTINGS: dict[str, dict[str, int]] = {
     "nfc 4 x 64 KiB (VDDK's own)": {"buffer_units": 1, "buffer_count": 4},
@@ -31,6 +27,12 @@ SETTINGS: dict[str, dict[str, int]] = {
     "1 hashing thread": {"hashers": 1},
     "2 hashing threads": {"hashers": 2},
 }
+
+
+CONDITIONS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("no limits", {}),
+    ("1 ms", {"latency_us": 1000, "bandwidth_bytes_s": RATE}),
+)
 
 
 def run() -> dict[str, object]:
@@ -46,7 +48,7 @@ def run() -> dict[str, object]:
 
 def settings_against_defaults(bench: Bench) -> dict[str, object]:
     site, found = bench.site, {}
-    for condition, limits in (("no limits", {}), ("1 ms", {"latency_us": 1000, "bandwidth_bytes_s": RATE})):
+    for condition, limits in CONDITIONS:
         for name, fields in SETTINGS.items():
             bench.lab.set(**limits)
             with ExitStack() as stack:
@@ -79,12 +81,10 @@ def two_disks(bench: Bench) -> dict[str, object]:
     site = bench.site
     half = Extent(0, CAPACITY // 2)
     first = site.order(regions=[half])
-    target = bench.lab.nfc.disks[TARGET]
-    bench.lab.nfc.disks[TARGET + "2"] = type(target)(CAPACITY, [second_link(target.links[0], CAPACITY)], vm="target-2")
-    second = replace(first, target=site.address(TARGET + "2"), log=bench.folder / "second.log")
+    second = replace(first, **second_target(bench, site))
     found: dict[str, object] = {}
     with movers_of(site) as movers:
-        for condition, limits in (("no limits", {}), ("1 ms", {"latency_us": 1000, "bandwidth_bytes_s": RATE})):
+        for condition, limits in CONDITIONS:
             bench.lab.set(**limits)
             at_once(bench, movers, [first, second])  # both movers are warm now
             apart, together = in_turn(
@@ -95,17 +95,6 @@ def two_disks(bench: Bench) -> dict[str, object]:
             found[f"two disks at once, {condition}"] = round(apart / together, 3)
     bench.lab.set()
     return found
-
-
-def at_once(bench: Bench, movers: VddkMovers, orders: list[TransferOrder]) -> float:
-    """Seconds until all are done."""
-    began = time.perf_counter()
-    threads = [threading.Thread(target=bench.transfer, args=(movers, order)) for order in orders]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

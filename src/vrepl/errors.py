@@ -223,6 +223,14 @@ class InterruptedRunError(VreplError):
     exit_code = EXIT_INTERRUPTED
 
 
+RESUME_HINT = "run the job again: it goes on where it stopped"
+
+
+def stopped_on_request() -> InterruptedRunError:
+    """What whoever works or waits raises once the operator asked to stop."""
+    return InterruptedRunError("stopped on request", hint=RESUME_HINT)
+
+
 def exit_code_of_run(succeeded: int, failed: int, skipped: int) -> int:
     """The exit code of a run over several VMs: 0 all well, 3 some failed or were skipped, 1 nothing succeeded."""
     if failed == 0 and skipped == 0:

@@ -148,12 +148,18 @@ def test_a_run_killed_while_it_writes_over_san_is_finished_by_the_next(start_run
     assert replica_snapshots(runs) == [f"vrepl {report['restore_point']}"]
 
 
-def test_what_a_killed_run_left_on_the_proxy_is_detached_by_the_next(start_runs: StartRuns) -> None:
+def killed_over_hotadd(start_runs: StartRuns) -> Runs:
+    """A run whose disks hang on the proxy VM still, for it was killed in the middle of its transfer."""
     runs = start_runs(DiskSpec(64 * MIB, content="random"))
     runs.set_in_job('proxy = "hotadd"')
     runs.lab.set("dr.bandwidth_mib_s=40", "lock_linger_s=600")
     runs.kill_when(lambda: runs.written_on_target() > 8 * MIB)
     assert disks_of_proxy(runs, "dr") > 1
+    return runs
+
+
+def test_what_a_killed_run_left_on_the_proxy_is_detached_by_the_next(start_runs: StartRuns) -> None:
+    runs = killed_over_hotadd(start_runs)
     [hotadd] = runs.lab.status()["dr"]["proxies"]
     assert (hotadd["proxy"], hotadd["vm"], len(hotadd["disks"])) == ("hotadd", PROXY_VM, disks_of_proxy(runs, "dr"))
     runs.lab.set("bandwidth_mib_s=0")
@@ -164,11 +170,7 @@ def test_what_a_killed_run_left_on_the_proxy_is_detached_by_the_next(start_runs:
 
 
 def test_what_a_killed_run_left_on_its_proxy_is_detached_by_a_run_over_another(start_runs: StartRuns) -> None:
-    runs = start_runs(DiskSpec(64 * MIB, content="random"))
-    runs.set_in_job('proxy = "hotadd"')
-    runs.lab.set("dr.bandwidth_mib_s=40", "lock_linger_s=600")
-    runs.kill_when(lambda: runs.written_on_target() > 8 * MIB)
-    assert disks_of_proxy(runs, "dr") > 1
+    runs = killed_over_hotadd(start_runs)
     runs.lab.set("bandwidth_mib_s=0")
     runs.set_in_job('proxy = "bare"')
     report = runs.replicate()

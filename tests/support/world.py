@@ -29,6 +29,7 @@ from vrepl.ports import TransferOrder, VerifyOrder
 from vrepl.report.model import RunReport, VmReport
 from vrepl.repository.commit_record import parse_commit_record
 from vrepl.repository.digests import open_lookup
+from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.store import Repository
 from vrepl.repository.transferlog import TransferLogWriter
 from vrepl.transport.faults import Point, SimulatedKill
@@ -179,3 +180,15 @@ class World:
                 if source_mark_of(node):
                     found.append(one.name)
         return found
+
+
+def source(world: World) -> MemoryVm:
+    """The VM that most worlds replicate."""
+    return next(vm for vm in world.source.vms.values() if vm.name == "web-01")
+
+
+def folder_of(world: World) -> ReplicaFolder:
+    """What the repository knows of its replica."""
+    found = world.repository.replica("prod", source(world).instance_uuid)
+    assert found is not None
+    return found

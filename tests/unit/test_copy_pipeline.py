@@ -14,6 +14,7 @@ from vrepl.extents import GRAIN, Extent, from_grains, grain_count, total
 from vrepl.model import TransferKind, TransportMode
 from vrepl.ports import DigestFiles, DiskAddress, TransferOrder, TransferProgress
 from vrepl.transport import journal
+from vrepl.transport.buffers import LARGEST
 from vrepl.transport.decorators import CountingDisk, FailingDisk, LateDisk
 from vrepl.transport.faults import Point, SimulatedKill
 from vrepl.transport.grains import ZERO_DIGEST, digest
@@ -81,6 +82,7 @@ FATE = st.tuples(BYTE, BYTE, st.one_of(st.just("untouched"), BYTE), st.booleans(
     read_target=st.booleans(),
     splits_zeros=st.booleans(),
     knows=st.booleans(),
+    block=st.sampled_from([MIB, LARGEST]),
     tuning=TUNINGS,
 )
 def test_a_transfer_makes_its_regions_equal_and_touches_nothing_else(
@@ -89,6 +91,7 @@ def test_a_transfer_makes_its_regions_equal_and_touches_nothing_else(
     read_target: bool,
     splits_zeros: bool,
     knows: bool,
+    block: int,
     tuning: Tuning,
 ) -> None:
     capacity = 23 * GRAIN + SHORT
@@ -108,14 +111,19 @@ def test_a_transfer_makes_its_regions_equal_and_touches_nothing_else(
     regions = {grain for grain, fate in enumerate(fates) if fate[4]}
     wanted = from_grains(regions, capacity)
     log = MemoryLog()
-    writer = CountingDisk(MemoryHandle(target, writable=True, splits_zeros=splits_zeros))
+    writer = CountingDisk(MemoryHandle(target, writable=True, splits_zeros=splits_zeros, block=block))
     order = order_of(
         capacity, regions=wanted, allocated_only=allocated_only,
         dirty=from_grains(dirty, capacity), read_target=read_target,
     )  # fmt: skip
 
     pipeline = copy_disk(
-        order, MemoryHandle(source_disk, knows_allocated=knows), writer, MemoryDigests(parent), log, tuning=tuning
+        order,
+        MemoryHandle(source_disk, knows_allocated=knows, block=LARGEST),
+        writer,
+        MemoryDigests(parent),
+        log,
+        tuning=tuning,
     )
     writer.close()
 

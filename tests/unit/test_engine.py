@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.memory_site import MemoryVm
-from tests.support.world import World
+from tests.support.world import World, source
 from vrepl.engine import SilentEvents
 from vrepl.errors import InterruptedRunError, LockedError, NotFoundError
 from vrepl.extents import GRAIN
@@ -28,10 +27,6 @@ def world(tmp_path: Path) -> World:
         world.source.guest_write(vm, 0, grain * GRAIN, generator.randbytes(GRAIN))
     world.source.guest_write(vm, 0, 20 * GRAIN, generator.randbytes(512))
     return world
-
-
-def source(world: World) -> MemoryVm:
-    return next(vm for vm in world.source.vms.values() if vm.name == "web-01")
 
 
 def assert_equal(world: World) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.memory_site import MemoryOpener, MemorySite, MemoryVm
-from tests.support.world import World
+from tests.support.memory_site import MemoryOpener, MemorySite
+from tests.support.world import World, source
 from vrepl.errors import DiskError, TransientDiskError
 from vrepl.extents import GRAIN
 from vrepl.model import TransferKind
@@ -31,10 +31,6 @@ def world(tmp_path: Path) -> World:
     for grain in range(36):
         world.source.guest_write(vm, 0, grain * GRAIN, bytes([grain + 1]) * GRAIN)
     return world
-
-
-def source(world: World) -> MemoryVm:
-    return next(vm for vm in world.source.vms.values() if vm.name == "web-01")
 
 
 def write(world: World, seed: int) -> None:

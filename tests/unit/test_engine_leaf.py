@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.memory_site import MemoryVm
-from tests.support.world import World
+from tests.support.world import World, folder_of, source
 from vrepl.engine import Engine
 from vrepl.extents import GRAIN
 from vrepl.model import OnResize, TransferKind
 from vrepl.report.model import Result, VmReport
-from vrepl.repository.replica import ReplicaFolder
 from vrepl.transport import journal
 from vrepl.transport.memory import MemoryDisk
 
@@ -41,16 +39,6 @@ def eager_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return make_world(tmp_path / "repository")
-
-
-def source(world: World) -> MemoryVm:
-    return next(vm for vm in world.source.vms.values() if vm.name == "web-01")
-
-
-def folder_of(world: World) -> ReplicaFolder:
-    folder = world.repository.replica("prod", source(world).instance_uuid)
-    assert folder is not None
-    return folder
 
 
 def succeed(world: World) -> VmReport:

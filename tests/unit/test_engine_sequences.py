@@ -11,13 +11,13 @@ from unittest import mock
 
 import pytest
 
-from tests.support.memory_site import MemorySite, MemoryVm
-from tests.support.world import World
+from tests.support.memory_site import MemorySite
+from tests.support.world import World, source
+from tests.support.world import folder_of as folder
 from vrepl.errors import CbtError, DiskError, MoverError, TransientVsphereError, VsphereError
 from vrepl.extents import GRAIN
 from vrepl.model import OnNotReplicable, OnResize, RetentionPolicy, TransferKind
 from vrepl.report.model import Result
-from vrepl.repository.replica import ReplicaFolder
 from vrepl.transport import journal
 from vrepl.transport.memory import MemoryDisk
 
@@ -40,16 +40,6 @@ def eager_checkpoints() -> object:
     """A checkpoint after every block, so that a transfer of little can be cut in two."""
     with mock.patch.multiple(journal, LEAST_BYTES=1, LEAST_SECONDS=0.0, SHARE=0):
         yield
-
-
-def source(world: World) -> MemoryVm:
-    return next(vm for vm in world.source.vms.values() if vm.name == "web-01")
-
-
-def folder(world: World) -> ReplicaFolder:
-    found = world.repository.replica("prod", source(world).instance_uuid)
-    assert found is not None
-    return found
 
 
 def after(where: str, times: int = 1):  # type: ignore[no-untyped-def]

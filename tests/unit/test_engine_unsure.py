@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.memory_site import MemoryVm
-from tests.support.world import World
+from tests.support.world import World, source
 from vrepl.extents import GRAIN, Extent
 from vrepl.model import PowerState, TransferKind
 from vrepl.report.model import Result, VmReport
@@ -31,10 +31,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     vm = world.source.add_vm("web-01", [CAPACITY])
     world.source.guest_write(vm, 0, 0, random.Random(1).randbytes(CAPACITY))
     return world
-
-
-def source(world: World) -> MemoryVm:
-    return next(vm for vm in world.source.vms.values() if vm.name == "web-01")
 
 
 def assert_equal(world: World, name: str = "web-01-replica") -> None:

@@ -29,7 +29,7 @@ def status(state: State) -> None:
     held = {lock.path.stem: lock.owner for lock in repository.locks() if lock.held}
     runs = repository.runs()
     jobs = [job_row(name, job.vms, runs, held.get(name)) for name, job in loaded.config.jobs.items()]
-    replicas = sorted(map(replica_row, repository.replicas()), key=lambda row: row["source"]["name"])
+    replicas = [replica_row(folder) for folder in repository.replicas()]
 
     def show(out: Console) -> None:
         from vrepl.report import console

@@ -23,7 +23,7 @@ def replicas(state: State) -> None:
     from vrepl.cli.wiring import open_repository
     from vrepl.report.listing import replica_row
 
-    rows = sorted(map(replica_row, open_repository(state.config()).replicas()), key=lambda row: row["source"]["name"])
+    rows = [replica_row(folder) for folder in open_repository(state.config()).replicas()]
 
     def show(out: Console) -> None:
         from vrepl.report import console

@@ -43,7 +43,6 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:

@@ -41,9 +41,7 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
     loaded = state.config()
     with events_for(state) as events, Workshop(loaded, events) as workshop:
         known = workshop.repository.replicas()
-        folders = [find_replica(known, vm) for vm in dict.fromkeys(vms)] or sorted(
-            known, key=lambda folder: folder.record.source_name
-        )
+        folders = [find_replica(known, vm) for vm in dict.fromkeys(vms)] or known
         workshop.log_in(*(folder.record.target_site for folder in folders))
         engine = workshop.engine(verification_route(loaded, [folder.record for folder in folders]))
         with running.stop_on_signals(engine.stop, workshop.stopped):

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from vrepl.engine.events import EngineEvents
 from vrepl.engine.gate import Gate
-from vrepl.errors import InterruptedRunError, VreplError
+from vrepl.errors import VreplError, stopped_on_request
 from vrepl.model import JobSettings
 from vrepl.ports import Clock, DataMovers, NewId, Site, TransportAdvisor
 from vrepl.repository.store import Repository
@@ -45,7 +45,7 @@ class RunContext:
     def check_stop(self) -> None:
         """Raises InterruptedRunError once the operator asked to stop."""
         if self.stop.is_set():
-            raise InterruptedRunError("stopped on request", hint="run the job again: it goes on where it stopped")
+            raise stopped_on_request()
 
     def wait(self, seconds: float) -> None:
         """Sleep, but wake and raise InterruptedRunError when asked to stop."""

@@ -22,7 +22,7 @@ from vrepl.model import Disk, SnapshotState, TransferKind, TransportMode, Transp
 from vrepl.planner.disks import DiskDecision, issued_extents
 from vrepl.ports import DigestFiles, DiskAddress, TransferOrder, TransferProgress, TransferResult
 from vrepl.report.model import DiskReport, SideTransport
-from vrepl.repository.intent import DiskIntent, Intent
+from vrepl.repository.intent import DiskIntent, Intent, hotadd_entry
 from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.transferlog import read_log
 
@@ -54,7 +54,7 @@ class IntentKeeper:
 
     def note_hotadd(self, side: str, vm_ref: str, proxy: str | None) -> None:
         """Disks of this VM may hang on this proxy from now on, until `forget_hotadd`."""
-        entry = f"{side}:{vm_ref}:{proxy or ''}"
+        entry = hotadd_entry(side, vm_ref, proxy)
         with self._lock:
             known = entry in self.intent.journal.hotadd_cleanup
         if not known:

@@ -17,7 +17,7 @@ from vrepl.errors import InterruptedRunError, NotFoundError, UsageError, VreplEr
 from vrepl.model import VirtualMachine
 from vrepl.ports import Site
 from vrepl.repository.commit_record import parse_commit_record
-from vrepl.repository.intent import PreparedAccess
+from vrepl.repository.intent import PreparedAccess, read_hotadd_entry
 from vrepl.repository.replica import ReplicaFolder
 
 
@@ -111,10 +111,9 @@ def _end_access(context: RunContext, folder: ReplicaFolder, vm: VirtualMachine) 
     journal = intent.journal
     sites = {"source": context.source.name, "target": context.target.name}
     for entry in journal.hotadd_cleanup:
-        side, vm_ref, *used = entry.split(":", 2)
+        side, vm_ref, proxy = read_hotadd_entry(entry)
         site = sites.get(side, context.source.name)
         name = _name(context, folder, vm, site, vm_ref)
-        proxy = used[0] if used else None
         detached = 0
 
         def clean_up(site: str = site, vm_ref: str = vm_ref, proxy: str | None = proxy) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from vrepl.engine.preflight import refuse_impossible
 from vrepl.engine.reporting import planned_vm_report
 from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
-from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, UsageError, VreplError
+from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, UsageError, VreplError, stopped_on_request
 from vrepl.model import Datastore, JobSettings, ReplicaPlacement, VirtualMachine
 from vrepl.planner.vm import VmPlan, plan_vm
 from vrepl.ports import Clock, DataMovers, NewId, Site, TransportAdvisor
@@ -29,9 +28,6 @@ from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.store import Repository
 
 logger = logging.getLogger(__name__)
-
-LOCK_POLL = 0.2
-"""Seconds between two looks at the lock of a job that another run holds."""
 
 NO_MAPPING: Mapping[str, str] = MappingProxyType({})
 
@@ -159,24 +155,21 @@ class Engine:
 
     @contextmanager
     def _job_lock(self, job: str, wait_seconds: float) -> Iterator[None]:
-        """Waits here and not in the repository, where a stop would have to wait, too."""
-        deadline = time.monotonic() + wait_seconds
-        said = False
+        """Says that it waits for another run, and stops waiting when asked to."""
+
+        def pause(seconds: float) -> None:
+            if self._stop.wait(seconds):
+                raise InterruptedRunError(f"stopped while waiting for another run of job {job}")
+
         with ExitStack() as held:
-            while True:
-                try:
-                    held.enter_context(self.repository.job_lock(job))
-                    break
-                except LockedError as error:
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        raise
-                    if not said:
-                        said = True
-                        patience = words.duration(wait_seconds)
-                        self.events.note("", f"{error.message}; waiting up to {patience} for that to end")
-                    if self._stop.wait(min(left, LOCK_POLL)):
-                        raise InterruptedRunError(f"stopped while waiting for another run of job {job}") from error
+            try:
+                held.enter_context(self.repository.job_lock(job))
+            except LockedError as error:
+                if wait_seconds <= 0:
+                    raise
+                patience = words.duration(wait_seconds)
+                self.events.note("", f"{error.message}; waiting up to {patience} for that to end")
+                held.enter_context(self.repository.job_lock(job, wait_seconds, sleep=pause))
             yield
 
     def _save(self, run_id: str, report: RunReport) -> None:
@@ -214,7 +207,7 @@ class Engine:
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
-            raise InterruptedRunError("stopped on request", hint="run the job again: it goes on where it stopped")
+            raise stopped_on_request()
 
     def _context(self, job: JobSettings, source: Site, target: Site, run_id: str) -> RunContext:
         return RunContext(

@@ -23,6 +23,7 @@ from vrepl.engine.sealing import prune, seal, snapshot_name
 from vrepl.engine.source_snapshot import REMOVE, TakenSnapshot, take_snapshot
 from vrepl.engine.undo import Undo
 from vrepl.errors import (
+    RESUME_HINT,
     CbtError,
     InterruptedRunError,
     LockedError,
@@ -39,7 +40,7 @@ from vrepl.model import (
 )
 from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan, plan_vm, space_conflict, space_needed
 from vrepl.report.model import ErrorReport, Result, VmReport
-from vrepl.repository.intent import Intent, Journal
+from vrepl.repository.intent import Intent, Journal, read_hotadd_entry
 from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.store import replica_id
 
@@ -87,7 +88,7 @@ class VmRun:
 
     def _error_report(self, error: VreplError) -> ErrorReport:
         if isinstance(error, InterruptedRunError):
-            error.hint = error.hint or "run the job again: it goes on where it stopped"
+            error.hint = error.hint or RESUME_HINT
         return ErrorReport.of(error.at(vm=self._vm.name, step=self._step))
 
     def _enter(self, step: str) -> None:
@@ -263,7 +264,7 @@ class VmRun:
         context = self._context
         sites = {"source": context.source.name, "target": context.target.name}
         for entry in keeper.intent.journal.hotadd_cleanup:
-            side, vm_ref = entry.split(":")[:2]
+            side, vm_ref, _ = read_hotadd_entry(entry)
             context.patiently(
                 self._vm.name,
                 "detach HotAdd disks",

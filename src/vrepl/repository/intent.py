@@ -49,6 +49,17 @@ class PreparedAccess:
     identity: str
 
 
+def hotadd_entry(side: str, vm_ref: str, proxy: str | None) -> str:
+    """An entry of `Journal.hotadd_cleanup`; `proxy`: a configured one's name, None for this machine."""
+    return f"{side}:{vm_ref}:{proxy or ''}"
+
+
+def read_hotadd_entry(entry: str) -> tuple[str, str, str | None]:
+    """Side, VM ref, and proxy: its name, "" for this machine, None in an older entry, which did not say."""
+    side, vm_ref, *proxy = entry.split(":", 2)
+    return side, vm_ref, proxy[0] if proxy else None
+
+
 @dataclass(frozen=True, slots=True)
 class Journal:
     """Things outside the repository that this run made, each written here before or right after it was made."""

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -176,12 +177,12 @@ class Repository:
             sync_directory(path.parent)
 
     def replicas(self) -> list[ReplicaFolder]:
-        """By folder name."""
+        """By the names of their sources."""
         directory = self.path / "replicas"
         with naming(directory, "list"):
             paths = sorted(directory.iterdir()) if directory.is_dir() else []
         folders = (ReplicaFolder.load(path) for path in paths if path.is_dir())
-        return [folder for folder in folders if folder is not None]
+        return sorted(filter(None, folders), key=lambda folder: folder.record.source_name)
 
     def set_aside_damaged(self) -> list[Path]:
         """Rename every document of a replica that is damaged, so that it can be made anew; returns those.
@@ -200,9 +201,14 @@ class Repository:
 
     # Locks
 
-    def job_lock(self, job: str, wait_seconds: float = 0) -> AbstractContextManager[None]:
-        """Raises LockedError naming the owner's pid, host and command, after waiting so long for it."""
-        return holding(self._job_path(job), f"job {job}", wait_seconds)
+    def job_lock(
+        self, job: str, wait_seconds: float = 0, *, sleep: Callable[[float], None] = time.sleep
+    ) -> AbstractContextManager[None]:
+        """Raises LockedError naming the owner's pid, host and command, after waiting so long for it.
+
+        `sleep` waits between two looks; what it raises ends the waiting.
+        """
+        return holding(self._job_path(job), f"job {job}", wait_seconds, sleep=sleep)
 
     def is_job_locked(self, job: str) -> bool:
         return is_held(self._job_path(job))

@@ -146,14 +146,13 @@ def perform_transfer(
         target = opener.open_writer(order.target)
         try:
             # A data mover serves many disks: a lookup left open would cost it up to 29 descriptors for each.
-            with closing(records.open_lookup(order.parent, order.target.capacity)) as lookup:
-                log = records.open_log(order)
-                try:
-                    pipeline = copy_disk(
-                        order, source, target, lookup, log, tuning=tuning, progress=progress, hook=hook, running=running
-                    )
-                finally:
-                    log.close()
+            with (
+                closing(records.open_lookup(order.parent, order.target.capacity)) as lookup,
+                closing(records.open_log(order)) as log,
+            ):
+                pipeline = copy_disk(
+                    order, source, target, lookup, log, tuning=tuning, progress=progress, hook=hook, running=running
+                )
         except SimulatedKill:
             abandon = getattr(target, "abandon", None)
             if abandon is not None:

@@ -20,7 +20,14 @@ from xml.parsers.expat import ExpatError
 
 from pyVmomi import SoapAdapter, VmomiSupport
 
-from vrepl.errors import AuthenticationError, ConnectionFailedError, InterruptedRunError, VreplError, VsphereError
+from vrepl.errors import (
+    AuthenticationError,
+    ConnectionFailedError,
+    InterruptedRunError,
+    VreplError,
+    VsphereError,
+    stopped_on_request,
+)
 from vrepl.vsphere import tls
 from vrepl.vsphere.api import kind_of, ref_of, vim, vmodl
 from vrepl.vsphere.faults import (
@@ -383,7 +390,7 @@ class Session:
         if self._hurried.is_set():
             self._closed.wait(seconds)
         elif self._stirred.wait(seconds) and not self._closed.is_set():
-            raise InterruptedRunError("stopped on request", hint="run the job again: it goes on where it stopped")
+            raise stopped_on_request()
 
     def _refuse_if_closed(self) -> None:
         if self._closed.is_set():

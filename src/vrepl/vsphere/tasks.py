@@ -13,7 +13,14 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from vrepl.errors import DiskLockedError, InterruptedRunError, TransientVsphereError, VreplError, VsphereError
+from vrepl.errors import (
+    DiskLockedError,
+    InterruptedRunError,
+    TransientVsphereError,
+    VreplError,
+    VsphereError,
+    stopped_on_request,
+)
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim, vmodl
 from vrepl.vsphere.faults import OutcomeUnknownError, error_of
@@ -128,7 +135,7 @@ class Tasks:
             self._grace = GRACE
             waiting = list(self._pending.values())
         for one in waiting:
-            one.fail(InterruptedRunError("stopped on request", hint="run the job again: it goes on where it stopped"))
+            one.fail(stopped_on_request())
 
     def close(self) -> None:
         """Everybody who waits gets InterruptedRunError at once; the tasks themselves go on in vSphere."""

@@ -285,6 +285,19 @@ static VixError copy_up(struct vl_disk *disk, uint64_t from, uint64_t to)
     return error != VIX_OK ? error : write_flat(disk->link[0].flat, from, to - from, bytes);
 }
 
+/* Brings up the rest of the first and the last grain of a write, where the leaf's file does not hold them yet. */
+static VixError complete_edges(struct vl_disk *disk, uint64_t offset, uint64_t length)
+{
+    uint64_t end = offset + length, first = offset / VL_GRAIN, last = (end - 1) / VL_GRAIN;
+    uint64_t last_end = (last + 1) * VL_GRAIN < disk->capacity ? (last + 1) * VL_GRAIN : disk->capacity;
+    VixError error = VIX_OK;
+    if (grain_state(&disk->link[0], first) != VL_PRESENT && !is_pending(disk, first))
+        error = copy_up(disk, first * VL_GRAIN, offset);
+    if (error == VIX_OK && grain_state(&disk->link[0], last) != VL_PRESENT && !is_pending(disk, last))
+        error = copy_up(disk, end, last_end);
+    return error;
+}
+
 uint64_t vl_links_run(const struct vl_disk *disk, uint64_t offset, uint64_t length, bool *held)
 {
     const struct vl_link *leaf = &disk->link[0];
@@ -297,14 +310,9 @@ uint64_t vl_links_run(const struct vl_disk *disk, uint64_t offset, uint64_t leng
 
 VixError vl_links_claim(struct vl_disk *disk, uint64_t offset, uint64_t length)
 {
-    uint64_t end = offset + length, first = offset / VL_GRAIN, last = (end - 1) / VL_GRAIN;
-    uint64_t last_end = (last + 1) * VL_GRAIN < disk->capacity ? (last + 1) * VL_GRAIN : disk->capacity;
-    VixError error = VIX_OK;
-    if (!is_pending(disk, first))
-        error = copy_up(disk, first * VL_GRAIN, offset);
-    if (error == VIX_OK && !is_pending(disk, last))
-        error = copy_up(disk, end, last_end);
-    for (uint64_t grain = first; error == VIX_OK && grain <= last; grain++)
+    uint64_t last = (offset + length - 1) / VL_GRAIN;
+    VixError error = complete_edges(disk, offset, length);
+    for (uint64_t grain = offset / VL_GRAIN; error == VIX_OK && grain <= last; grain++)
         __atomic_store_n(&disk->pending[grain], (uint8_t)1, __ATOMIC_RELEASE);
     return error;
 }
@@ -330,14 +338,7 @@ void vl_links_publish(struct vl_disk *disk, uint64_t offset, uint64_t length)
 
 VixError vl_links_write(struct vl_disk *disk, uint64_t offset, uint64_t length, const uint8_t *buffer)
 {
-    struct vl_link *leaf = &disk->link[0];
-    uint64_t end = offset + length, first = offset / VL_GRAIN, last = (end - 1) / VL_GRAIN;
-    uint64_t last_end = (last + 1) * VL_GRAIN < disk->capacity ? (last + 1) * VL_GRAIN : disk->capacity;
-    VixError error = VIX_OK;
-    if (grain_state(leaf, first) != VL_PRESENT && !is_pending(disk, first))
-        error = copy_up(disk, first * VL_GRAIN, offset);
-    if (error == VIX_OK && grain_state(leaf, last) != VL_PRESENT && !is_pending(disk, last))
-        error = copy_up(disk, end, last_end);
+    VixError error = complete_edges(disk, offset, length);
     if (error == VIX_OK)
         error = vl_links_put(disk, offset, length, buffer);
     if (error == VIX_OK)
