@@ -248,7 +248,7 @@ def test_it_says_its_size_and_what_carries_it(subject: Subject) -> None:
     disk = subject.reader()
     assert disk.capacity == CAPACITY
     assert disk.mode
-    assert disk.depth >= 1
+    assert disk.working_set >= disk.block
     disk.close()
 
 

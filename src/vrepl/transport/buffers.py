@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Iterable
+from contextlib import suppress
+from queue import SimpleQueue
 
 MIB = 1024 * 1024
 LARGEST = 2 * MIB
-"""Bytes of a buffer. One that is used in part costs only that part: memory that is never touched is none."""
+"""Bytes of a buffer, and of a huge page."""
 
 
 class Buffer:
@@ -19,12 +22,35 @@ class Buffer:
 
     __slots__ = ("_mapping", "address", "size", "view", "words")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, huge_page: bool = False) -> None:
+        """`huge_page`: one page of it all, where the system has those: fewer pages to look up, copy to and refer to."""
         self._mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if huge_page:
+            with suppress(OSError):  # a kernel without them
+                self._mapping.madvise(mmap.MADV_HUGEPAGE)
         self.size = size
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self.view = memoryview(self._mapping)
         self.words = self.view.cast("Q")
+
+
+class FreeBuffers:
+    """Buffers that threads take and give back; the one that came back last goes first, as the cache still has it."""
+
+    def __init__(self, buffers: Iterable[Buffer]) -> None:
+        self._free = list(buffers)
+        self._permits: SimpleQueue[None] = SimpleQueue()
+        for _ in self._free:
+            self._permits.put(None)
+
+    def take(self) -> Buffer:
+        """Waits for one."""
+        self._permits.get()
+        return self._free.pop()
+
+    def give(self, buffer: Buffer) -> None:
+        self._free.append(buffer)
+        self._permits.put(None)
 
 
 class Pool:
@@ -38,7 +64,7 @@ class Pool:
         try:
             return self._free.pop()
         except IndexError:
-            return Buffer(LARGEST)
+            return Buffer(LARGEST, huge_page=True)
 
     def give(self, buffer: Buffer) -> None:
         """Nobody uses it any more."""

@@ -29,8 +29,8 @@ class PassingDisk:
         return self._inner.mode
 
     @property
-    def depth(self) -> int:
-        return self._inner.depth
+    def working_set(self) -> int:
+        return self._inner.working_set
 
     @property
     def block(self) -> int:

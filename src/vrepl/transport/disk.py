@@ -32,8 +32,8 @@ class DiskReader(Protocol):
         ...
 
     @property
-    def depth(self) -> int:
-        """How many submissions at a time the disk makes use of."""
+    def working_set(self) -> int:
+        """Bytes in flight that go fastest where calls return at once: more would fall out of the processor's cache."""
         ...
 
     @property

@@ -12,6 +12,7 @@ holds these bytes already:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from vrepl.extents import GRAIN, Extent
@@ -41,6 +42,10 @@ class Settled(NamedTuple):
 
 
 ZeroWork = WriteZeros | Settled | Block
+
+
+UNKNOWN = b"\xff"
+"""What a digest that is not known is made of."""
 
 
 @runtime_checkable
@@ -95,27 +100,27 @@ class DigestJudge:
         self._split_zeros = split_zeros
 
     def runs(self, block: Block, digests: Sequence[bytes], same: Sequence[bool] | None) -> list[Run]:
+        known = self._known(block.grains)
+        in_one = len(block.pieces) == 1 and block.pieces[0].length == block.wanted
+        if known is None and in_one and not (self._split_zeros and ZERO_DIGEST in digests):
+            return [Run(*block.pieces[0], zeros=False)]  # most blocks of a full copy
         dirty = self._dirty
         anything_dirty = bool(dirty)
         wanted = [
             (grain, value == ZERO_DIGEST)
-            for grain, value, known in zip(block.grains, digests, self._known(block.grains), strict=True)
-            if known != value or (anything_dirty and dirty.holds(grain[0] * GRAIN))
+            for grain, value, old in zip(block.grains, digests, known or repeat(None, len(digests)), strict=True)
+            if old != value or (anything_dirty and dirty.holds(grain[0] * GRAIN))
         ]
-        if not wanted:
-            return []
-        if len(wanted) == len(block.grains) and len(block.pieces) == 1 and not self._split_zeros:
-            (piece,) = block.pieces
-            if piece.length == block.wanted:  # all of one piece without gaps: most blocks of a full copy
-                return [Run(*piece, zeros=False)]
         return coalesce(wanted, self._split_zeros)
 
-    def _known(self, grains: Sequence[GrainAt]) -> Sequence[bytes | None]:
-        """What the parent's digests say of these grains; what stands for "unknown" equals no digest."""
+    def _known(self, grains: Sequence[GrainAt]) -> Sequence[bytes | None] | None:
+        """What the parent's digests say of these grains; what stands for "unknown" equals no digest. None: nothing."""
         first, last = grains[0][0], grains[-1][0]
         if self._digests_of is None or last - first >= 4 * len(grains):
             return [self._digest_of(grain[0]) for grain in grains]
         known = self._digests_of(first, last - first + 1)
+        if known.count(UNKNOWN) == len(known):
+            return None
         return [known[at : at + DIGEST_SIZE] for at in [(grain[0] - first) * DIGEST_SIZE for grain in grains]]
 
     def zeros(self, extent: Extent) -> Iterator[ZeroWork]:

@@ -93,6 +93,8 @@ class MemoryDisk:
 class MemoryHandle:
     """A MemoryDisk opened for reading, or for reading and writing."""
 
+    working_set = 8 * MIB
+
     def __init__(
         self,
         disk: MemoryDisk,
@@ -101,12 +103,10 @@ class MemoryHandle:
         knows_allocated: bool = True,
         splits_zeros: bool = False,
         mode: str = "nbdssl",
-        depth: int = 8,
         block: int = MIB,
     ) -> None:
         self.capacity = disk.capacity
         self.mode = mode
-        self.depth = depth
         self.block = block
         self.splits_zeros = splits_zeros
         self.closed = False

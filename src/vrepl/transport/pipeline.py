@@ -32,8 +32,7 @@ from vrepl.transport.work import Block, Packer, Stretch, survey
 
 PROGRESS_SECONDS = 0.2
 CACHED_RATE = 1500 * MIB
-"""Bytes per second: past this rate few buffers, used again at once, do better: they stay in the processor's cache."""
-CACHED_BUFFERS = 8
+"""Bytes per second: past this rate the disks' working set is enough, and more would do worse."""
 DRAINED_SECONDS = 0.25
 """How many seconds of reading may be in flight: a stop waits for it to end."""
 
@@ -88,7 +87,9 @@ class Pipeline:
         self._progress = progress
         self._hook = hook
         self._figures = TransferProgress(planned=total(regions))
-        self._block = source.block if target is None else min(source.block, target.block)
+        disks = [source] if target is None else [source, target]
+        self._block = min(disk.block for disk in disks)
+        self._working_set = max(min(disk.working_set for disk in disks) // self._block, 2)
         buffers = max(tuning.buffers * MIB // self._block, 2)
         self._work = self._work_of(regions, allocated_only)
         self._next: Block | WriteZeros | Settled | None = None
@@ -169,7 +170,7 @@ class Pipeline:
         self._finish()
 
     def _intake(self) -> None:
-        """Write what is judged, then take on new work, as far as buffers and the disks' depth allow."""
+        """Write what is judged, then take on new work, as far as buffers allow."""
         if self._stopped:
             raise InterruptedRunError("stopped")
         while self._ready:
@@ -284,7 +285,7 @@ class Pipeline:
         rate = self._bytes_arrived / max(self.waits.elapsed, 0.001)
         allowed = int(rate * DRAINED_SECONDS / self._block)
         self._read_limit = max(2 * MIB // self._block, min(len(self._slots), allowed))
-        self._use_limit = CACHED_BUFFERS if rate > CACHED_RATE else len(self._slots)
+        self._use_limit = self._working_set if rate > CACHED_RATE else len(self._slots)
 
     def _write(self, slot: Slot) -> None:
         block = slot.block

@@ -12,20 +12,24 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import count
 from queue import SimpleQueue
 from typing import NamedTuple
 
 from vrepl.errors import MoverError, VreplError
 from vrepl.extents import Extent
-from vrepl.transport.buffers import MIB, Buffer
+from vrepl.transport.buffers import LARGEST, MIB, Buffer
 from vrepl.transport.compression import Compressor
 from vrepl.transport.disk import Completion
 from vrepl.transport.error_json import error_from_json
+from vrepl.transport.splicing import PageSender
 from vrepl.transport.wire import COMPRESSED, HEADER, Header, Kind, prepare, receive_header, receive_into, send
 
 WINDOW = 32
-"""Messages that may be unanswered: no more than this many MiB are on their way."""
+"""Messages that may be unanswered."""
+WORKING_SET = 8 * MIB
+"""Bytes in flight: less than for one mover's disks, as the other mover's buffers hold them once more."""
 QUERY = 8 << 30
 """Bytes asked about in one ALLOCATED: answers stay small."""
 EXTENT = struct.Struct("<QQ")
@@ -44,7 +48,7 @@ class RemoteDisk:
     """`transport.disk.DiskWriter` over a connected stream socket."""
 
     splits_zeros = True
-    block = MIB
+    working_set = WORKING_SET
 
     def __init__(self, connection: socket.socket) -> None:
         """Waits for the other end to have opened its disk. Raises what that raised, or MoverError."""
@@ -54,7 +58,9 @@ class RemoteDisk:
         self._lock = threading.Lock()
         self._pending: dict[int, _Pending] = {}
         self._lost: VreplError | None = None
-        self._window = threading.BoundedSemaphore(WINDOW)
+        self._permits: SimpleQueue[None] = SimpleQueue()
+        for _ in range(WINDOW):
+            self._permits.put(None)
         self._outbox: SimpleQueue[tuple[Header, memoryview | None] | None] = SimpleQueue()
         self._compressor = Compressor()
         self._closed = False
@@ -65,7 +71,8 @@ class RemoteDisk:
         if header.kind == Kind.FAILED:
             raise error_from_json(json.loads(hello))
         facts = json.loads(hello)
-        self.capacity, self.mode, self.depth = int(facts["capacity"]), str(facts["mode"]), int(facts["depth"])
+        self.capacity, self.mode = int(facts["capacity"]), str(facts["mode"])
+        self.block = min(int(facts["block"]), LARGEST)
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for target, name in ((self._send_loop, "stream-send"), (self._receive_loop, "stream-receive"))
@@ -137,36 +144,36 @@ class RemoteDisk:
         data: memoryview | None = None,
         answer: list[bytes] | None = None,
     ) -> None:
-        self._window.acquire()
+        self._permits.get()
         number = next(self._numbers)
         with self._lock:
             lost = self._lost
             if lost is None:
                 self._pending[number] = _Pending(done, view, answer, time.perf_counter())
         if lost is not None:
-            self._window.release()
+            self._permits.put(None)
             done(lost)
             return
         self._outbox.put((Header(kind, 0, number, offset, length, 0 if data is None else len(data)), data))
 
     def _send_loop(self) -> None:
         """Thread: sends what was submitted, in order."""
-        compressor = self._compressor
-        while (message := self._outbox.get()) is not None:
-            header, data = message
-            parts: list[bytes | memoryview] = []
-            if data is not None:
-                packed = compressor.pack(data)
-                parts = [data if packed is None else packed]
+        compressor, pages = self._compressor, PageSender(self._connection)
+        with closing(pages):
+            while (message := self._outbox.get()) is not None:
+                header, data = message
+                packed = None if data is None else compressor.pack(data)
                 if packed is not None:
                     header = header._replace(flag=COMPRESSED, payload=len(packed))
-            began = time.perf_counter()
-            try:
-                send(self._connection, header, parts)
-            except OSError as error:
-                self._lose(MoverError(f"the stream to the other data mover broke: {error}"))
-                return
-            compressor.sent(header.payload, time.perf_counter() - began)
+                began = time.perf_counter()
+                try:
+                    send(self._connection, header, [] if packed is None else [packed])
+                    if data is not None and packed is None:
+                        pages.send(data)
+                except OSError as error:
+                    self._lose(MoverError(f"the stream to the other data mover broke: {error}"))
+                    return
+                compressor.sent(header.payload, time.perf_counter() - began)
 
     def _receive_loop(self) -> None:
         """Thread: takes answers until the disk is closed or the other end is gone."""
@@ -182,8 +189,7 @@ class RemoteDisk:
     def _receive_one(self, scratch: bytearray) -> bool:
         """Returns True after the answer to CLOSE."""
         header = receive_header(self._connection, scratch)
-        with self._lock:
-            pending = self._pending[header.number]
+        pending = self._pending[header.number]
         error: VreplError | None = None
         if header.kind == Kind.DONE and pending.view is not None and header.payload == len(pending.view):
             receive_into(self._connection, pending.view)
@@ -199,7 +205,7 @@ class RemoteDisk:
         if pending.view is None and pending.answer is None:
             self._answered_seconds += time.perf_counter() - pending.sent_at
             self._target_seconds += header.length / 1e6
-        self._window.release()
+        self._permits.put(None)
         pending.done(error)
         return self._closed and not self._pending
 
@@ -211,5 +217,5 @@ class RemoteDisk:
             self._lost = error
             pending, self._pending = list(self._pending.values()), {}
         for entry in pending:
-            self._window.release()
+            self._permits.put(None)
             entry.done(error)

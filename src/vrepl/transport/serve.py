@@ -12,15 +12,15 @@ from queue import SimpleQueue
 
 from vrepl.errors import MoverError, VreplError
 from vrepl.extents import Extent
-from vrepl.transport.buffers import MIB, POOL, Buffer
+from vrepl.transport.buffers import LARGEST, MIB, POOL, Buffer, FreeBuffers
 from vrepl.transport.compression import Decompressor
 from vrepl.transport.disk import Completion, DiskWriter
 from vrepl.transport.error_json import error_to_json
 from vrepl.transport.remote import EXTENT
 from vrepl.transport.wire import COMPRESSED, HEADER, Header, Kind, prepare, receive_header, receive_into, send
 
-BUFFERS = 16
-"""1 MiB buffers: what has arrived and is not yet on the disk."""
+ARRIVED = 16 * MIB
+"""Bytes that have arrived and are not yet on the disk."""
 
 
 class DiskServer:
@@ -30,10 +30,9 @@ class DiskServer:
         self._disk = disk
         self._connection = connection
         self._answers: SimpleQueue[tuple[Header, memoryview | bytes | None, Buffer | None] | None] = SimpleQueue()
-        self._buffers: SimpleQueue[Buffer] = SimpleQueue()
-        self._own = [POOL.take() for _ in range(BUFFERS)]
-        for buffer in self._own:
-            self._buffers.put(buffer)
+        self._own = [POOL.take() for _ in range(ARRIVED // disk.block)]
+        self._buffers = FreeBuffers(self._own)
+        self._sending = threading.Lock()
         self._decompressor = Decompressor()
         self._in_flight = 0
         self._idle = threading.Condition()
@@ -45,7 +44,7 @@ class DiskServer:
         """Say hello, serve, close the disk. Raises MoverError when the other end goes without CLOSE."""
         sender = threading.Thread(target=self._send_loop, name="stream-answers", daemon=True)
         sender.start()
-        hello = json.dumps({"capacity": self._disk.capacity, "mode": self._disk.mode, "depth": self._disk.depth})
+        hello = json.dumps({"capacity": self._disk.capacity, "mode": self._disk.mode, "block": self._disk.block})
         self._answer(Header(Kind.HELLO, 0, 0, 0, 0, len(hello)), hello.encode())
         try:
             while self._serve_one():
@@ -81,8 +80,8 @@ class DiskServer:
         return True
 
     def _write(self, header: Header) -> None:
-        buffer = self._buffers.get()
-        if header.length > MIB or (not header.flag & COMPRESSED and header.payload != header.length):
+        buffer = self._buffers.take()
+        if header.length > LARGEST or (not header.flag & COMPRESSED and header.payload != header.length):
             raise MoverError(f"the other data mover wants to write {header.length} bytes with {header.payload}")
         self.bytes_received += header.payload
         if header.flag & COMPRESSED:
@@ -98,13 +97,13 @@ class DiskServer:
         self._disk.submit_write(header.offset, buffer, 0, header.length, self._completion(header, buffer))
 
     def _read(self, header: Header) -> None:
-        buffer = self._buffers.get()
-        if header.length > MIB:
+        buffer = self._buffers.take()
+        if header.length > LARGEST:
             raise MoverError(f"the other data mover wants to read {header.length} bytes")
 
         def done(error: VreplError | None) -> None:
             if error is not None:
-                self._buffers.put(buffer)
+                self._buffers.give(buffer)
                 self._fail(header, error)
             else:
                 answer = header._replace(kind=Kind.DONE, payload=header.length)
@@ -139,12 +138,12 @@ class DiskServer:
 
         def done(error: VreplError | None) -> None:
             if buffer is not None:
-                self._buffers.put(buffer)
+                self._buffers.give(buffer)
             if error is not None:
                 self._fail(header, error)
             else:
                 took = int((time.perf_counter() - began) * 1e6)
-                self._answer(header._replace(kind=Kind.DONE, flag=0, length=took, payload=0), b"")
+                self._acknowledge(header._replace(kind=Kind.DONE, flag=0, length=took, payload=0))
             self._end()
 
         return done
@@ -156,6 +155,23 @@ class DiskServer:
     def _answer(self, header: Header, payload: bytes) -> None:
         self._answers.put((header, payload or None, None))
 
+    def _acknowledge(self, header: Header) -> None:
+        """Answer at once where that takes no waiting: waking a thread for it costs more than sending it."""
+        if not self._sending.acquire(blocking=False):
+            self._answer(header, b"")
+            return
+        try:
+            message = HEADER.pack(*header)
+            sent = self._connection.send(message, socket.MSG_DONTWAIT)
+            if sent < len(message):
+                self._connection.sendall(message[sent:])
+        except BlockingIOError:
+            self._answer(header, b"")
+        except OSError:
+            pass  # the other end is gone; receiving says so too
+        finally:
+            self._sending.release()
+
     def _begin(self) -> None:
         with self._idle:
             self._in_flight += 1
@@ -163,7 +179,8 @@ class DiskServer:
     def _end(self) -> None:
         with self._idle:
             self._in_flight -= 1
-            self._idle.notify_all()
+            if self._in_flight == 0:
+                self._idle.notify_all()
 
     def _drain(self) -> None:
         """Wait for every submitted call: their answers go out before the one that is given next."""
@@ -177,11 +194,12 @@ class DiskServer:
             header, payload, buffer = message
             if not broken:
                 try:
-                    send(self._connection, header, [] if payload is None else [payload])
+                    with self._sending:
+                        send(self._connection, header, [] if payload is None else [payload])
                 except OSError:
                     broken = True  # the other end is gone; receiving says so too
             if buffer is not None:
-                self._buffers.put(buffer)
+                self._buffers.give(buffer)
 
 
 def serve_disk(open_disk: Callable[[], DiskWriter], connection: socket.socket) -> int:

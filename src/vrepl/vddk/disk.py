@@ -18,7 +18,7 @@ CHUNK = abi.MIN_CHUNK_SECTORS * SECTOR
 """Bytes: the finest answer that QueryAllocatedBlocks gives, and vrepl's grain."""
 QUERY = 8 << 30
 """Bytes asked of QueryAllocatedBlocks at a time: 131,072 chunks, far below its limit, so that answers stay small."""
-ASYNC_DEPTH = 16
+WORKING_SET = 12 * MIB
 DIRECT_READERS = 2
 """Handles that read one disk over HotAdd or SAN, each with a thread of its own."""
 
@@ -46,7 +46,7 @@ class AsyncDisk:
     """A handle over nbd or nbdssl, where VDDK's asynchronous calls are real. Owned by the thread that made it."""
 
     splits_zeros = False
-    depth = ASYNC_DEPTH
+    working_set = WORKING_SET
     block = 2 * MIB
     """Two of the 1 MiB NFC buffers that VMware recommends: what a call costs beside its bytes (a completion, waking up,
     over the wire an acknowledgement) is paid half as often; 10 % faster and 10 % less processor time in the lab. Of
@@ -141,6 +141,7 @@ class DirectDisk:
     """
 
     splits_zeros = False
+    working_set = WORKING_SET
     block = MIB
 
     def __init__(self, open_handle: OpenHandle, handles: int, *, side: str | None = None) -> None:
@@ -161,7 +162,6 @@ class DirectDisk:
                 self._owners.append(_Owner(open_handle))
         except DiskError:  # one handle is enough
             pass
-        self.depth = 2 * len(self._owners)
 
     def allocated(self, extent: Extent) -> Iterator[Extent]:
         """Asked by the thread of the first handle, one query at a time."""
