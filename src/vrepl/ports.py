@@ -325,7 +325,10 @@ class TransferLog(Protocol):
         ...
 
     def record(self, entries: Iterable[tuple[int, bytes]]) -> None:
-        """Durable before it returns: these grains are settled with these digests. Only after Wait and Flush."""
+        """Durable before it returns: these grains are settled with these digests. Only after Wait and Flush.
+
+        An entry is a grain and the digests of it and of those that follow it, 16 bytes each.
+        """
         ...
 
     def record_zeros(self, extents: Iterable[Extent]) -> None:

@@ -16,6 +16,7 @@ from vrepl.errors import RepositoryError
 from vrepl.extents import GRAIN, Extent, from_grains, normalise
 from vrepl.repository import transferlog
 from vrepl.repository.transferlog import (
+    MAX_GRAINS,
     AttemptState,
     LogState,
     TransferLogWriter,
@@ -141,7 +142,10 @@ def test_done_of_a_damaged_log_is_only_what_comes_before(tmp_path: Path) -> None
     assert digests_of(path) == {}
 
 
-@pytest.mark.parametrize("entry", [(GRAINS, digest(1)), (-1, digest(1)), (0, b"short")])
+@pytest.mark.parametrize(
+    "entry",
+    [(GRAINS, digest(1)), (-1, digest(1)), (0, b"short"), (0, b""), (GRAINS - 1, digest(1) * 2), (0, digest(1) + b"x")],
+)
 def test_what_is_no_grain_of_the_disk_is_refused(tmp_path: Path, entry: tuple[int, bytes]) -> None:
     log = TransferLogWriter(tmp_path / "transfer.log", CAPACITY, 1)
     with pytest.raises(ValueError, match="no grain"):
@@ -149,14 +153,27 @@ def test_what_is_no_grain_of_the_disk_is_refused(tmp_path: Path, entry: tuple[in
     log.close()
 
 
-@pytest.mark.parametrize(
-    "extent", [Extent(1, GRAIN), Extent(0, 512), Extent(0, GRAINS * GRAIN), Extent(-GRAIN, GRAIN)]
-)
+@pytest.mark.parametrize("extent", [Extent(1, GRAIN), Extent(0, 512), Extent(0, GRAINS * GRAIN), Extent(-GRAIN, GRAIN)])
 def test_zeros_that_are_not_made_of_grains_are_refused(tmp_path: Path, extent: Extent) -> None:
     log = TransferLogWriter(tmp_path / "transfer.log", CAPACITY, 1)
     with pytest.raises(ValueError, match="not made of grains"):
         log.record_zeros([extent])
     log.close()
+
+
+@pytest.mark.parametrize("lengths", [[1, 2, 3], [MAX_GRAINS - 1, 1, 1], [MAX_GRAINS - 1, 2], [1, MAX_GRAINS, 5]])
+def test_digests_of_several_grains_are_one_entry(tmp_path: Path, lengths: list[int]) -> None:
+    path = tmp_path / "transfer.log"
+    total = sum(lengths)
+    log = TransferLogWriter(path, total * GRAIN, 1)
+    firsts = [sum(lengths[:index]) for index in range(len(lengths))]
+    log.record(
+        (first, b"".join(map(digest, range(first, first + length))))
+        for first, length in zip(firsts, lengths, strict=True)
+    )
+    log.close()
+    assert read_log(path).done == [Extent(0, total * GRAIN)]
+    assert digests_of(path) == {grain: digest(grain) for grain in range(total)}
 
 
 def test_another_capacity_is_refused(tmp_path: Path) -> None:

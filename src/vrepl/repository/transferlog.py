@@ -138,21 +138,24 @@ class TransferLogWriter:
         self._append([(ALLOW, struct.pack("<Q", end_offset))])
 
     def record(self, entries: Iterable[tuple[int, bytes]]) -> None:
-        """`entries`: (grain, its 16-byte digest), in any order. See ports.TransferLog."""
+        """`entries`: (grain, digests of it and of those that follow), in any order. See ports.TransferLog."""
         records: list[tuple[int, bytes]] = []
         runs: list[list[int]] = []
         digests: list[bytes] = []
-        for grain, digest in entries:
-            if not 0 <= grain < self._grains or len(digest) != DIGEST_SIZE:
-                raise ValueError(f"no grain {grain} with a digest of {len(digest)} bytes on a disk of {self._grains}")
-            if runs and runs[-1][0] + runs[-1][1] == grain:
-                runs[-1][1] += 1
-            else:
-                runs.append([grain, 1])
-            digests.append(digest)
-            if len(digests) == MAX_GRAINS:
+        recorded = 0
+        for first, these in entries:
+            count, rest = divmod(len(these), DIGEST_SIZE)
+            if rest or not 0 < count <= MAX_GRAINS or not 0 <= first <= self._grains - count:
+                raise ValueError(f"no grain {first} with digests of {len(these)} bytes on a disk of {self._grains}")
+            if recorded + count > MAX_GRAINS:
                 records.append((DONE, _done_payload(runs, digests)))
-                runs, digests = [], []
+                runs, digests, recorded = [], [], 0
+            if runs and runs[-1][0] + runs[-1][1] == first:
+                runs[-1][1] += count
+            else:
+                runs.append([first, count])
+            digests.append(these)
+            recorded += count
         if digests:
             records.append((DONE, _done_payload(runs, digests)))
         self._append(records)

@@ -7,14 +7,14 @@ killed transfer loses little more than a second of work.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Protocol, runtime_checkable
 
-from vrepl.extents import Extent, grains_of, normalise
+from vrepl.extents import GRAIN, Extent, grains_of, normalise
 from vrepl.ports import TransferLog
 from vrepl.transport.buffers import MIB
-from vrepl.transport.grains import ZERO_DIGEST
+from vrepl.transport.grains import DIGEST_SIZE, ZERO_DIGEST, Span
 
 SHARE = 50
 """A step of the log is due at the earliest after this many times what the last one took."""
@@ -51,6 +51,7 @@ class Journal:
         self._clock = clock
         self._allowed = 0
         self._entries: list[tuple[int, bytes]] = []
+        self._digest_bytes = 0
         self._zeros: list[Extent] = []
         self._bytes = 0
         self._cost = 0.0
@@ -69,9 +70,15 @@ class Journal:
         self._log.allow(self._allowed)
         self._allow_cost = self._clock() - began
 
-    def settle(self, entries: Iterable[tuple[int, bytes]], length: int) -> None:
-        """These grains (`length` bytes in all) need nothing more once what was submitted is flushed."""
-        self._entries.extend(entries)
+    def settle(self, spans: Iterable[Span], digests: Sequence[bytes], length: int) -> None:
+        """The grains of these spans (`length` bytes in all) need nothing more once what was submitted is flushed."""
+        joined = b"".join(digests)
+        position = 0
+        for first, count in spans:
+            end = position + count * DIGEST_SIZE
+            self._entries.append((first, joined[position:end]))
+            position = end
+        self._digest_bytes += position
         self._bytes += length
         self._data_bytes += length
 
@@ -85,7 +92,7 @@ class Journal:
         """Whether it is time for a checkpoint."""
         if self._bytes == 0:
             return False
-        if len(self._zeros) >= MOST_ZERO_STRETCHES or len(self._entries) * 65536 >= MOST_BYTES:
+        if len(self._zeros) >= MOST_ZERO_STRETCHES or self._digest_bytes >= MOST_BYTES // GRAIN * DIGEST_SIZE:
             return True
         waited = self._clock() - self._last
         if waited >= MOST_SECONDS:
@@ -99,7 +106,7 @@ class Journal:
         began = self._clock()
         entries, zeros = self._entries, normalise(self._zeros)
         self._entries, self._zeros = [], []
-        self._bytes = 0
+        self._bytes = self._digest_bytes = 0
         flush()
         if zeros and isinstance(self._log, LogsZeros):
             self._log.record_zeros(zeros)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from vrepl.extents import Extent, grains_of
-from vrepl.transport.grains import ZERO_DIGEST
+from vrepl.transport.grains import DIGEST_SIZE, ZERO_DIGEST
 
 
 class MemoryDigests:
@@ -41,7 +41,9 @@ class MemoryLog:
         self.allowed = max(self.allowed, end_offset)
 
     def record(self, entries: Iterable[tuple[int, bytes]]) -> None:
-        self.done.update(entries)
+        for first, digests in entries:
+            for at in range(0, len(digests), DIGEST_SIZE):
+                self.done[first + at // DIGEST_SIZE] = digests[at : at + DIGEST_SIZE]
         self.checkpoints += 1
 
     def close(self) -> None:

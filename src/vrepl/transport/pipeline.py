@@ -297,9 +297,7 @@ class Pipeline:
         self._figures.settled += length
         self._figures.bytes_moved = self.totals.moved
         if self._journal is not None:
-            self._journal.settle(
-                [(grain[0], value) for grain, value in zip(block.grains, slot.digests, strict=True)], length
-            )
+            self._journal.settle(block.spans, slot.digests, length)
         if not runs:
             self._free.append(slot)
 

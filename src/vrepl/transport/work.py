@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vrepl.extents import GRAIN, Extent, merge_close
 from vrepl.transport.buffers import MIB
-from vrepl.transport.grains import GrainAt
+from vrepl.transport.grains import GrainAt, Span
 
 BLOCK = MIB
 """Bytes of a block, unless both disks want larger ones: aligned I/O of 1 MiB is what VMware recommends over NBD."""
@@ -46,6 +46,8 @@ class Block:
 
     pieces: list[Piece] = field(default_factory=list)
     grains: list[GrainAt] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    """The same grains, in their order."""
     used: int = 0
     """Bytes of the buffer that are filled."""
     wanted: int = 0
@@ -147,5 +149,6 @@ class Packer:
         block.grains += [(first + step, start + step * GRAIN, GRAIN) for step in range(whole)]
         if rest:
             block.grains.append((first + whole, start + whole * GRAIN, rest))
+        block.spans.append((first, whole + bool(rest)))
         block.wanted += length
         block.used = start + length
