@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vrepl.lab.lab import Lab
     from vrepl.lab.spec import LabSpec
 
+STATE_VARIABLE = "XDG_STATE_HOME"
 LAB_FIXTURES = {"lab", "start_lab", "start_shared_lab"}
 MIB = 1024 * 1024
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
@@ -55,6 +56,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if LAB_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.lab)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What vrepl keeps in its user's home goes elsewhere; a test may choose another place."""
+    before = os.environ.get(STATE_VARIABLE)
+    os.environ[STATE_VARIABLE] = str(tmp_path_factory.mktemp("state"))
+    yield
+    if before is None:
+        del os.environ[STATE_VARIABLE]
+    else:
+        os.environ[STATE_VARIABLE] = before
 
 
 def small_spec() -> LabSpec:

@@ -298,17 +298,38 @@ def test_a_killed_mover_is_reported_and_replaced(site: VddkSite, movers: VddkMov
     assert site.target.content() == site.source.content()
 
 
-def test_movers_leave_no_files_behind(site: VddkSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_movers_share_one_folder_that_stays_and_leave_nothing_else(
+    site: VddkSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are killed: what VDDK notes in its temporary folder is there for the Cleanup of a later one."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    made = VddkMovers(site.connection, site.settings)
-    made.probe(site.address(SOURCE))
-    (folder,) = temporary.iterdir()
-    assert (folder / "vddk.conf").stat().st_mode & 0o777 == 0o600
-    assert folder.stat().st_mode & 0o777 == 0o700
-    made.close()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folder = tmp_path / "state" / "vrepl" / "vddk"
+    for ending in ("close", "kill"):
+        made = VddkMovers(site.connection, site.settings)
+        made.probe(site.address(SOURCE))
+        (config,) = folder.iterdir()
+        assert f"tmpDirectory={folder}" in config.read_text().splitlines()
+        assert config.stat().st_mode & 0o777 == 0o600
+        assert folder.stat().st_mode & 0o777 == 0o700
+        if ending == "kill":
+            for pid in movers_of(made):
+                os.kill(pid, signal.SIGKILL)
+        made.close()
     assert list(temporary.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    site: VddkSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").write_text("in the way")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    made = VddkMovers(site.connection, site.settings)
+    with pytest.raises(MoverError, match=r"cannot be used: .*/state/vrepl"):
+        made.probe(site.address(SOURCE))
+    made.close()
 
 
 def test_prepare_end_access_and_cleanup_reach_the_vcenter(site: VddkSite, movers: VddkMovers) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -23,6 +21,7 @@ from vrepl.errors import InterruptedRunError, LibraryError, MoverError
 from vrepl.transport.error_json import error_from_json
 from vrepl.vddk import messages
 from vrepl.vddk.messages import Json
+from vrepl.vddk.scratch import scratch_folder, write_config
 
 logger = logging.getLogger("vrepl.mover")
 
@@ -127,7 +126,6 @@ class MoverProcess:
     def __init__(self, settings: MoverSettings, spawner: Spawner, *, pass_fds: Sequence[int] = ()) -> None:
         """Start and initialise. Raises LibraryError, or MoverError."""
         self.settings = settings
-        self._folder = Path(tempfile.mkdtemp(prefix="vrepl-mover-"))
         self._inbox = _Inbox()
         self._stderr: deque[str] = deque(maxlen=20)
         self._send_lock = threading.Lock()
@@ -135,10 +133,17 @@ class MoverProcess:
         self._stop_at: float | None = None
         self._warnings: deque[str] = deque(maxlen=5)
         try:
-            config = self._write_config()
+            config = write_config(
+                scratch_folder(), buffer_units=settings.buffer_units, buffer_count=settings.buffer_count
+            )
+        except OSError as error:
+            raise MoverError(
+                f"VDDK's folder on this machine cannot be used: {error}",
+                hint="it is vrepl/vddk in ~/.local/state, or in the folder that XDG_STATE_HOME names",
+            ) from error
+        try:
             self._process = spawner.start(lambda: self._popen(pass_fds))
         except OSError as error:
-            shutil.rmtree(self._folder, ignore_errors=True)
             raise MoverError(f"a data mover cannot be started: {error}") from error
         self._reader = threading.Thread(target=self._read, name="mover-reader", daemon=True)
         self._listener = threading.Thread(target=self._listen, name="mover-stderr", daemon=True)
@@ -230,7 +235,7 @@ class MoverProcess:
             self._process.wait()
 
     def close(self) -> None:
-        """Let it exit, or kill it; removes its folder. Idempotent."""
+        """Let it exit, or kill it. Idempotent."""
         self.end()
         with suppress(OSError):
             self._pipe(self._process.stdin).close()
@@ -238,7 +243,6 @@ class MoverProcess:
         self._listener.join()
         for stream in (self._process.stdout, self._process.stderr):
             self._pipe(stream).close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -252,19 +256,6 @@ class MoverProcess:
             start_new_session=True,  # Ctrl-C at the terminal is for the control process alone
             pass_fds=pass_fds,
         )
-
-    def _write_config(self) -> Path:
-        """VDDK's own configuration file, in the private folder that also is its temporary one."""
-        config = self._folder / "vddk.conf"
-        lines = (
-            f"tmpDirectory={self._folder}",
-            f"vixDiskLib.nfcAio.Session.BufSizeIn64KB={self.settings.buffer_units}",
-            f"vixDiskLib.nfcAio.Session.BufCount={self.settings.buffer_count}",
-            "vixDiskLib.transport.LogLevel=3",
-        )
-        with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write("\n".join(lines) + "\n")
-        return config
 
     def _send(self, message: Mapping[str, Any]) -> None:
         try:
