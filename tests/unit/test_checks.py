@@ -255,6 +255,10 @@ def test_a_site_is_asked_only_for_the_privileges_of_its_role(setup: Setup) -> No
             lambda s: setattr(s.prod, "vms", [machine(snapshots=(Snapshot("s", "vrepl-source-x", "", NOW, None),))]),
             "snapshots of web-01",
         ),
+        (
+            lambda s: s.prod.vms.append(machine("old-01", snapshots=(Snapshot("s", "vrepl-source-x", "", NOW, None),))),
+            "snapshots of old-01",
+        ),
         (lambda s: setattr(s.prod, "hosts_there", (EsxiHost("esx-1", connected=False),)), "ESXi host esx-1 (prod)"),
     ],
 )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.world import World, source
+from tests.support.world import World, folder_of, source
 from vrepl.engine import SilentEvents
-from vrepl.errors import InterruptedRunError, LockedError, NotFoundError
+from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, VsphereError
 from vrepl.extents import GRAIN
 from vrepl.model import PowerState, TransferKind
 from vrepl.report.model import Result
@@ -340,6 +340,65 @@ def test_what_a_dead_run_left_is_named_and_undone(world: World) -> None:
     assert [note for note in report.notes if "consolidated the source's disks" in note]
     assert not vm.consolidation_needed
     assert not report.consolidation_needed
+
+
+def leave_the_job(world: World) -> None:
+    """web-01's run is killed in mid-transfer; then the job names another VM."""
+    assert world.run_until(lambda where: where.startswith("transfer write")) is None
+    assert len(world.our_source_snapshots()) == 1
+    world.source.add_vm("db-01", [4 * GRAIN])
+    world.job = replace(world.job, vms=("db-01",))
+
+
+def test_what_a_dead_run_left_goes_even_if_its_vm_has_left_the_job(world: World) -> None:
+    leave_the_job(world)
+    report = world.run_vm()
+    assert report.name == "db-01"
+    assert report.result is Result.SUCCESS, report.error
+    assert world.our_source_snapshots() == []
+    assert [note for note in world.events.notes if "web-01: no longer in job demo: removed the snapshot" in note]
+
+    world.job = replace(world.job, vms=("web-01", "db-01"))  # it comes back: the run goes on where it was
+    assert [vm.result for vm in world.run().vms] == [Result.SUCCESS] * 2
+    assert world.our_source_snapshots() == []
+    assert_equal(world)
+
+
+def test_a_vm_that_left_the_job_costs_the_others_nothing(world: World) -> None:
+    """Neither when what its run left cannot be cleaned up, nor when it is gone, nor when another run holds it."""
+    leave_the_job(world)
+
+    web = source(world)
+    refused: list[str] = []
+
+    def refuse_once(method: str) -> None:
+        if method == "remove_snapshot" and not refused:
+            refused.append(method)
+            raise VsphereError("the snapshot cannot be removed now", fault="InvalidState")
+
+    world.source.before_call = refuse_once
+    assert world.run_vm().result is Result.SUCCESS
+    assert [note for note in world.events.notes if note.startswith("web-01: no longer in job demo, and what its")]
+    assert len(world.our_source_snapshots()) == 1
+    world.source.before_call = lambda method: None
+
+    world.events.notes.clear()
+    with folder_of(world).lock():
+        assert world.run_vm().result is Result.SUCCESS
+    assert len(world.our_source_snapshots()) == 1
+    assert not [note for note in world.events.notes if "no longer" in note]
+
+    del world.source.vms[web.ref]
+    assert world.run_vm().result is Result.SUCCESS
+    assert not [note for note in world.events.notes if "no longer" in note]
+
+
+def test_a_run_of_some_vms_leaves_the_others_of_the_job_alone(world: World) -> None:
+    leave_the_job(world)
+    world.job = replace(world.job, vms=("web-01", "db-01"))
+    (report,) = world.engine().replicate(world.job, ["db-01"]).vms
+    assert report.result is Result.SUCCESS, report.error
+    assert len(world.our_source_snapshots()) == 1
 
 
 @pytest.mark.parametrize("tries_until_free", [1, 2, 99])

@@ -44,6 +44,7 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     for vm in vms:
         yield check_cbt(vm)
         yield check_leftovers(vm)
+    yield from check_forgotten(world, job, sources)
     yield check_privileges(
         f"privileges on {job.source} as source (job {job.name})",
         lambda: source.lacking_as_source([vm.ref for vm in vms], [store.ref for store in stores_of(source, vms)]),
@@ -113,6 +114,24 @@ def check_leftovers(vm: VirtualMachine) -> CheckResult:
             title, Status.WARNING, "its disks need consolidation", "vSphere Client: Snapshots > Consolidate"
         )
     return CheckResult.ok(title, "none of vrepl's left")
+
+
+def check_forgotten(world: World, job: JobSettings, sources: Sequence[VirtualMachine]) -> Iterator[CheckResult]:
+    """Snapshots of vrepl's on VMs that no job has (any more); told once for a site, with the first of its jobs."""
+    jobs = {name: table for name, table in world.loaded.config.jobs.items() if table.source == job.source}
+    if next(iter(jobs)) != job.name:
+        return
+    in_a_job = {name for table in jobs.values() for name in table.vms}
+    for vm in sources:
+        ours = [snapshot.name for snapshot in vm.snapshots if snapshot.name.startswith(SOURCE_SNAPSHOT_PREFIX)]
+        if ours and vm.name not in in_a_job:
+            yield CheckResult(
+                f"snapshots of {vm.name}",
+                Status.WARNING,
+                f"a run left {', '.join(ours)}, and no job has this VM",
+                "the next run of the job that had it removes that; if that job is gone, or another "
+                "repository's, remove it in the vSphere Client",
+            )
 
 
 def check_space(job: JobSettings, target: CheckedSite, new: Sequence[VirtualMachine]) -> CheckResult:

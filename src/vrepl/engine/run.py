@@ -15,6 +15,7 @@ from vrepl.engine.events import EngineEvents, SilentEvents
 from vrepl.engine.gate import Gate
 from vrepl.engine.knowledge import TargetNames, gather, mapping_request
 from vrepl.engine.preflight import refuse_impossible
+from vrepl.engine.recovery import recover
 from vrepl.engine.reporting import planned_vm_report
 from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
@@ -101,6 +102,7 @@ class Engine:
             report.vms.extend(missing)
             for vm in missing:
                 self.events.vm_finished(vm)
+            self._recover_dropped(context)
             report.vms.extend(self._run_all(context, found, names, mapping))
             report.finished = self.clock()
             report.interrupted = self._stop.is_set()
@@ -152,6 +154,30 @@ class Engine:
 
         with ThreadPoolExecutor(max_workers=max(1, context.job.parallel_vms), thread_name_prefix="vm") as pool:
             return list(pool.map(run_one, vms))
+
+    def _recover_dropped(self, context: RunContext) -> None:
+        """Clean up after runs that died over VMs that have left the job since: none of its runs would ever again."""
+        job = context.job
+        for folder in self.repository.unfinished():
+            record = folder.record
+            if (record.job, record.source_site, record.target_site) != (job.name, job.source, job.target):
+                continue
+            if record.source_name in job.vms or self._stop.is_set():
+                continue
+            try:
+                vm = context.source.find_vm_by_instance_uuid(record.source_instance_uuid)
+                if vm is None or vm.name in job.vms:
+                    continue
+                with folder.lock():
+                    for note in recover(context, folder, vm):
+                        self.events.note(vm.name, f"no longer in job {job.name}: {note}")
+            except (LockedError, InterruptedRunError):  # somebody sees to it; or the run ends, and says so
+                continue
+            except VreplError as error:
+                self.events.note(
+                    record.source_name,
+                    f"no longer in job {job.name}, and what its unfinished run left cannot be cleaned up: {error}",
+                )
 
     @contextmanager
     def _job_lock(self, job: str, wait_seconds: float) -> Iterator[None]:

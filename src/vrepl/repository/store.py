@@ -184,6 +184,11 @@ class Repository:
         folders = (ReplicaFolder.load(path) for path in paths if path.is_dir())
         return sorted(filter(None, folders), key=lambda folder: folder.record.source_name)
 
+    def unfinished(self) -> list[ReplicaFolder]:
+        """Those whose last run did not end: it is going on, or is dead. Looks into no other replica's folder."""
+        paths = sorted((self.path / "replicas").glob("*/intent.json"))
+        return list(filter(None, (ReplicaFolder.load(path.parent) for path in paths)))
+
     def set_aside_damaged(self) -> list[Path]:
         """Rename every document of a replica that is damaged, so that it can be made anew; returns those.
 
