@@ -195,6 +195,10 @@ class MoverError(VreplError):
     retryable = True
 
 
+class StreamLostError(MoverError):
+    """The stream between two data movers ended; why, the one that ended it knows."""
+
+
 class LibraryError(VreplError):
     pass
 

@@ -70,7 +70,7 @@ class DiskWriter(DiskReader, Protocol):
         ...
 
     def submit_zeros(self, offset: int, length: int, done: Completion) -> None:
-        """Write zeros; at most 1 MiB at a time."""
+        """Write zeros; at most `buffers.LARGEST` bytes at a time."""
         ...
 
     def wait(self) -> None:

@@ -148,9 +148,20 @@ class Pipeline:
             for thread in hashers:
                 thread.join()
             self.waits.end()
-            if not (self._reading or self._writing):  # else a disk's thread may still use them
-                for slot in self._slots:
-                    slot.give_back()
+            self._part_with_buffers()
+
+    def _part_with_buffers(self) -> None:
+        """Give them back for the next transfer; after an error nobody gets them.
+
+        A disk's thread may still use them, and a stream that was lost may still refer to their pages: what the next
+        transfer puts there would go to this one's target.
+        """
+        if self._failure is None and not (self._reading or self._writing):
+            for slot in self._slots:
+                slot.give_back()
+        self._slots.clear()
+        self._free.clear()
+        self._ready.clear()
 
     def _loop(self) -> None:
         try:

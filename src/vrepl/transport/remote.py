@@ -12,19 +12,19 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import count
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from vrepl.errors import MoverError, VreplError
+from vrepl.errors import MoverError, StreamLostError, VreplError
 from vrepl.extents import Extent
 from vrepl.transport.buffers import LARGEST, MIB, Buffer
 from vrepl.transport.compression import Compressor
 from vrepl.transport.disk import Completion
 from vrepl.transport.error_json import error_from_json
 from vrepl.transport.splicing import PageSender
-from vrepl.transport.wire import COMPRESSED, HEADER, Header, Kind, prepare, receive_header, receive_into, send
+from vrepl.transport.wire import COMPRESSED, HEADER, Header, Kind, cut, prepare, receive_header, receive_into, send
 
 WINDOW = 32
 """Messages that may be unanswered."""
@@ -42,6 +42,7 @@ class _Pending(NamedTuple):
     answer: list[bytes] | None
     """Where an ALLOCATED's or HELLO's answer goes."""
     sent_at: float
+    closes: bool
 
 
 class RemoteDisk:
@@ -149,7 +150,7 @@ class RemoteDisk:
         with self._lock:
             lost = self._lost
             if lost is None:
-                self._pending[number] = _Pending(done, view, answer, time.perf_counter())
+                self._pending[number] = _Pending(done, view, answer, time.perf_counter(), kind is Kind.CLOSE)
         if lost is not None:
             self._permits.put(None)
             done(lost)
@@ -159,39 +160,45 @@ class RemoteDisk:
     def _send_loop(self) -> None:
         """Thread: sends what was submitted, in order."""
         compressor, pages = self._compressor, PageSender(self._connection)
-        with closing(pages):
+        with closing(pages), self._losing():
             while (message := self._outbox.get()) is not None:
                 header, data = message
                 packed = None if data is None else compressor.pack(data)
                 if packed is not None:
                     header = header._replace(flag=COMPRESSED, payload=len(packed))
                 began = time.perf_counter()
-                try:
-                    send(self._connection, header, [] if packed is None else [packed])
-                    if data is not None and packed is None:
-                        pages.send(data)
-                except OSError as error:
-                    self._lose(MoverError(f"the stream to the other data mover broke: {error}"))
-                    return
+                send(self._connection, header, [] if packed is None else [packed])
+                if data is not None and packed is None:
+                    pages.send(data)
                 compressor.sent(header.payload, time.perf_counter() - began)
 
     def _receive_loop(self) -> None:
         """Thread: takes answers until the disk is closed or the other end is gone."""
         scratch = bytearray(HEADER.size)
-        try:
+        with self._losing():
             while not self._receive_one(scratch):
                 pass
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """A thread that cannot go on ends the stream, whatever the reason: else somebody would wait for ever."""
+        try:
+            yield
         except VreplError as error:
             self._lose(error)
-        except (ValueError, KeyError) as error:
-            self._lose(MoverError(f"the other data mover said something that is no message: {error}"))
+        except OSError as error:
+            self._lose(StreamLostError(f"the stream to the other data mover broke: {error}"))
+        except Exception as error:
+            self._lose(MoverError(f"the stream to the other data mover cannot go on: {type(error).__name__}: {error}"))
 
     def _receive_one(self, scratch: bytearray) -> bool:
         """Returns True after the answer to CLOSE."""
         header = receive_header(self._connection, scratch)
         pending = self._pending[header.number]
         error: VreplError | None = None
-        if header.kind == Kind.DONE and pending.view is not None and header.payload == len(pending.view):
+        if header.kind == Kind.DONE and pending.view is not None:
+            if header.payload != len(pending.view):
+                raise MoverError(f"the other data mover read {header.payload} bytes instead of {len(pending.view)}")
             receive_into(self._connection, pending.view)
         elif header.payload:
             payload = bytearray(header.payload)
@@ -207,7 +214,7 @@ class RemoteDisk:
             self._target_seconds += header.length / 1e6
         self._permits.put(None)
         pending.done(error)
-        return self._closed and not self._pending
+        return pending.closes
 
     def _lose(self, error: VreplError) -> None:
         """The stream is of no use any more: end every call that waits."""
@@ -216,6 +223,7 @@ class RemoteDisk:
                 return
             self._lost = error
             pending, self._pending = list(self._pending.values()), {}
+        cut(self._connection)
         for entry in pending:
             self._permits.put(None)
             entry.done(error)

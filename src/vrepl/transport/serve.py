@@ -17,7 +17,7 @@ from vrepl.transport.compression import Decompressor
 from vrepl.transport.disk import Completion, DiskWriter
 from vrepl.transport.error_json import error_to_json
 from vrepl.transport.remote import EXTENT
-from vrepl.transport.wire import COMPRESSED, HEADER, Header, Kind, prepare, receive_header, receive_into, send
+from vrepl.transport.wire import COMPRESSED, HEADER, Header, Kind, cut, prepare, receive_header, receive_into, send
 
 ARRIVED = 16 * MIB
 """Bytes that have arrived and are not yet on the disk."""
@@ -62,8 +62,7 @@ class DiskServer:
             case Kind.WRITE:
                 self._write(header)
             case Kind.ZEROS:
-                self._begin()
-                self._disk.submit_zeros(header.offset, header.length, self._completion(header, None))
+                self._zeros(header)
             case Kind.READ:
                 self._read(header)
             case Kind.ALLOCATED:
@@ -93,8 +92,14 @@ class DiskServer:
                 raise MoverError(f"what the other data mover compressed cannot be read: {error}") from error
         else:
             receive_into(self._connection, buffer.view[: header.length])
-        self._begin()
-        self._disk.submit_write(header.offset, buffer, 0, header.length, self._completion(header, buffer))
+        done = self._completion(header, buffer)
+        self._submit(lambda: self._disk.submit_write(header.offset, buffer, 0, header.length, done))
+
+    def _zeros(self, header: Header) -> None:
+        if header.length > LARGEST:
+            raise MoverError(f"the other data mover wants to write {header.length} bytes of zeros at once")
+        done = self._completion(header, None)
+        self._submit(lambda: self._disk.submit_zeros(header.offset, header.length, done))
 
     def _read(self, header: Header) -> None:
         buffer = self._buffers.take()
@@ -110,8 +115,7 @@ class DiskServer:
                 self._answers.put((answer, buffer.view[: header.length], buffer))
             self._end()
 
-        self._begin()
-        self._disk.submit_read(header.offset, buffer, 0, header.length, done)
+        self._submit(lambda: self._disk.submit_read(header.offset, buffer, 0, header.length, done))
 
     def _ask(self, header: Header, answer: Callable[[Header], bytes]) -> None:
         try:
@@ -168,13 +172,19 @@ class DiskServer:
         except BlockingIOError:
             self._answer(header, b"")
         except OSError:
-            pass  # the other end is gone; receiving says so too
+            cut(self._connection)  # most likely the other end is gone; if not, it must not wait for this answer
         finally:
             self._sending.release()
 
-    def _begin(self) -> None:
+    def _submit(self, submit: Callable[[], None]) -> None:
+        """What is submitted counts until it is done; a submission that raises is a mistake, and is none."""
         with self._idle:
             self._in_flight += 1
+        try:
+            submit()
+        except BaseException:
+            self._end()
+            raise
 
     def _end(self) -> None:
         with self._idle:
@@ -197,7 +207,8 @@ class DiskServer:
                     with self._sending:
                         send(self._connection, header, [] if payload is None else [payload])
                 except OSError:
-                    broken = True  # the other end is gone; receiving says so too
+                    broken = True
+                    cut(self._connection)
             if buffer is not None:
                 self._buffers.give(buffer)
 
@@ -214,10 +225,11 @@ def serve_disk(open_disk: Callable[[], DiskWriter], connection: socket.socket) -
         payload = json.dumps(error_to_json(error)).encode()
         send(connection, Header(Kind.FAILED, 0, 0, 0, 0, len(payload)), [payload])
         raise
-    server = DiskServer(disk, connection)
     try:
+        server = DiskServer(disk, connection)
         server.run()
     except BaseException:
+        cut(connection)  # the process and its end of the stream live on
         with suppress(VreplError):  # the first error is the one that matters
             disk.close()
         raise

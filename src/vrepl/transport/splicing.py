@@ -20,7 +20,8 @@ PIPE_BYTES = MIB
 """What any user may ask for (/proc/sys/fs/pipe-max-size); where a pipe stays smaller, less goes at a time."""
 LEAST_BYTES = 64 * 1024
 """Less than this is copied sooner than referred to."""
-CANNOT = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP}
+CANNOT = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.ENOMEM, errno.ENOBUFS}
+"""Errors of a system that cannot refer to pages, or not now. All others are the stream's end."""
 
 
 class _Piece(ctypes.Structure):

@@ -13,10 +13,11 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import IntEnum
 from typing import NamedTuple
 
-from vrepl.errors import MoverError
+from vrepl.errors import StreamLostError
 
 HEADER = struct.Struct("<BB6xQQQQ")
 COMPRESSED = 1
@@ -68,19 +69,25 @@ def send(connection: socket.socket, header: Header, parts: Sequence[bytes | memo
             views[0] = views[0][sent:]
 
 
+def cut(connection: socket.socket) -> None:
+    """End a stream that is of no use any more, for whoever waits for it at either end."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 def receive_into(connection: socket.socket, view: memoryview) -> None:
-    """Fill `view`. Raises MoverError when the other end has gone."""
+    """Fill `view`. Raises StreamLostError when the other end has gone."""
     while view:
         try:
             count = connection.recv_into(view, len(view), socket.MSG_WAITALL)
         except OSError as error:
-            raise MoverError(f"the stream to the other data mover broke: {error}") from error
+            raise StreamLostError(f"the stream to the other data mover broke: {error}") from error
         if count == 0:
-            raise MoverError("the other data mover is gone")
+            raise StreamLostError("the other data mover is gone")
         view = view[count:]
 
 
 def receive_header(connection: socket.socket, scratch: bytearray) -> Header:
-    """The next message's header; `scratch` holds HEADER.size bytes. Raises MoverError."""
+    """The next message's header; `scratch` holds HEADER.size bytes. Raises StreamLostError."""
     receive_into(connection, memoryview(scratch))
     return Header(*HEADER.unpack(scratch))

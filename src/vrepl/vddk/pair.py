@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from vrepl.errors import MoverError, VreplError
+from vrepl.errors import MoverError, StreamLostError, VreplError
 from vrepl.vddk.messages import Json
 from vrepl.vddk.process import MoverProcess, MoverSettings, Spawner
 
@@ -47,10 +47,10 @@ class MoverPair:
             self._clean = False
             self.source.end()  # the end of the stream ends the other
             target.join()
-            died = next((failure for failure in failures if isinstance(failure, MoverError)), None)
-            if isinstance(error, MoverError) and died is not None and not self.target.alive:
+            cause = next((failure for failure in failures if not isinstance(failure, StreamLostError)), None)
+            if isinstance(error, StreamLostError) and cause is not None:
                 raise MoverError(
-                    f"the target's data mover failed: {died.message}", hint=died.hint or error.hint
+                    f"the target's data mover failed: {cause.message}", hint=cause.hint or error.hint
                 ) from error
             raise
         target.join()
