@@ -156,9 +156,9 @@ class Pipeline:
         A disk's thread may still use them, and a stream that was lost may still refer to their pages: what the next
         transfer puts there would go to this one's target.
         """
-        if self._failure is None and not (self._reading or self._writing):
+        if not (self._reading or self._writing):
             for slot in self._slots:
-                slot.give_back()
+                slot.give_back() if self._failure is None else slot.drop()
         self._slots.clear()
         self._free.clear()
         self._ready.clear()

@@ -54,6 +54,11 @@ class Slot:
         if self.other is not None:
             POOL.give(self.other)
 
+    def drop(self) -> None:
+        """Nobody gets its buffers: their memory goes with the last that refers to it, which is not this slot."""
+        del self.buffer
+        self.other = None
+
     def expect(self, completions: int) -> None:
         """So many calls are about to be submitted."""
         self._expected = completions
