@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vrepl.extents import GRAIN, Extent, from_grains
 from vrepl.transport.buffers import LARGEST, MIB
 from vrepl.transport.grains import ZERO_DIGEST
-from vrepl.transport.judges import DigestJudge
+from vrepl.transport.judges import DigestJudge, VerifyJudge
 from vrepl.transport.memory_records import MemoryDigests
 from vrepl.transport.work import Block, Packer
 
@@ -65,6 +65,26 @@ def test_written_is_what_is_dirty_unknown_or_different(
             assert number * GRAIN + length <= run.offset + run.length
             assert run.zeros == (split_zeros and now[number] == ZERO_DIGEST)
         assert sum(run.length for run in runs) == sum(starts[number][1] for number in due)
+
+
+@settings(deadline=None)
+@given(
+    grains=st.one_of(st.sets(GRAIN_NUMBERS, min_size=1), st.just(set(range(81)))),
+    now=st.fixed_dictionaries(dict.fromkeys(range(81), DIGEST)),
+    wrong=st.sets(GRAIN_NUMBERS, max_size=2),
+    unknown=st.sets(GRAIN_NUMBERS, max_size=2),
+    size=st.sampled_from([MIB, LARGEST]),
+)
+def test_verification_names_each_grain_that_differs_and_counts_those_without_a_digest(
+    grains: set[int], now: dict[int, bytes], wrong: set[int], unknown: set[int], size: int
+) -> None:
+    known = {grain: b"w" * 16 if grain in wrong else value for grain, value in now.items() if grain not in unknown}
+    for lookup in (MemoryDigests(known), AskedForMany(known)):
+        judge = VerifyJudge(lookup)
+        for block in blocks(grains, size):
+            assert judge.runs(block, [now[grain[0]] for grain in block.grains], None) == []
+        assert judge.bad_grains == sorted(grains & wrong - unknown)
+        assert judge.unknown_grains == len(grains & unknown)
 
 
 def test_a_block_of_which_nothing_is_known_is_one_run() -> None:

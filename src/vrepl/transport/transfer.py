@@ -108,7 +108,7 @@ def verify_disk(
 
     Raises VerificationError when grains have no digest to compare with, and no other is wrong.
     """
-    judge = VerifyJudge(lookup, disk.capacity)
+    judge = VerifyJudge(lookup)
     pipeline = Pipeline(
         disk,
         None,
