@@ -37,6 +37,8 @@ from vrepl.vddk.movers import VddkMovers  # noqa: E402
 MIB = 1 << 20
 CAPACITY = int(os.environ.get("VREPL_BENCH_MIB", "2048")) * MIB
 REPEATS = 5
+MORE_REPEATS = 9
+"""Where what is compared has other processes and other needs, so that a noisy moment does not meet both alike."""
 RATE = 500_000_000
 """Bytes/s, for the rows with latency."""
 THROTTLE = 50_000_000
@@ -268,7 +270,7 @@ def peer(bench: Bench) -> dict[str, object]:
             bench.empty_target(site)
             return bench.bare()["seconds"]
 
-        mine, other, bare = in_turn(ours, theirs, limit)
+        mine, other, bare = in_turn(ours, theirs, limit, repeats=MORE_REPEATS)
     cpu = {name: statistics.median(seconds) for name, seconds in used.items()}
     return {
         "copy_vs_nbdcopy": round(other / mine, 3),
@@ -322,7 +324,7 @@ def pair(bench: Bench) -> dict[str, object]:
             bench.fresh(lambda movers=movers: bench.transfer(movers, site.order()).seconds)  # type: ignore[misc]
             for movers in (single, double)
         ]
-        one, two = in_turn(*both, repeats=9)  # they differ in how they suit the moment: more rounds than elsewhere
+        one, two = in_turn(*both, repeats=MORE_REPEATS)
         bench.lab.set(latency_us=1000, bandwidth_bytes_s=RATE)
         slow_one, slow_two = in_turn(*both, repeats=1)
         bench.lab.set()
