@@ -124,6 +124,14 @@ def test_two_vddk_folders_make_a_pair_by_themselves(site: VddkSite, fake_lab: Fa
     made.close()
 
 
+def order_of(capacity: int) -> TransferOrder:
+    """A full copy of a disk in memory."""
+    address = DiskAddress("prod", "vm-1", None, "[a] b.vmdk", capacity, (), "web-01", "disk 0")
+    return TransferOrder(
+        TransferKind.FULL, address, address, [Extent(0, capacity)], True, [], DigestFiles(None), False, Path("x")
+    )
+
+
 def stream_copy(source: MemoryDisk) -> tuple[int, MemoryDisk]:
     """Copies over a socket pair; returns the payload bytes that crossed."""
     target = MemoryDisk(source.capacity)
@@ -134,11 +142,7 @@ def stream_copy(source: MemoryDisk) -> tuple[int, MemoryDisk]:
     )
     thread.start()
     remote = RemoteDisk(near)
-    address = DiskAddress("prod", "vm-1", None, "[a] b.vmdk", source.capacity, (), "web-01", "disk 0")
-    order = TransferOrder(
-        TransferKind.FULL, address, address, [Extent(0, source.capacity)], True, [], DigestFiles(None), False, Path("x")
-    )
-    copy_disk(order, MemoryHandle(source), remote, MemoryDigests({}), MemoryLog())
+    copy_disk(order_of(source.capacity), MemoryHandle(source), remote, MemoryDigests({}), MemoryLog())
     remote.close()
     thread.join()
     near.close()

@@ -7,15 +7,12 @@ import random
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from test_mover_pair import order_of
 
 from vrepl.errors import MoverError, VreplError
-from vrepl.extents import Extent
-from vrepl.model import TransferKind
-from vrepl.ports import DigestFiles, DiskAddress, TransferOrder
 from vrepl.transport import serve
 from vrepl.transport.buffers import LARGEST, MIB, POOL
 from vrepl.transport.compression import Compressor
@@ -67,7 +64,9 @@ class Ends:
         try:
             remote = RemoteDisk(self.near)
             try:
-                copy_disk(order(), MemoryHandle(self.source, block=LARGEST), remote, MemoryDigests({}), self.log)
+                copy_disk(
+                    order_of(CAPACITY), MemoryHandle(self.source, block=LARGEST), remote, MemoryDigests({}), self.log
+                )
             finally:
                 remote.close()
         except VreplError as error:
@@ -78,13 +77,6 @@ class Ends:
         (error,) = self.copied
         assert error is not None
         return error
-
-
-def order() -> TransferOrder:
-    address = DiskAddress("prod", "vm-1", None, "[a] b.vmdk", CAPACITY, (), "web-01", "disk 0")
-    return TransferOrder(
-        TransferKind.FULL, address, address, [Extent(0, CAPACITY)], True, [], DigestFiles(None), False, Path("x")
-    )
 
 
 def at_call(number: int, error: BaseException, real: Callable[..., Any]) -> Callable[..., Any]:

@@ -99,9 +99,14 @@ def check_cbt(vm: VirtualMachine) -> CheckResult:
     return CheckResult.ok(title, "off; the next run enables it")
 
 
+def left_by_runs(vm: VirtualMachine) -> list[str]:
+    """Names of the snapshots that runs took of a source VM; those of a run that goes on are among them."""
+    return [snapshot.name for snapshot in vm.snapshots if snapshot.name.startswith(SOURCE_SNAPSHOT_PREFIX)]
+
+
 def check_leftovers(vm: VirtualMachine) -> CheckResult:
     title = f"snapshots of {vm.name}"
-    ours = [snapshot.name for snapshot in vm.snapshots if snapshot.name.startswith(SOURCE_SNAPSHOT_PREFIX)]
+    ours = left_by_runs(vm)
     if ours:
         return CheckResult(
             title,
@@ -123,7 +128,7 @@ def check_forgotten(world: World, job: JobSettings, sources: Sequence[VirtualMac
         return
     in_a_job = {name for table in jobs.values() for name in table.vms}
     for vm in sources:
-        ours = [snapshot.name for snapshot in vm.snapshots if snapshot.name.startswith(SOURCE_SNAPSHOT_PREFIX)]
+        ours = left_by_runs(vm)
         if ours and vm.name not in in_a_job:
             yield CheckResult(
                 f"snapshots of {vm.name}",

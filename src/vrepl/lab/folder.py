@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vrepl.lab.errors import LabError
 from vrepl.lab.processes import ProcessIdentity
+from vrepl.places import state_folder
 
 SITES = ("prod", "dr")
 STATE = "lab.json"
@@ -21,8 +22,7 @@ KIND = "vrepl-lab"
 
 
 def default_folder() -> Path:
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "vrepl" / "lab"
+    return state_folder() / "lab"
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def prepare(connection: socket.socket) -> None:
 
 
 def send(connection: socket.socket, header: Header, parts: Sequence[bytes | memoryview] = ()) -> None:
-    """Send a message whole. `header.payload` is the length of `parts`. Raises OSError."""
+    """Send a header and what of its payload is in `parts`; the rest, if any, must follow at once. Raises OSError."""
     views = [memoryview(HEADER.pack(*header)), *(memoryview(part) for part in parts)]
     while views:
         sent = connection.sendmsg(views)

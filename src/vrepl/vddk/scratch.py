@@ -12,11 +12,12 @@ import os
 import tempfile
 from pathlib import Path
 
+from vrepl.places import state_folder
+
 
 def scratch_folder() -> Path:
     """`$XDG_STATE_HOME/vrepl/vddk`, made if need be, for its owner's eyes only. Raises OSError."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    folder = Path(base) / "vrepl" / "vddk"
+    folder = state_folder() / "vddk"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
