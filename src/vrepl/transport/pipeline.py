@@ -245,7 +245,9 @@ class Pipeline:
                 self._writer.submit_read(offset, other, start, length, slot.read_done)
 
     def _handle_events(self) -> None:
-        """Sleep until something arrives, then take all that has."""
+        """Sleep until something arrives, then take what has, up to a buffer that this thread hashed: its write goes out
+        before the next is hashed, so that the disks' threads have something to do meanwhile.
+        """
         events = self._events
         if events.empty():
             began = time.perf_counter()
@@ -255,7 +257,7 @@ class Pipeline:
             event = events.get()
         while True:
             self._handle(*event)
-            if events.empty():
+            if event[0] == "read" or events.empty():
                 return
             event = events.get()
 
