@@ -34,7 +34,9 @@ def blocks(grains: set[int], size: int) -> list[Block]:
 @given(
     wanted=st.one_of(st.sets(GRAIN_NUMBERS, min_size=1), st.just(set(range(81)))),
     now=st.fixed_dictionaries(dict.fromkeys(range(81), DIGEST)),
-    known=st.one_of(st.just({}), st.dictionaries(GRAIN_NUMBERS, DIGEST)),
+    known=st.one_of(
+        st.just({}), st.just(dict.fromkeys(range(81), ZERO_DIGEST)), st.dictionaries(GRAIN_NUMBERS, DIGEST)
+    ),
     dirty=st.one_of(st.just(set()), st.sets(GRAIN_NUMBERS)),
     split_zeros=st.booleans(),
     size=st.sampled_from([MIB, LARGEST]),

@@ -100,7 +100,7 @@ class DigestJudge:
         self._split_zeros = split_zeros
 
     def runs(self, block: Block, digests: Sequence[bytes], same: Sequence[bool] | None) -> list[Run]:
-        known = self._known(block.grains)
+        known = self._known(block.grains, digests)
         in_one = len(block.pieces) == 1 and block.pieces[0].length == block.wanted
         if known is None and in_one and not (self._split_zeros and ZERO_DIGEST in digests):
             return [Run(*block.pieces[0], zeros=False)]  # most blocks of a full copy
@@ -113,13 +113,16 @@ class DigestJudge:
         ]
         return coalesce(wanted, self._split_zeros)
 
-    def _known(self, grains: Sequence[GrainAt]) -> Sequence[bytes | None] | None:
-        """What the parent's digests say of these grains; what stands for "unknown" equals no digest. None: nothing."""
+    def _known(self, grains: Sequence[GrainAt], digests: Sequence[bytes]) -> Sequence[bytes | None] | None:
+        """What the parent's digests say of these grains; what stands for "unknown" equals no digest.
+
+        None: nothing that `digests` could be equal to.
+        """
         first, last = grains[0][0], grains[-1][0]
         if self._digests_of is None or last - first >= 4 * len(grains):
             return [self._digest_of(grain[0]) for grain in grains]
         known = self._digests_of(first, last - first + 1)
-        if known.count(UNKNOWN) == len(known):
+        if known.count(UNKNOWN) == len(known) or (known.count(0) == len(known) and ZERO_DIGEST not in digests):
             return None
         return [known[at : at + DIGEST_SIZE] for at in [(grain[0] - first) * DIGEST_SIZE for grain in grains]]
 
