@@ -20,7 +20,7 @@ sys.path.insert(0, ARGUMENTS["client"])
 
 from vddk_client import DONE, Library  # noqa: E402 - the client's folder is an argument
 
-MIB = 1 << 20
+BLOCK = ARGUMENTS["block"]
 
 
 def main() -> dict[str, float]:
@@ -30,7 +30,7 @@ def main() -> dict[str, float]:
     source, target = (
         library.open(connection, ARGUMENTS[name], flags) for name, flags in (("source", 4), ("target", 0))
     )
-    buffers = [mmap.mmap(-1, MIB) for _ in range(ARGUMENTS["depth"])]
+    buffers = [mmap.mmap(-1, BLOCK) for _ in range(ARGUMENTS["depth"])]
     addresses = [c.addressof(c.c_char.from_buffer(buffer)) for buffer in buffers]
     (naive if ARGUMENTS["naive"] else asynchronous)(library, source, target, addresses)
     target.flush()
@@ -43,9 +43,9 @@ def main() -> dict[str, float]:
 def naive(library: Library, source: object, target: object, addresses: list[int]) -> None:
     read, write = library.c.VixDiskLib_Read, library.c.VixDiskLib_Write
     read.argtypes = write.argtypes = [c.c_void_p, c.c_uint64, c.c_uint64, c.c_void_p]
-    for offset in range(0, ARGUMENTS["capacity"], MIB):
+    for offset in range(0, ARGUMENTS["capacity"], BLOCK):
         for call, disk in ((read, source), (write, target)):
-            if call(disk.handle, offset // 512, MIB // 512, addresses[0]):  # type: ignore[attr-defined]
+            if call(disk.handle, offset // 512, BLOCK // 512, addresses[0]):  # type: ignore[attr-defined]
                 raise SystemExit("a call failed")
 
 
@@ -57,14 +57,14 @@ def asynchronous(library: Library, source: object, target: object, addresses: li
     on_read = DONE(lambda number, code: events.put((True, number, code)))
     on_write = DONE(lambda number, code: events.put((False, number, code)))
     offsets = [0] * len(addresses)
-    position, left = 0, ARGUMENTS["capacity"] // MIB
+    position, left = 0, ARGUMENTS["capacity"] // BLOCK
 
     def start(number: int) -> None:
         nonlocal position
         if position < ARGUMENTS["capacity"]:
             offsets[number - 1] = position
-            position += MIB
-            read(source.handle, offsets[number - 1] // 512, MIB // 512, addresses[number - 1], on_read, number)  # type: ignore[attr-defined]
+            position += BLOCK
+            read(source.handle, offsets[number - 1] // 512, BLOCK // 512, addresses[number - 1], on_read, number)  # type: ignore[attr-defined]
 
     for number in range(1, len(addresses) + 1):
         start(number)
@@ -73,7 +73,7 @@ def asynchronous(library: Library, source: object, target: object, addresses: li
         if code:
             raise SystemExit(f"VixError {code}")
         if was_read:
-            write(target.handle, offsets[number - 1] // 512, MIB // 512, addresses[number - 1], on_write, number)  # type: ignore[attr-defined]
+            write(target.handle, offsets[number - 1] // 512, BLOCK // 512, addresses[number - 1], on_write, number)  # type: ignore[attr-defined]
         else:
             left -= 1
             start(number)
