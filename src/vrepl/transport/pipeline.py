@@ -245,8 +245,10 @@ class Pipeline:
                 self._writer.submit_read(offset, other, start, length, slot.read_done)
 
     def _handle_events(self) -> None:
-        """Sleep until something arrives, then take what has, up to a buffer that this thread hashed: its write goes out
-        before the next is hashed, so that the disks' threads have something to do meanwhile.
+        """Sleep until something arrives, then take all that has.
+
+        Where the target has nothing to write, a buffer that this thread hashed is taken by itself: its write goes out
+        before the next is hashed.
         """
         events = self._events
         if events.empty():
@@ -257,7 +259,7 @@ class Pipeline:
             event = events.get()
         while True:
             self._handle(*event)
-            if event[0] == "read" or events.empty():
+            if events.empty() or (event[0] == "read" and not self._writing):
                 return
             event = events.get()
 
