@@ -21,6 +21,7 @@ from vrepl.transport.grains import ZERO_DIGEST, digest
 from vrepl.transport.memory import MemoryDisk, MemoryHandle
 from vrepl.transport.memory_records import MemoryDigests, MemoryLog
 from vrepl.transport.pipeline import Pipeline, Tuning
+from vrepl.transport.slots import Slot
 from vrepl.transport.transfer import copy_disk, verify_disk
 
 SHORT = 1536
@@ -332,6 +333,25 @@ def test_progress_ends_with_everything_settled() -> None:
         progress=progress,
     )  # fmt: skip
     assert seen[-1] == (capacity, capacity, 2 * GRAIN, 2 * GRAIN)
+
+
+def test_a_target_that_waits_gets_a_block_before_the_next_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    hash_slot = Slot.hash
+
+    def noted(slot: Slot) -> None:
+        steps.append("hash")
+        hash_slot(slot)
+
+    monkeypatch.setattr(Slot, "hash", noted)
+    source = fill(64 * GRAIN, dict.fromkeys(range(64), 1))  # four blocks, which are all read at once
+    target = MemoryHandle(MemoryDisk(64 * GRAIN), writable=True)
+    copy_disk(
+        order_of(64 * GRAIN), MemoryHandle(source), target, MemoryDigests({}), MemoryLog(),
+        hook=lambda point, settled: steps.append("write") if point is Point.WRITE else None,
+    )  # fmt: skip
+    assert steps.count("hash") == steps.count("write") == 4
+    assert steps[:2] == ["hash", "write"]
 
 
 def test_disks_of_different_size_are_refused() -> None:
