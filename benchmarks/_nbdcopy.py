@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from benchmarks.bench import cpu_seconds
+
 NBDKIT = shlex.split(os.environ.get("VREPL_NBDKIT", "nbdkit"))
 START_SECONDS = 20.0
 
@@ -66,19 +68,14 @@ def copy(folder: Path, password: str, thumbprint: str, source: str, target: str)
             ),
             strict=True,
         )
-        cpu = -sum(map(_cpu_seconds, pids)) - _children_seconds()
+        cpu = -sum(map(cpu_seconds, pids)) - _children_seconds()
         began = time.perf_counter()
         done = subprocess.run(["nbdcopy", "--flush", *uris], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"nbdcopy failed: {done.stderr}")
         seconds = time.perf_counter() - began
-        cpu += sum(map(_cpu_seconds, pids)) + _children_seconds()
+        cpu += sum(map(cpu_seconds, pids)) + _children_seconds()
     return {"seconds": seconds, "cpu": cpu}
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _children_seconds() -> float:

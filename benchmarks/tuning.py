@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.datapath import CAPACITY, RATE, SOURCE, Bench, at_once, files_on, in_turn, movers_of, second_target
+from benchmarks.bench import CAPACITY, RATE, SOURCE, Bench, at_once, files_on, in_turn, movers_of, second_target
 from vrepl.extents import Extent
 
 SETTINGS: dict[str, dict[str, int]] = {
