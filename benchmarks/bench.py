@@ -9,9 +9,9 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,11 +208,8 @@ def second_target(bench: Bench, site: VddkSite) -> dict[str, Any]:
 
 
 def at_once(bench: Bench, movers: VddkMovers, orders: list[TransferOrder]) -> float:
-    """Seconds until all are done."""
+    """Seconds until all are done. Raises what one of them raised."""
     began = time.perf_counter()
-    threads = [threading.Thread(target=bench.transfer, args=(movers, order)) for order in orders]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(orders)) as pool:
+        list(pool.map(lambda order: bench.transfer(movers, order), orders))
     return time.perf_counter() - began

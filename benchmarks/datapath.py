@@ -11,7 +11,7 @@ import random
 import shutil
 import statistics
 import tempfile
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,11 +199,8 @@ def throttle(bench: Bench) -> dict[str, object]:
     orders = [others[0].order(regions=regions, fresh=False) for regions in halves]
     with movers_of(others[0], bandwidth=lambda: THROTTLE) as movers:
         orders[1] = replace(orders[1], **second_target(bench, others[0]))
-        ready = [threading.Thread(target=movers.probe, args=(others[0].address(SOURCE),)) for _ in orders]
-        for thread in ready:
-            thread.start()
-        for thread in ready:
-            thread.join()
+        with ThreadPoolExecutor(len(orders)) as pool:  # a mover for each is ready before the clock starts
+            list(pool.map(movers.probe, [others[0].address(SOURCE)] * len(orders)))
         seconds = at_once(bench, movers, orders)
     return {"throttled_vs_limit": round(2 * length / seconds / THROTTLE, 3)}
 

@@ -10,9 +10,10 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 GRAIN = 65536
@@ -106,6 +107,7 @@ class FakeNfc:
     locks: list[Lock] = field(default_factory=list)
     _sockets: list[socket.socket] = field(default_factory=list)
     _tickets: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    _ticket_numbers: Iterator[int] = field(default_factory=count)
 
     def __post_init__(self) -> None:
         self.control = self._listen(self._serve_control)
@@ -214,7 +216,7 @@ class FakeNfc:
             self.locks.append(lock)
             self._reply(connection, *lines)
             return lock
-        ticket = f"ticket-{len(self._tickets)}"
+        ticket = f"ticket-{next(self._ticket_numbers)}"
         self._tickets[ticket] = (request["path"], readonly)
         self._reply(connection, *lines, f"ticket {ticket}", "host 127.0.0.1", f"nfc_port {self.nfc_port}")
         return None
