@@ -69,9 +69,7 @@ class VreplError(Exception):
         self.disk = disk
         self.step = step
 
-    def at(
-        self, *, vm: str | None = None, disk: str | None = None, step: str | None = None
-    ) -> VreplError:
+    def at(self, *, vm: str | None = None, disk: str | None = None, step: str | None = None) -> VreplError:
         """Fill in where it happened, keeping what is known already; returns itself, for `raise error.at(…)`."""
         self.vm = self.vm or vm
         self.disk = self.disk or disk

@@ -321,9 +321,7 @@ def test_movers_share_one_folder_that_stays_and_leave_nothing_else(
     assert list(temporary.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_named(
-    site: VddkSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_made_is_named(site: VddkSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "state").write_text("in the way")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     made = VddkMovers(site.connection, site.settings)

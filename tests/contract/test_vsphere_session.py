@@ -198,6 +198,7 @@ def test_another_web_server_is_no_vcenter(step: str, vcenter: FakeVcenter, tmp_p
 
 def test_a_port_that_speaks_no_tls_is_said(open_session: Open) -> None:
     with socket.create_server(("127.0.0.1", 0)) as plain:
+
         def answer() -> None:
             peer, _ = plain.accept()
             with peer:

@@ -494,7 +494,6 @@ def check(folder: DiskFolder, right: dict[str, Contents], perhaps: dict[str, Con
             assert found in {expected, None}, name
 
 
-
 @pytest.mark.parametrize("tear", [False, True])
 def test_a_fold_that_dies_at_any_step_is_done_again(tmp_path: Path, tear: bool) -> None:
     folder = DiskFolder(tmp_path / "whole")

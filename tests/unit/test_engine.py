@@ -205,9 +205,7 @@ def test_resized_disk_is_refused_or_replaced(world: World) -> None:
     world.job = replace(world.job, on_resize=OnResize.RESTART)
     report = world.run_vm()
     assert report.result is Result.SUCCESS, report.error
-    assert sorted(one.disk.content() for one in world.replica().disks) == sorted(
-        one.disk.content() for one in vm.disks
-    )
+    assert sorted(one.disk.content() for one in world.replica().disks) == sorted(one.disk.content() for one in vm.disks)
     world.source.guest_write(vm, 0, 29 * GRAIN, b"tail")
     assert world.run_vm().result is Result.SUCCESS
 

@@ -113,9 +113,7 @@ def replicate(
                 engine.stop()
                 workshop.sites.hurry()
 
-            with running.stop_on_signals(
-                stop, workshop.stopped, "stopping: removing what this run made on the source"
-            ):
+            with running.stop_on_signals(stop, workshop.stopped, "stopping: removing what this run made on the source"):
                 return running.with_retries(
                     lambda names: engine.replicate(job, names, lock_wait=lock_wait, mapping=mapping),
                     selection.vms,

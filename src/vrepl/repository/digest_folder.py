@@ -273,4 +273,3 @@ def _bad_pages(path: Path, header: BaseHeader) -> int:
             return bad + sum(1 for index in range(min(pages, expected)) if reader.read_page(index) is None)
     finally:
         reader.close()
-

@@ -362,4 +362,3 @@ def _touched_pages(delta: DeltaReader) -> Iterator[int]:
         if index != last:
             yield index
         last = index
-

@@ -237,9 +237,7 @@ class Repository:
 
     def unlock(self) -> list[LockHolder]:
         """Clean up after dead owners; live ones are only reported, for a lock is released by its process's end."""
-        return [
-            LockHolder(lock.name, lock.path, not clear_dead(lock.path), lock.owner) for lock in self.locks()
-        ]
+        return [LockHolder(lock.name, lock.path, not clear_dead(lock.path), lock.owner) for lock in self.locks()]
 
     # Run reports
 
@@ -275,9 +273,7 @@ class Repository:
     def _run_paths(self) -> list[Path]:
         directory = self.path / "runs"
         with naming(directory, "list"):
-            return sorted(
-                directory.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True
-            )
+            return sorted(directory.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def replica_id(source_site: str, source_instance_uuid: str) -> str:
