@@ -23,8 +23,8 @@ from fake_nfc import GRAIN, PASSWORD, THUMBPRINT, FakeNfc, make_link  # noqa: E4
 from vddk_site import SOURCE, TARGET, VddkSite, make_site  # noqa: E402
 from vixdisklib_lab import FakeLab, compile_library, compilers  # noqa: E402
 
+from vrepl.movers.pool import VddkMovers  # noqa: E402
 from vrepl.ports import TransferOrder, TransferResult  # noqa: E402
-from vrepl.vddk.movers import VddkMovers  # noqa: E402
 
 MIB = 1 << 20
 CAPACITY = int(os.environ.get("VREPL_BENCH_MIB", "2048")) * MIB

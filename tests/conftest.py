@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from vrepl.lab.lab import Lab
-    from vrepl.lab.spec import LabSpec
+    from vrepl_lab.lab import Lab
+    from vrepl_lab.spec import LabSpec
 
 STATE_VARIABLE = "XDG_STATE_HOME"
 LAB_FIXTURES = {"lab", "start_lab", "start_shared_lab"}
@@ -72,7 +72,7 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def small_spec() -> LabSpec:
     """The VMs of `vrepl lab up`, small enough to start in about a second."""
-    from vrepl.lab.spec import demo_spec
+    from vrepl_lab.spec import demo_spec
 
     return demo_spec(disk_mib=16)
 
@@ -80,8 +80,8 @@ def small_spec() -> LabSpec:
 def start_or_skip(folder: Path, spec: LabSpec) -> Lab:
     if os.environ.get("VREPL_NO_LAB") == "1":
         pytest.skip("VREPL_NO_LAB=1")
-    from vrepl.lab.errors import LabError
-    from vrepl.lab.lab import Lab
+    from vrepl_lab.errors import LabError
+    from vrepl_lab.lab import Lab
 
     try:
         return Lab.start(folder, spec, say=lambda line: None)

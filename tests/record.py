@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from tests.support.cassettes import FOLDER, RECORD_VARIABLE
-from vrepl.lab.build import find_go, go_environment
-from vrepl.lab.certificates import Authority
-from vrepl.lab.lab import USER, Lab
-from vrepl.lab.spec import demo_spec
+from vrepl_lab.build import find_go, go_environment
+from vrepl_lab.certificates import Authority
+from vrepl_lab.lab import USER, Lab
+from vrepl_lab.spec import demo_spec
 
 TESTS = Path(__file__).parent
 PLAIN_SOURCES = TESTS / "plain_govcsim"

@@ -18,19 +18,19 @@ import pytest
 from vddk_site import SOURCE, make_site
 from vixdisklib_lab import FakeLab
 
+from tests.support.memory_disk import MemoryDisk, MemoryHandle
 from vrepl.errors import DiskError, MoverError, VreplError
 from vrepl.extents import GRAIN, Extent, intersect, normalise, subtract
+from vrepl.movers import messages
+from vrepl.movers.process import MoverProcess, Spawner
+from vrepl.stream.remote import RemoteDisk
+from vrepl.stream.serve import serve_disk
 from vrepl.transport.buffers import MIB, Buffer
 from vrepl.transport.decorators import CountingDisk, FailingDisk, LateDisk, ThrottledDisk
 from vrepl.transport.disk import DiskReader, DiskWriter
-from vrepl.transport.memory import MemoryDisk, MemoryHandle
-from vrepl.transport.remote import RemoteDisk
-from vrepl.transport.serve import serve_disk
 from vrepl.transport.throttle import Throttle
-from vrepl.vddk import messages
 from vrepl.vddk.disk import AsyncDisk, DirectDisk
 from vrepl.vddk.handles import DiskInfo
-from vrepl.vddk.process import MoverProcess, Spawner
 
 CAPACITY = 5 * MIB + 3 * GRAIN + 1536
 LAST = CAPACITY // GRAIN

@@ -16,20 +16,20 @@ from test_vddk_movers import CAPACITY, ignore, resumed
 from vddk_site import VddkSite, make_site, some_grains
 from vixdisklib_lab import ERROR, MIB, FakeLab, rule
 
+from tests.support.memory_disk import MemoryDisk, MemoryHandle
+from tests.support.memory_records import MemoryDigests, MemoryLog
 from vrepl.errors import DiskError, DiskLockedError, MoverError
 from vrepl.extents import Extent
 from vrepl.model import TransferKind
+from vrepl.movers.pair import MoverPair
+from vrepl.movers.pool import VddkMovers
+from vrepl.movers.process import MoverSettings
 from vrepl.ports import DigestFiles, DiskAddress, TransferOrder, TransferProgress
 from vrepl.repository.transferlog import read_log
-from vrepl.transport.compression import Compressor
-from vrepl.transport.memory import MemoryDisk, MemoryHandle
-from vrepl.transport.memory_records import MemoryDigests, MemoryLog
-from vrepl.transport.remote import RemoteDisk
-from vrepl.transport.serve import serve_disk
+from vrepl.stream.compression import Compressor
+from vrepl.stream.remote import RemoteDisk
+from vrepl.stream.serve import serve_disk
 from vrepl.transport.transfer import copy_disk
-from vrepl.vddk.movers import VddkMovers
-from vrepl.vddk.pair import MoverPair
-from vrepl.vddk.process import MoverSettings
 
 
 @pytest.fixture

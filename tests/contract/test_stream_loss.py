@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from test_mover_pair import order_of
 
+from tests.support.memory_disk import MemoryDisk, MemoryHandle
+from tests.support.memory_records import MemoryDigests, MemoryLog
 from vrepl.errors import MoverError, VreplError
+from vrepl.stream.compression import Compressor
+from vrepl.stream.remote import RemoteDisk
+from vrepl.stream.serve import DiskServer, serve_disk
+from vrepl.stream.splicing import _Pipe
+from vrepl.stream.wire import HEADER, Header, Kind
 from vrepl.transport import serve
 from vrepl.transport.buffers import LARGEST, MIB, POOL
-from vrepl.transport.compression import Compressor
 from vrepl.transport.decorators import LateDisk, PassingDisk
-from vrepl.transport.memory import MemoryDisk, MemoryHandle
-from vrepl.transport.memory_records import MemoryDigests, MemoryLog
-from vrepl.transport.remote import RemoteDisk
-from vrepl.transport.serve import DiskServer, serve_disk
-from vrepl.transport.splicing import _Pipe
 from vrepl.transport.transfer import copy_disk
-from vrepl.transport.wire import HEADER, Header, Kind
 
 HANGS = 60
 """Seconds after which a thread is taken to hang: far more than anything here takes."""

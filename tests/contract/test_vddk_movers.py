@@ -26,10 +26,10 @@ from vrepl.errors import (
 )
 from vrepl.extents import Extent, from_grains, subtract
 from vrepl.model import TransportMode
+from vrepl.movers.pair import MoverPair
+from vrepl.movers.pool import VddkMovers
 from vrepl.ports import DigestFiles, TransferOrder, TransferProgress, VerifyOrder
 from vrepl.repository.transferlog import read_log
-from vrepl.vddk.movers import VddkMovers
-from vrepl.vddk.pair import MoverPair
 
 CAPACITY = 16 * MIB + 1536
 
@@ -353,7 +353,7 @@ def test_a_probe_tells_what_the_disk_is(site: VddkSite, movers: VddkMovers) -> N
 
 def test_a_folder_without_the_library_says_what_is_there(site: VddkSite, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    from vrepl.vddk.process import MoverSettings
+    from vrepl.movers.process import MoverSettings
 
     made = VddkMovers(site.connection, lambda name: MoverSettings(tmp_path / "empty"))
     with pytest.raises(LibraryError, match=r"libvixDiskLib\.so\.9 to libvixDiskLib\.so\.6"):

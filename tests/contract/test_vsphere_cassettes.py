@@ -63,7 +63,7 @@ def guest_writes() -> Callable[[str, int, int, int], None]:
 
     def write(vm: str, index: int, offset: int, length: int) -> None:
         if RECORDING:
-            from vrepl.lab.lab import Lab
+            from vrepl_lab.lab import Lab
 
             lab = Lab.attach(Path(json.loads(Path(RECORDING).read_text())["lab"]))
             lab.write("prod", vm, index, offset, b"\xa5" * length)

@@ -11,8 +11,8 @@ from vixdisklib_lab import FakeLab
 
 from vrepl.extents import Extent
 from vrepl.model import TransferKind, TransportMode
+from vrepl.movers.process import MoverSettings
 from vrepl.ports import DigestFiles, DiskAddress, SiteConnection, TransferOrder
-from vrepl.vddk.process import MoverSettings
 
 SOURCE, TARGET = "[prod] web/web.vmdk", "[dr] web-replica/web.vmdk"
 

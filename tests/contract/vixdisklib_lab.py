@@ -14,7 +14,7 @@ from typing import Any
 
 from fake_nfc import THUMBPRINT, Disk, FakeNfc
 
-SOURCES = Path(__file__).parents[2] / "src/vrepl/lab/vixdisklib"
+SOURCES = Path(__file__).parents[2] / "src/vrepl_lab/vixdisklib"
 FLAGS = ["-O2", "-shared", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]
 MIB = 1 << 20
 RULE = struct.Struct("<IIQQQQQ48s8s2Q")

@@ -11,7 +11,7 @@ from typing import Any
 from pyVim.connect import Disconnect, SmartConnect
 from pyVmomi import vim
 
-from vrepl.lab.lab import USER, Lab
+from vrepl_lab.lab import USER, Lab
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import small_spec
-from vrepl.lab.lab import Lab
-from vrepl.lab.spec import LabSpec
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import LabSpec
 
 VREPL = [sys.executable, "-m", "vrepl"]
 TAKES_A_SNAPSHOT, MAKES_A_VM = "CreateSnapshot_Task", "CreateVM_Task"

@@ -11,8 +11,8 @@ import pytest
 from plain_api import vm_named, wait
 from vrepl_runs import GRAIN, Runs, kinds, moved
 
-from vrepl.lab.lab import Lab
-from vrepl.lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 StartRuns = Callable[..., Runs]
 ODD = MIB + 512

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from vrepl.lab.lab import Lab
-from vrepl.lab.spec import LabSpec, demo_spec
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import LabSpec, demo_spec
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from plain_api import vm_named, wait
 from pyVmomi import vim
 from vrepl_runs import GRAIN, Runs, kinds, moved
 
-from vrepl.lab.lab import Lab
-from vrepl.lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 SPEC = LabSpec.of_vms(
     VmSpec("web-01", disks=(DiskSpec(4 * MIB, content="random"), DiskSpec(2 * MIB, content="random"))),

@@ -17,8 +17,8 @@ import pytest
 from plain_api import vm_named
 from vrepl_runs import GRAIN, VREPL, Runs, moved
 
-from vrepl.lab.lab import Lab
-from vrepl.lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 DELAY_MS = 700
 """Long enough to find the call under way, and to kill the run meanwhile."""
@@ -331,7 +331,7 @@ def test_a_task_that_never_ends_fails_the_run_in_the_end(runs: Runs) -> None:
     runs.json("replicate", "demo", "--vm", runs.vm)
     runs.lab.set("prod.api_fault=CreateSnapshot_Task:task_hang@1")
     patched = (
-        "import vrepl.cli.wiring as w; from dataclasses import replace; s = w.Sites.settings;"
+        "import vrepl.app.composition as w; from dataclasses import replace; s = w.Sites.settings;"
         "w.Sites.settings = lambda self, name: replace(s(self, name), task_timeout=2.0);"
         "from vrepl.cli import main; main()"
     )

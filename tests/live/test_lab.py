@@ -18,12 +18,12 @@ import plain_api
 import pytest
 from plain_api import vm_named, wait
 
-from vrepl.lab.errors import LabError
-from vrepl.lab.folder import read_state
-from vrepl.lab.guests import find_tool, make_images, random_bytes
-from vrepl.lab.lab import Lab
-from vrepl.lab.processes import ProcessIdentity
-from vrepl.lab.spec import MIB, DiskSpec, LabSpec, SiteSpec, VmSpec
+from vrepl_lab.errors import LabError
+from vrepl_lab.folder import read_state
+from vrepl_lab.guests import find_tool, make_images, random_bytes
+from vrepl_lab.lab import Lab
+from vrepl_lab.processes import ProcessIdentity
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, SiteSpec, VmSpec
 
 ODD = MIB + 512
 TINY = LabSpec.of_vms(
@@ -282,7 +282,7 @@ def test_a_lab_may_lie_deep(tiny: Lab, tmp_path: Path) -> None:
 def test_simulators_die_with_the_process_that_started_them(tiny: Lab, lab_folders: Callable[[], Path]) -> None:
     folder = lab_folders()
     code = (
-        "import sys; from pathlib import Path; from vrepl.lab.lab import Lab; from vrepl.lab.spec import LabSpec\n"
+        "import sys; from pathlib import Path; from vrepl_lab.lab import Lab; from vrepl_lab.spec import LabSpec\n"
         "Lab.start(Path(sys.argv[1]), LabSpec.of_vms()); print('up', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vrepl.lab.folder import read_state
-from vrepl.lab.lab import Lab
+from vrepl_lab.folder import read_state
+from vrepl_lab.lab import Lab
 
 COMMAND = [sys.executable, "-c", "from vrepl.cli import main; main()", "lab", "demo", "--disk-mib", "32"]
 

@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from plain_api import vm_named
 from vrepl_runs import GRAIN, Image, Runs
 
-from vrepl.lab.lab import Lab
-from vrepl.lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 CAPACITY = 16 * MIB + 512
 GRAINS = 16 * MIB // GRAIN

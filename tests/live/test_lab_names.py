@@ -10,8 +10,8 @@ import pytest
 from pyVmomi import vim
 from vrepl_runs import Runs
 
-from vrepl.lab.lab import Lab
-from vrepl.lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 NAME = "web/01 50%"
 

@@ -19,8 +19,8 @@ import plain_api
 import pytest
 from plain_api import disk_path, vm_named, wait
 
-from vrepl.lab.lab import USER, Lab
-from vrepl.lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+from vrepl_lab.lab import USER, Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 CLIENT = Path(__file__).parents[1] / "contract"
 SPEC = LabSpec.of_vms(

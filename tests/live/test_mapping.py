@@ -9,8 +9,8 @@ import plain_api
 from plain_api import vm_named, wait
 from vrepl_runs import GRAIN, Runs, kinds, moved
 
-from vrepl.lab.lab import Lab
-from vrepl.lab.spec import MIB, DiskSpec, LabSpec, SiteSpec, VmSpec, proxy_vm
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, SiteSpec, VmSpec, proxy_vm
 
 DISKS = (DiskSpec(8 * MIB, content="random", fill=0.8), DiskSpec(MIB + 512, content="random"))
 SPEC = LabSpec(

@@ -12,8 +12,8 @@ from plain_api import vm_named
 from pyVmomi import vim
 from vrepl_runs import GRAIN, Runs, moved
 
-from vrepl.lab.lab import Lab
-from vrepl.lab.spec import MIB, PROXY_VM, DiskSpec, LabSpec, VmSpec
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import MIB, PROXY_VM, DiskSpec, LabSpec, VmSpec
 
 THICK = DiskSpec(6 * MIB, content="random", fill=0.5, thin=False)
 THIN = DiskSpec(4 * MIB, content="random", fill=0.5)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from vrepl_runs import Runs, kinds, moved
 
-from vrepl.lab.lab import Lab
-from vrepl.lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 RATE = 8 * MIB
 

@@ -12,8 +12,8 @@ import pytest
 from plain_api import disk_path, vm_named, wait
 from pyVmomi import vim, vmodl
 
-from vrepl.lab.lab import Lab
-from vrepl.lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 GRAIN = 65536
 CAPACITY = 3 * MIB + 512

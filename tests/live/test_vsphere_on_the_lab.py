@@ -11,13 +11,13 @@ from contextlib import ExitStack
 import pytest
 
 from vrepl.errors import CbtError, InterruptedRunError, PermissionDeniedError, VreplError, VsphereError
-from vrepl.lab.lab import USER, Lab
 from vrepl.model import PowerState, ReplicaPlacement, ReplicaSpec, VirtualMachine
 from vrepl.vsphere import collector
 from vrepl.vsphere.privileges import Role
 from vrepl.vsphere.retry import RetryPolicy
 from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
+from vrepl_lab.lab import USER, Lab
 
 OpenSite = Callable[..., VsphereSite]
 

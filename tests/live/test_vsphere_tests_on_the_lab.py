@@ -9,7 +9,7 @@ from pathlib import Path
 
 import plain_api
 
-from vrepl.lab.lab import Lab
+from vrepl_lab.lab import Lab
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from vrepl.lab.lab import Lab
+from vrepl_lab.lab import Lab
 
 GRAIN = 65536
 VREPL = [sys.executable, "-c", "from vrepl.cli import main; main()"]

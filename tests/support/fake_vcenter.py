@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from vrepl.lab.certificates import Authority, Certificate
+from vrepl_lab.certificates import Authority, Certificate
 
 USER, PASSWORD = "operator@vsphere.local", "correct horse"
 

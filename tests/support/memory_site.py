@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from tests.support.memory_disk import MemoryDisk, MemoryHandle
 from vrepl.errors import CbtError, DiskLockedError, NotFoundError, TransientVsphereError, VsphereError
 from vrepl.extents import GRAIN, Extent
 from vrepl.model import (
@@ -28,7 +29,6 @@ from vrepl.model import (
     VirtualMachine,
 )
 from vrepl.ports import DiskAddress, SiteConnection
-from vrepl.transport.memory import MemoryDisk, MemoryHandle
 
 HARDWARE = Hardware(
     version=19,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.local_movers import LocalMovers
+from tests.support.memory_disk import MemoryDisk
 from tests.support.memory_site import MemoryOpener, MemorySite, MemoryVm
 from vrepl.engine import Engine
 from vrepl.engine.context import Patience
@@ -32,9 +34,7 @@ from vrepl.repository.digests import open_lookup
 from vrepl.repository.replica import ReplicaFolder
 from vrepl.repository.store import Repository
 from vrepl.repository.transferlog import TransferLogWriter
-from vrepl.transport.faults import Point, SimulatedKill
-from vrepl.transport.local import LocalMovers
-from vrepl.transport.memory import MemoryDisk
+from vrepl.transport.hooks import Point, SimulatedKill
 
 
 class TickingClock:

@@ -12,7 +12,7 @@ import pytest
 from vrepl.checks.hotadd import check_hotadd
 from vrepl.checks.result import CheckResult, Status
 from vrepl.model import TransportMode, VirtualMachine
-from vrepl.transport.modes import ProxyVm
+from vrepl.planner.modes import ProxyVm
 
 ATTACH = "VirtualMachine.Config.AddExistingDisk"
 PROXY = ProxyVm(ref="vm-9", name="proxy-9", host="esx-1", datacenter="dc", free_scsi_slots=14)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vrepl.checks import run_checks
+from vrepl.checks.facts import World
 from vrepl.checks.result import CheckResult, NagiosStatus, Status, nagios_line, nagios_status
-from vrepl.checks.world import World
 from vrepl.config import LoadedConfig, parse
 from vrepl.errors import AuthenticationError, CertificateError, LibraryError, UsageError, VreplError
 from vrepl.model import Datastore, Disk, Hardware, PowerState, ReplicaPlacement, Snapshot, TransportMode, VirtualMachine

@@ -75,7 +75,7 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
     code = (
         "import sys, vrepl.cli\n"
         "heavy = {'pyVmomi', 'distributed', 'dask', 'rich', 'pydantic', 'keyring'}\n"
-        "heavy |= {'vrepl.engine', 'vrepl.vddk', 'vrepl.lab', 'vrepl.vsphere'}\n"
+        "heavy |= {'vrepl.engine', 'vrepl.vddk', 'vrepl_lab', 'vrepl.vsphere'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
         "print('VixDiskLib' in open('/proc/self/maps').read())\n"
     )

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from vrepl.cli import main
-from vrepl.cli.lab import SIZE, lab
-from vrepl.lab.faultrules import ACTIONS, API_ACTIONS, OPERATIONS
-from vrepl.lab.settings import SETTINGS
+from vrepl_lab.commands import SIZE, lab
+from vrepl_lab.faultrules import ACTIONS, API_ACTIONS, OPERATIONS
+from vrepl_lab.settings import SETTINGS
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -102,6 +102,6 @@ def test_down_refuses_a_folder_that_is_no_labs(tmp_path: Path) -> None:
 
 
 def test_the_command_line_does_not_load_the_lab() -> None:
-    code = "import sys, vrepl.cli, vrepl.cli.lab; print([name for name in sys.modules if name.startswith('vrepl.lab')])"
+    code = "import sys, vrepl.cli; print([name for name in sys.modules if name.startswith('vrepl_lab')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.memory_disk import MemoryDisk, MemoryHandle
+from tests.support.memory_records import MemoryDigests, MemoryLog
 from vrepl.errors import DiskError, InterruptedRunError, VerificationError
 from vrepl.extents import GRAIN, Extent, from_grains, grain_count, total
 from vrepl.model import TransferKind, TransportMode
@@ -16,10 +18,8 @@ from vrepl.ports import DigestFiles, DiskAddress, TransferOrder, TransferProgres
 from vrepl.transport import journal
 from vrepl.transport.buffers import LARGEST
 from vrepl.transport.decorators import CountingDisk, FailingDisk, LateDisk
-from vrepl.transport.faults import Point, SimulatedKill
 from vrepl.transport.grains import ZERO_DIGEST, digest
-from vrepl.transport.memory import MemoryDisk, MemoryHandle
-from vrepl.transport.memory_records import MemoryDigests, MemoryLog
+from vrepl.transport.hooks import Point, SimulatedKill
 from vrepl.transport.pipeline import Pipeline, Tuning
 from vrepl.transport.slots import Slot
 from vrepl.transport.transfer import copy_disk, verify_disk

@@ -187,8 +187,8 @@ def test_disk_removed_from_the_source(world: World) -> None:
 
 
 def test_resized_disk_is_refused_or_replaced(world: World) -> None:
+    from tests.support.memory_disk import MemoryDisk
     from vrepl.model import OnResize
-    from vrepl.transport.memory import MemoryDisk
 
     world.run_vm()
     vm = source(world)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.memory_disk import MemoryDisk
 from tests.support.world import World, folder_of, source
 from vrepl.engine import Engine
 from vrepl.extents import GRAIN
 from vrepl.model import OnResize, TransferKind
 from vrepl.report.model import Result, VmReport
 from vrepl.transport import journal
-from vrepl.transport.memory import MemoryDisk
 
 GRAINS = 48
 CAPACITY = GRAINS * GRAIN

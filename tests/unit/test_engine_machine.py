@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from tests.support.memory_disk import MemoryDisk
 from tests.support.memory_site import MemoryVm
 from tests.support.world import World
 from vrepl.engine.knowledge import unfinished_disks
@@ -29,7 +30,6 @@ from vrepl.repository.rebuild import FoundReplica, rebuild
 from vrepl.repository.store import Repository
 from vrepl.transport import journal
 from vrepl.transport.grains import digest
-from vrepl.transport.memory import MemoryDisk
 
 GRAINS = 36
 """Three blocks of the pipeline, so that a transfer can die between two checkpoints."""

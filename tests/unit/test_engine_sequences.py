@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 
+from tests.support.memory_disk import MemoryDisk
 from tests.support.memory_site import MemorySite
 from tests.support.world import World, source
 from tests.support.world import folder_of as folder
@@ -19,7 +20,6 @@ from vrepl.extents import GRAIN
 from vrepl.model import OnNotReplicable, OnResize, RetentionPolicy, TransferKind
 from vrepl.report.model import Result
 from vrepl.transport import journal
-from vrepl.transport.memory import MemoryDisk
 
 CAPACITY = 40 * GRAIN + 512
 
@@ -361,7 +361,7 @@ class Access:
 
 @pytest.fixture
 def access(world: World, monkeypatch: pytest.MonkeyPatch) -> Access:
-    from vrepl.transport.local import LocalMovers
+    from tests.support.local_movers import LocalMovers
 
     made = Access(world)
     monkeypatch.setattr(LocalMovers, "prepare_for_access", lambda self, *of: made.prepare(*of))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.memory_records import MemoryDigests
 from vrepl.extents import GRAIN, Extent, from_grains
 from vrepl.transport.buffers import LARGEST, MIB
 from vrepl.transport.grains import ZERO_DIGEST
 from vrepl.transport.judges import DigestJudge, VerifyJudge
-from vrepl.transport.memory_records import MemoryDigests
 from vrepl.transport.work import Block, Packer
 
 CAPACITY = 80 * GRAIN + 512

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from vrepl.lab import build as building
-from vrepl.lab.build import build, find_compiler, find_go, hash_of_sources
-from vrepl.lab.errors import LabError
+from vrepl_lab import build as building
+from vrepl_lab.build import build, find_compiler, find_go, hash_of_sources
+from vrepl_lab.errors import LabError
 
 GO = """#!/bin/sh
 echo "go $*" >> "$CALLS"

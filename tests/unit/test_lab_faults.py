@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from vrepl.lab.errors import LabError
-from vrepl.lab.faultrules import EXAMPLES, ApiFault, DiskFault, parse_api_fault, parse_disk_fault
+from vrepl_lab.errors import LabError
+from vrepl_lab.faultrules import EXAMPLES, ApiFault, DiskFault, parse_api_fault, parse_disk_fault
 
 
 @pytest.mark.parametrize(

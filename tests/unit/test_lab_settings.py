@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vrepl.lab.errors import LabError
-from vrepl.lab.settings import RULES, SettingsFile, parse_assignments
+from vrepl_lab.errors import LabError
+from vrepl_lab.settings import RULES, SettingsFile, parse_assignments
 
 SITES = ("prod", "dr")
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from vrepl.lab import configuration, guests, processes, proxies
-from vrepl.lab.certificates import Authority
-from vrepl.lab.errors import LabError
-from vrepl.lab.folder import read_state, reserved, write_state
-from vrepl.lab.guests import find_tool, make_images, random_bytes, random_pieces
-from vrepl.lab.lab import Lab, clear
-from vrepl.lab.processes import ProcessIdentity
-from vrepl.lab.spec import (
+from vrepl_lab import configuration, guests, processes, proxies
+from vrepl_lab.certificates import Authority
+from vrepl_lab.errors import LabError
+from vrepl_lab.folder import read_state, reserved, write_state
+from vrepl_lab.guests import find_tool, make_images, random_bytes, random_pieces
+from vrepl_lab.lab import Lab, clear
+from vrepl_lab.processes import ProcessIdentity
+from vrepl_lab.spec import (
     MIB,
     PROXY_VM,
     DiskSpec,

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
+from tests.support.memory_disk import MemoryHandle
 from tests.unit.test_engine_machine import CAPACITY, ReplicationMachine
 from vrepl.engine import deciding, moving
 from vrepl.extents import Extent
 from vrepl.ports import DigestFiles
 from vrepl.repository.replica import ReplicaFolder
-from vrepl.transport.memory import MemoryHandle
 
 
 class DenseMachine(ReplicationMachine):
@@ -89,7 +89,7 @@ def dirty_grains_are_suppressed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def unallocated_grains_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changed but no longer allocated means: write zeros."""
-    from vrepl.transport import memory
+    from tests.support import memory_disk as memory
 
     monkeypatch.setattr(memory.MemoryHandle, "submit_zeros", lambda self, offset, length, done: done(None))
 

@@ -13,10 +13,10 @@ from vrepl.engine import Engine
 from vrepl.errors import TransportModeError
 from vrepl.extents import GRAIN
 from vrepl.model import Datastore, TransportMode
+from vrepl.planner.modes import ProxyFacts
 from vrepl.ports import DiskAddress
+from vrepl.proxy.chooser import RuleAdvisor
 from vrepl.report.model import Result, VmReport
-from vrepl.transport.advisor import RuleAdvisor
-from vrepl.transport.modes import ProxyFacts
 
 CAPACITY = 12 * GRAIN
 
@@ -180,7 +180,7 @@ def test_wherever_a_run_dies_the_next_one_finishes(tmp_path: Path) -> None:
 
 
 def test_a_run_that_died_over_san_goes_on_from_its_log(world: SanWorld) -> None:
-    from vrepl.transport.faults import Point
+    from vrepl.transport.hooks import Point
 
     place = f"transfer {Point.RECORDED}"
     assert world.run_until(lambda where: where.startswith(place)) is None
@@ -194,7 +194,7 @@ def test_a_run_that_died_over_san_goes_on_from_its_log(world: SanWorld) -> None:
 
 
 def test_another_products_snapshot_of_the_replica_stays(world: SanWorld) -> None:
-    from vrepl.transport.faults import Point
+    from vrepl.transport.hooks import Point
 
     assert world.run_until(lambda where: where.startswith(f"transfer {Point.RECORDED}")) is None
     replica = world.replica()

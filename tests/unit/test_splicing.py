@@ -12,9 +12,9 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from vrepl.stream.splicing import LEAST_BYTES, PageSender, _Pipe
+from vrepl.stream.wire import receive_into
 from vrepl.transport.buffers import LARGEST, Buffer
-from vrepl.transport.splicing import LEAST_BYTES, PageSender, _Pipe
-from vrepl.transport.wire import receive_into
 
 SIZES = (512, LEAST_BYTES - 1, LEAST_BYTES, LEAST_BYTES + 512, 1024 * 1024, LARGEST)
 Pair = tuple[socket.socket, socket.socket]

@@ -10,9 +10,9 @@ import pytest
 
 from vrepl.errors import DiskError
 from vrepl.model import Controller, Datastore, Disk, Hardware, PowerState, TransportMode, VirtualMachine
+from vrepl.planner.modes import DiskQuestion, ProxyFacts, ProxyVm, Side, choose_modes
 from vrepl.planner.preflight import not_replicable_reason, unreplicable_disk_reason
-from vrepl.transport.advisor import RuleAdvisor
-from vrepl.transport.modes import DiskQuestion, ProxyFacts, ProxyVm, Side, choose_modes
+from vrepl.proxy.chooser import RuleAdvisor
 
 SAN, HOTADD, NBDSSL, NBD = TransportMode.SAN, TransportMode.HOTADD, TransportMode.NBDSSL, TransportMode.NBD
 DEFAULT = (SAN, HOTADD, NBDSSL)

@@ -17,10 +17,10 @@ from vrepl.errors import (
     TransientDiskError,
     TransportModeError,
 )
+from vrepl.movers.process import MoverSettings, mover_environment
 from vrepl.vddk import abi
 from vrepl.vddk.codes import MEANINGS, error_of
 from vrepl.vddk.library import Library, candidates, find_library
-from vrepl.vddk.process import MoverSettings, mover_environment
 from vrepl.vddk.purity import foreign_openssl
 
 
@@ -161,7 +161,7 @@ def test_only_anothers_openssl_is_foreign() -> None:
 
 def test_what_a_mover_imports_brings_no_openssl() -> None:
     script = (
-        "import vrepl.vddk.mover, vrepl.repository.digests, vrepl.repository.transferlog, sys, pathlib\n"
+        "import vrepl.movers.worker, vrepl.repository.digests, vrepl.repository.transferlog, sys, pathlib\n"
         "from vrepl.vddk.purity import assert_pure\n"
         "assert_pure(pathlib.Path('/opt/vddk'))\n"
         "heavy = ('ssl', 'hashlib', 'tempfile', 'random', 'uuid', 'pydantic', 'asyncio')\n"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vrepl.checks.facts import CheckedSite, World
 from vrepl.checks.jobs import check_job
 from vrepl.checks.result import CheckResult, Status
 from vrepl.checks.sites import check_site
-from vrepl.checks.world import CheckedSite, World
 from vrepl.errors import VreplError
 from vrepl.repository.check import Severity
 from vrepl.repository.check import check as check_repository_files

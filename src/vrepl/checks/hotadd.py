@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from vrepl.checks.facts import CheckedSite, World
 from vrepl.checks.privileges import lacking_words
 from vrepl.checks.result import CheckResult, Status
-from vrepl.checks.world import CheckedSite, World
 from vrepl.errors import VreplError
 from vrepl.model import JobSettings, TransportMode, VirtualMachine
 

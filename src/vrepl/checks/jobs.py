@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from vrepl.checks.facts import CheckedSite, World
 from vrepl.checks.hotadd import check_hotadd
 from vrepl.checks.luns import check_luns
 from vrepl.checks.privileges import check_privileges
 from vrepl.checks.result import CheckResult, Status
-from vrepl.checks.world import CheckedSite, World
 from vrepl.config.references import near
 from vrepl.errors import VreplError
 from vrepl.model import Datastore, JobSettings, PowerState, TransportMode, VirtualMachine

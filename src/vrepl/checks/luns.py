@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from vrepl.checks.facts import CheckedSite, World
 from vrepl.checks.result import CheckResult, Status
-from vrepl.checks.world import CheckedSite, World
 from vrepl.errors import VreplError
 from vrepl.model import JobSettings, TransportMode, VirtualMachine
 

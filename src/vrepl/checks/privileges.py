@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from vrepl.checks.facts import LackedPrivilege
 from vrepl.checks.result import CheckResult, Status
-from vrepl.checks.world import LackedPrivilege
 from vrepl.errors import VreplError
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vrepl.checks.facts import CheckedSite, Host, World
 from vrepl.checks.result import CheckResult, Status
-from vrepl.checks.world import CheckedSite, Host, World
 from vrepl.errors import VreplError
 
 CLOCK_TOLERANCE = 60.0

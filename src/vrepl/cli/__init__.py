@@ -23,7 +23,6 @@ COMMANDS = {
     "check": "vrepl.cli.check:check",
     "config": "vrepl.cli.config:config",
     "repository": "vrepl.cli.repository:repository",
-    "lab": "vrepl.cli.lab:lab",
 }
 
 

@@ -25,9 +25,9 @@ def check(state: State, context: click.Context, nagios: bool) -> None:
 
     One line per check, OK or FAILED with a hint; nothing is changed. Exit code 1 if a check failed.
     """
+    from vrepl.app.checking import check_world
     from vrepl.checks import run_checks
     from vrepl.checks.result import Status, nagios_line, nagios_status
-    from vrepl.cli.check_world import check_world
 
     with check_world(state.config()) as world:
         results = list(run_checks(world))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @pass_state
 def status(state: State) -> None:
     """Show each job's last run and each replica's newest restore point. Connects to nothing."""
-    from vrepl.cli.wiring import open_repository
+    from vrepl.app.composition import open_repository
     from vrepl.report.listing import job_row, replica_row
 
     loaded = state.config()
@@ -72,7 +72,7 @@ def status(state: State) -> None:
 @pass_state
 def history(state: State, job: str | None, limit: int) -> None:
     """List runs, newest first."""
-    from vrepl.cli.wiring import open_repository
+    from vrepl.app.composition import open_repository
     from vrepl.report.listing import run_row
 
     runs = open_repository(state.config()).runs()
@@ -110,7 +110,7 @@ def history(state: State, job: str | None, limit: int) -> None:
 @pass_state
 def report(state: State, run: str | None) -> None:
     """Show the report of RUN (default: the last run), as `replicate` showed it."""
-    from vrepl.cli.wiring import open_repository
+    from vrepl.app.composition import open_repository
     from vrepl.report.model import RunReport
 
     repository = open_repository(state.config())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @pass_state
 def vms(state: State, site: str) -> None:
     """List the VMs of SITE, and which of them cannot be replicated and why."""
-    from vrepl.cli.wiring import Sites
+    from vrepl.app.composition import Sites
     from vrepl.report.listing import vm_row
 
     loaded = state.config()

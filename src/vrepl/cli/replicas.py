@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @pass_state
 def replicas(state: State) -> None:
     """List the replicas that the repository knows, with their newest restore points."""
-    from vrepl.cli.wiring import open_repository
+    from vrepl.app.composition import open_repository
     from vrepl.report.listing import replica_row
 
     rows = [replica_row(folder) for folder in open_repository(state.config()).replicas()]
@@ -58,7 +58,7 @@ def replicas(state: State) -> None:
 @pass_state
 def restore_points(state: State, vm: str) -> None:
     """List the restore points of VM's replica, oldest first. VM is the name of the source or of the replica."""
-    from vrepl.cli.wiring import open_repository
+    from vrepl.app.composition import open_repository
     from vrepl.report.listing import find_replica, restore_point_row
 
     folder = find_replica(open_repository(state.config()).replicas(), vm)

@@ -94,8 +94,9 @@ def replicate(
     """
     if dry_run:
         context.exit(_plan(state, jobs, vms, mappings))
+    from vrepl.app.composition import Workshop, route_of
     from vrepl.cli import running
-    from vrepl.cli.wiring import Workshop, events_for, route_of
+    from vrepl.cli.running import events_for
 
     loaded = state.config()
     selections = running.select(loaded, jobs, vms)
@@ -140,8 +141,8 @@ def replicate(
 
 
 def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...], mappings: tuple[str, ...]) -> int:
+    from vrepl.app.composition import Workshop, route_of
     from vrepl.cli import running
-    from vrepl.cli.wiring import Workshop, route_of
 
     loaded = state.config()
     selections = running.select(loaded, jobs, vms)

@@ -15,13 +15,19 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from vrepl.cli.state import State
 from vrepl.errors import EXIT_FAILED, EXIT_USAGE, ConfigError, InterruptedRunError, UsageError, VreplError
 from vrepl.report.model import FORMAT_VERSION
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
+COMMANDS_OF_OTHERS = "vrepl.commands"
+"""Group of entry points: a package that brings a command of `vrepl` names a click command there."""
 
 
 class LazyGroup(click.Group):
@@ -35,13 +41,11 @@ class LazyGroup(click.Group):
         return [*self._lazy, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        place = self._lazy.get(cmd_name)
-        if place is None:
+        target = self._lazy.get(cmd_name)
+        if target is None:
             return super().get_command(ctx, cmd_name)
-        module, _, attribute = place.partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command)
-        return command
+        module, _, attribute = target.partition(":")
+        return _a_command(getattr(importlib.import_module(module), attribute))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -54,8 +58,23 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _a_command(found: object) -> click.Command:
+    assert isinstance(found, click.Command)
+    return found
+
+
 class RootGroup(LazyGroup):
-    """Runs a command and exits as errors.py says."""
+    """Runs a command and exits as errors.py says. Other packages join with commands by entry points."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(entry.name for entry in _joined_commands())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """vrepl's own commands first; packages are only asked for what it does not have."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        return next((_a_command(entry.load()) for entry in _joined_commands() if entry.name == cmd_name), None)
 
     def main(
         self,
@@ -87,6 +106,12 @@ class RootGroup(LazyGroup):
         except KeyboardInterrupt:
             _fail(_interrupted(), as_json=state.json, verbose=False)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _joined_commands() -> EntryPoints:
+    from importlib.metadata import entry_points
+
+    return entry_points(group=COMMANDS_OF_OTHERS)
 
 
 def _fail(error: Exception, *, as_json: bool, verbose: bool) -> NoReturn:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,9 @@ from vrepl.report import format as words
 from vrepl.report.model import FORMAT_VERSION, Result, RunReport
 
 if TYPE_CHECKING:
+    from vrepl.cli.state import State
     from vrepl.config import LoadedConfig
+    from vrepl.engine import EngineEvents
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,3 +204,14 @@ def stop_on_signals(stop: Callable[[], None], stopped: threading.Event, saying: 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def events_for(state: State) -> AbstractContextManager[EngineEvents]:
+    """What watches a run: nothing if quiet, bars on a terminal, log lines elsewhere."""
+    if state.quiet:
+        from vrepl.engine import SilentEvents
+
+        return nullcontext(SilentEvents())
+    from vrepl.report.progress import LiveProgress, LogProgress
+
+    return LiveProgress() if sys.stderr.isatty() else LogProgress()

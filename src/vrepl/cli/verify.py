@@ -29,8 +29,9 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
     VM is the name of the source or of the replica; without VM, every replica is read. Nothing is changed but the
     note of what was verified. Exit code 3 if some restore points differ, 1 if all do.
     """
+    from vrepl.app.composition import Workshop, verification_route
     from vrepl.cli import running
-    from vrepl.cli.wiring import Workshop, events_for, verification_route
+    from vrepl.cli.running import events_for
     from vrepl.errors import UsageError
     from vrepl.report.listing import find_replica
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vrepl.model import VirtualMachine
-from vrepl.transport.modes import ProxyFacts, ProxyVm
+from vrepl.planner.modes import ProxyFacts, ProxyVm
 
 SLOTS_PER_SCSI_CONTROLLER = 15
 """Units 0..15 but 7, which is the controller's own (vSphere Virtual Machine Administration, "SCSI Controllers")."""

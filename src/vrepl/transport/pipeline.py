@@ -22,8 +22,8 @@ from vrepl.extents import Extent, split, total
 from vrepl.ports import TransferProgress
 from vrepl.transport.buffers import MIB
 from vrepl.transport.disk import DiskReader, DiskWriter
-from vrepl.transport.faults import Hook, Point, no_hook
 from vrepl.transport.grains import ZERO_DIGEST
+from vrepl.transport.hooks import Hook, Point, no_hook
 from vrepl.transport.journal import Journal
 from vrepl.transport.judges import Judge, Run, Settled, WriteZeros, ZeroWork
 from vrepl.transport.slots import Slot, ZeroWrite

@@ -22,7 +22,7 @@ from vrepl.ports import (
     VerifyResult,
 )
 from vrepl.transport.disk import DiskReader, DiskWriter
-from vrepl.transport.faults import Hook, SimulatedKill, no_hook
+from vrepl.transport.hooks import Hook, SimulatedKill, no_hook
 from vrepl.transport.journal import Journal
 from vrepl.transport.judges import DigestJudge, Judge, TargetJudge, VerifyJudge
 from vrepl.transport.pipeline import DEFAULT_TUNING, Pipeline, Tuning

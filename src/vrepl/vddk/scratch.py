@@ -12,12 +12,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from vrepl.places import state_folder
 
-
-def scratch_folder() -> Path:
-    """`$XDG_STATE_HOME/vrepl/vddk`, made if need be, for its owner's eyes only. Raises OSError."""
-    folder = state_folder() / "vddk"
+def scratch_folder(state_folder: Path) -> Path:
+    """`vddk` in the user's state folder, made if need be, for its owner's eyes only. Raises OSError."""
+    folder = state_folder / "vddk"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 

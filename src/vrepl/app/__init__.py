@@ -1,0 +1,1 @@
+"""Composition: from configuration to sites, data movers, repository and engine."""

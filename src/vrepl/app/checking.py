@@ -1,0 +1,137 @@
+"""The composition root of `vrepl check`: real sites, ports and VDDK behind the Protocols that the checks ask."""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from vrepl.app.composition import Route, Sites, make_movers, mover_settings, now, open_repository, proxy_place
+from vrepl.checks.facts import World
+from vrepl.config import LoadedConfig
+from vrepl.model import Datastore, ReplicaPlacement, TransportMode, VirtualMachine
+from vrepl.movers.pool import VddkMovers
+from vrepl.movers.process import MoverProcess, Spawner
+from vrepl.planner.modes import ProxyVm
+from vrepl.ports import DiskAddress, SiteConnection
+from vrepl.proxy.facts import find_proxy_vm, product_uuid, reach, visible_luns
+from vrepl.vsphere.facts import EsxiHost
+from vrepl.vsphere.privileges import Missing, Role
+from vrepl.vsphere.site import VsphereSite
+
+
+class SiteForChecks:
+    """A VsphereSite with the questions about privileges that checks ask."""
+
+    def __init__(self, site: VsphereSite) -> None:
+        self._site = site
+
+    @property
+    def product(self) -> str:
+        return self._site.product
+
+    def connection(self) -> SiteConnection:
+        return self._site.connection()
+
+    def login(self) -> None:
+        self._site.login()
+
+    def current_time(self) -> dt.datetime:
+        return self._site.current_time()
+
+    def hosts(self) -> Sequence[EsxiHost]:
+        return self._site.hosts()
+
+    def lacking_as_source(self, vm_refs: Sequence[str], datastore_refs: Sequence[str]) -> Sequence[Missing]:
+        return self._site.missing_privileges(Role.SOURCE, vm_refs=vm_refs, datastore_refs=datastore_refs)
+
+    def lacking_as_target(self, placement: ReplicaPlacement) -> Sequence[Missing]:
+        return self._site.missing_privileges(Role.TARGET, placement=placement)
+
+    def lacking_as_hotadd_proxy(self, vm_ref: str) -> Sequence[Missing]:
+        return self._site.missing_privileges(Role.HOTADD_PROXY, vm_refs=[vm_ref])
+
+    def list_vms(self) -> list[VirtualMachine]:
+        return self._site.list_vms()
+
+    def datastores(self) -> list[Datastore]:
+        return self._site.datastores()
+
+
+class MachineNetwork:
+    """Names and ports as this machine sees them."""
+
+    def resolve(self, name: str) -> str:
+        return str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+
+    def reach(self, name: str, port: int) -> None:
+        reach(name, port)
+
+
+class VddkForChecks:
+    """VDDK of one proxy, tried in data movers of its own."""
+
+    def __init__(self, loaded: LoadedConfig, sites: Sites, proxy: str | None) -> None:
+        place = proxy_place(loaded, proxy)
+        self._settings = mover_settings(loaded, place)
+        self._movers: VddkMovers = make_movers(loaded, Route((), place), sites)
+
+    def load(self) -> str:
+        spawner = Spawner()
+        try:
+            mover = MoverProcess(self._settings, spawner)
+            try:
+                return str(mover.about["library"])
+            finally:
+                mover.close()
+        finally:
+            spawner.end()
+
+    def read_sector(self, site: str, vm: VirtualMachine, modes: Sequence[TransportMode]) -> str:
+        disk = vm.disks[0]
+        address = DiskAddress(
+            site=site,
+            vm_ref=vm.ref,
+            snapshot_ref=None,
+            path=disk.path,
+            capacity=disk.capacity,
+            modes=tuple(modes),
+            vm_name=vm.name,
+            disk_title=disk.title,
+        )
+        return str(self._movers.probe(address)["mode"])
+
+    def close(self) -> None:
+        self._movers.close()
+
+
+@contextmanager
+def check_world(loaded: LoadedConfig) -> Iterator[World]:
+    """Everything that the checks use; what they opened is closed at the end."""
+    probes: dict[str | None, VddkForChecks] = {}
+    with Sites(loaded) as sites:
+        wrapped: dict[str, SiteForChecks] = {}
+
+        def site(name: str) -> SiteForChecks:
+            if name not in wrapped:
+                wrapped[name] = SiteForChecks(sites(name))
+            return wrapped[name]
+
+        def vddk(proxy: str | None) -> VddkForChecks:
+            if proxy not in probes:
+                probes[proxy] = VddkForChecks(loaded, sites, proxy)
+            return probes[proxy]
+
+        def luns(proxy: str | None) -> frozenset[str]:
+            return visible_luns(proxy_place(loaded, proxy).sysroot)
+
+        def proxy_vm(proxy: str | None, vms: Sequence[VirtualMachine]) -> tuple[ProxyVm | None, str]:
+            place = proxy_place(loaded, proxy)
+            return find_proxy_vm(place.name, product_uuid(place.sysroot), vms)
+
+        try:
+            yield World(loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns, proxy_vm)
+        finally:
+            for probe in probes.values():
+                probe.close()

@@ -1,0 +1,251 @@
+"""The composition root: from the configuration to sites, data movers, repository and engine."""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets as randomness
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vrepl.config import LoadedConfig
+from vrepl.engine import Engine, EngineEvents, SilentEvents
+from vrepl.errors import UsageError
+from vrepl.model import Bandwidth, JobSettings, ReplicaRecord
+from vrepl.planner.modes import ProxyFacts
+from vrepl.proxy.chooser import RuleAdvisor
+from vrepl.proxy.facts import gather_facts
+from vrepl.repository.store import Repository
+from vrepl.secrets import Secrets
+
+if TYPE_CHECKING:
+    from vrepl.movers.pool import VddkMovers
+    from vrepl.movers.process import MoverSettings
+    from vrepl.vsphere.session import SiteSettings
+    from vrepl.vsphere.site import VsphereSite
+
+
+def open_repository(loaded: LoadedConfig) -> Repository:
+    """The configured repository; an empty one is made where there is none yet."""
+    return Repository.open(loaded.config.repository.path, create=True)
+
+
+class Sites:
+    """The configured sites by name, each made at its first use and shared by everything in this process."""
+
+    def __init__(self, loaded: LoadedConfig, secrets: Secrets | None = None) -> None:
+        self._loaded = loaded
+        self._secrets = secrets or Secrets()
+        self._open: dict[str, VsphereSite] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> VsphereSite:
+        """Raises NotFoundError for a site that is not configured, UsageError where its password cannot be had."""
+        from vrepl.vsphere.site import VsphereSite
+
+        with self._lock:
+            if name not in self._open:
+                self._open[name] = VsphereSite(self.settings(name))
+            return self._open[name]
+
+    def settings(self, name: str) -> SiteSettings:
+        """How to reach one site, its password resolved."""
+        from vrepl.vsphere.session import SiteSettings
+
+        table = self._loaded.config.sites[self._loaded.require_site(name)]
+        return SiteSettings(
+            name=name,
+            server=table.server,
+            port=table.port,
+            user=table.user,
+            password=self._secrets.resolve(table.password.reference()).get_secret_value(),
+            nfc_port=table.nfc_port,
+            ca_file=table.ca_file,
+            thumbprint=table.thumbprint_sha256,
+            task_timeout=60.0 * table.task_timeout_minutes,
+        )
+
+    def hurry(self) -> None:
+        """The operator asked to stop: nobody waits for a task of vSphere any longer than clean-up needs."""
+        with self._lock:
+            sites = list(self._open.values())
+        for site in sites:
+            site.hurry()
+
+    def close(self) -> None:
+        """Log out everywhere."""
+        with self._lock:
+            sites, self._open = list(self._open.values()), {}
+        for site in sites:
+            site.close()
+
+    def __enter__(self) -> Sites:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyPlace:
+    """The machine that a data mover runs on, as far as the configuration tells."""
+
+    name: str
+    libdir: Path
+    sysroot: Path
+
+
+def proxy_place(loaded: LoadedConfig, name: str | None) -> ProxyPlace:
+    """The named proxy, or this machine with `[vddk]`."""
+    vddk = loaded.config.vddk
+    if name is None:
+        return ProxyPlace("this machine", vddk.libdir, Path("/"))
+    if name not in loaded.config.proxies:
+        raise UsageError(f"no proxy {name} is configured", hint=f"{loaded.path}: [proxies.{name}]")
+    table = loaded.config.proxies[name]
+    return ProxyPlace(name, table.libdir or vddk.libdir, table.sysroot)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which machine serves which site, and how fast bytes may move between them."""
+
+    places: tuple[tuple[str, ProxyPlace], ...]
+    """By site name; any other site is served by this machine."""
+    default: ProxyPlace
+    limits: tuple[Bandwidth, ...] = ()
+    """The tightest counts."""
+
+    def place(self, site: str) -> ProxyPlace:
+        return dict(self.places).get(site, self.default)
+
+    @property
+    def parted(self) -> bool:
+        """Whether two machines move the disks: a data mover on each, joined by a byte stream."""
+        return len({place for _, place in self.places}) > 1
+
+
+def route_of(loaded: LoadedConfig, job: JobSettings) -> Route:
+    """Of a job's transfers."""
+    sites = loaded.config.sites
+    return Route(
+        tuple((site, proxy_place(loaded, job.proxy_at(site))) for site in dict.fromkeys((job.source, job.target))),
+        proxy_place(loaded, None),
+        (job.bandwidth, *(sites[name].bandwidth.bandwidth() for name in (job.source, job.target) if name in sites)),
+    )
+
+
+def verification_route(loaded: LoadedConfig, replicas: Sequence[ReplicaRecord]) -> Route:
+    """Of reading these replicas back: at each site, the proxy of the first configured job that writes there.
+
+    The sites' limits hold; those of jobs are for their transfers.
+    """
+    config = loaded.config
+    places: dict[str, ProxyPlace] = {}
+    for record in replicas:
+        job = config.jobs.get(record.job)
+        if job is not None and job.target == record.target_site:
+            places.setdefault(record.target_site, proxy_place(loaded, job.proxy.target))
+    names = dict.fromkeys(record.target_site for record in replicas)
+    limits = tuple(config.sites[name].bandwidth.bandwidth() for name in names if name in config.sites)
+    return Route(tuple(places.items()), proxy_place(loaded, None), limits)
+
+
+class Workshop:
+    """Everything that plans, runs and verifications share: repository, sites, data movers."""
+
+    def __init__(self, loaded: LoadedConfig, events: EngineEvents | None = None) -> None:
+        self.loaded = loaded
+        self.repository = open_repository(loaded)
+        self.sites = Sites(loaded)
+        self.stopped = threading.Event()
+        """Set once the operator asked to stop: no further job begins."""
+        self._events = events or SilentEvents()
+        self._movers: dict[Route, VddkMovers] = {}
+
+    def engine(self, route: Route) -> Engine:
+        """An engine for one run, whose data movers take this route."""
+        return Engine(
+            repository=self.repository,
+            sites=self.sites,
+            movers=self._movers_on(route),
+            transports=make_advisor(self.loaded, route, self.sites),
+            clock=now,
+            new_id=new_id,
+            events=self._events,
+        )
+
+    def load_vddk(self, route: Route, job: JobSettings) -> None:
+        """Load VDDK in the data movers of this route now, before a run makes anything. Raises LibraryError."""
+        self._movers_on(route).warm_up(job.source, job.target)
+
+    def _movers_on(self, route: Route) -> VddkMovers:
+        if route not in self._movers:
+            self._movers[route] = make_movers(self.loaded, route, self.sites)
+        return self._movers[route]
+
+    def log_in(self, *sites: str) -> None:
+        """Log in now, while Ctrl-C still ends the process at once, instead of in the middle of a run."""
+        for name in dict.fromkeys(sites):
+            self.sites(name).login()
+
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for movers in self._movers.values():
+            movers.close()
+        self.sites.close()
+
+
+def mover_settings(loaded: LoadedConfig, place: ProxyPlace) -> MoverSettings:
+    from vrepl.movers.process import MoverSettings
+
+    vddk = loaded.config.vddk
+    return MoverSettings(
+        libdir=place.libdir,
+        buffer_units=vddk.nfc_buffer_kib // 64,
+        buffer_count=vddk.nfc_buffer_count,
+    )
+
+
+def local_time_of_day() -> dt.time:
+    """What a time window of the configuration is compared with."""
+    return dt.datetime.now().time()
+
+
+def make_movers(
+    loaded: LoadedConfig, route: Route, sites: Sites, local_time: Callable[[], dt.time] = local_time_of_day
+) -> VddkMovers:
+    """Data movers with the VDDK of this route's machines, held to its limits as they are at each moment."""
+    from vrepl.movers.pool import VddkMovers
+    from vrepl.transport.rates import tightest
+
+    return VddkMovers(
+        lambda name: sites(name).connection(),
+        lambda name: mover_settings(loaded, route.place(name)),
+        settings_of_proxy=lambda name: mover_settings(loaded, proxy_place(loaded, name or None)),
+        pair=route.parted,
+        bandwidth=lambda: tightest(route.limits, local_time()),
+    )
+
+
+def make_advisor(loaded: LoadedConfig, route: Route, sites: Sites) -> RuleAdvisor:
+    """Transport modes by rule, over what this route's machines can reach."""
+
+    def facts(name: str) -> ProxyFacts:
+        place = route.place(name)
+        return gather_facts(place.name, place.sysroot, sites(name), loaded.config.sites[name].nfc_port)
+
+    return RuleAdvisor(facts=facts, datastores=lambda name: sites(name).datastores())
+
+
+def now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def new_id() -> str:
+    """Six hexadecimal digits."""
+    return randomness.token_hex(3)

@@ -1,0 +1,76 @@
+"""The nouns of vrepl as frozen values, one file per group.
+
+Sizes are bytes, times are UTC-aware datetimes, refs are MoRef values ("vm-12").
+
+Nothing here does I/O or imports anything heavy: data movers use it too.
+"""
+
+from __future__ import annotations
+
+from vrepl.model.jobs import (
+    Bandwidth,
+    BandwidthWindow,
+    JobSettings,
+    OnNotReplicable,
+    OnResize,
+    Quiesce,
+    RetentionPolicy,
+)
+from vrepl.model.machines import (
+    ChangedAreas,
+    Controller,
+    Datastore,
+    Disk,
+    Hardware,
+    NetworkAdapter,
+    PowerState,
+    Snapshot,
+    SnapshotState,
+    VirtualMachine,
+)
+from vrepl.model.replicas import (
+    Consistency,
+    DiskPoint,
+    ReplicaPlacement,
+    ReplicaRecord,
+    ReplicaSpec,
+    ReplicaState,
+    RestorePoint,
+)
+from vrepl.model.transport import (
+    ModeChoice,
+    TransferKind,
+    TransportMode,
+    TransportPlan,
+)
+
+__all__ = [
+    "Bandwidth",
+    "BandwidthWindow",
+    "ChangedAreas",
+    "Consistency",
+    "Controller",
+    "Datastore",
+    "Disk",
+    "DiskPoint",
+    "Hardware",
+    "JobSettings",
+    "ModeChoice",
+    "NetworkAdapter",
+    "OnNotReplicable",
+    "OnResize",
+    "PowerState",
+    "Quiesce",
+    "ReplicaPlacement",
+    "ReplicaRecord",
+    "ReplicaSpec",
+    "ReplicaState",
+    "RestorePoint",
+    "RetentionPolicy",
+    "Snapshot",
+    "SnapshotState",
+    "TransferKind",
+    "TransportMode",
+    "TransportPlan",
+    "VirtualMachine",
+]

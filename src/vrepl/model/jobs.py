@@ -1,0 +1,126 @@
+"""A job's policy."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from vrepl.model.replicas import ReplicaPlacement
+from vrepl.model.transport import TransportMode
+
+
+class Quiesce(StrEnum):
+    """What a job asks of the guest before the snapshot."""
+
+    REQUIRE = "require"
+    PREFER = "prefer"
+    NEVER = "never"
+
+
+class OnResize(StrEnum):
+    """What a run does when a source disk was resized (the replica's snapshot chain cannot grow)."""
+
+    REFUSE = "refuse"
+    RESTART = "restart"
+
+
+class OnNotReplicable(StrEnum):
+    """What a run does with a VM that has a disk that cannot be replicated."""
+
+    FAIL = "fail"
+    SKIP_DISK = "skip-disk"
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """How many restore points to keep: the `last` ones, and the newest of so many days and weeks.
+
+    `last` is 1..28, and so is the sum: vSphere allows 32 snapshots in a chain.
+    """
+
+    last: int = 7
+    daily: int = 0
+    weekly: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BandwidthWindow:
+    """A window of local time with its own limit; may cross midnight. `rate`: bytes/s, None unlimited."""
+
+    start: dt.time
+    end: dt.time
+    rate: int | None
+
+    def contains(self, moment: dt.time) -> bool:
+        if self.start <= self.end:
+            return self.start <= moment < self.end
+        return moment >= self.start or moment < self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """How fast all transfers of a job together may move bytes. `rate`: bytes/s, None unlimited."""
+
+    rate: int | None = None
+    windows: tuple[BandwidthWindow, ...] = ()
+
+    def rate_at(self, moment: dt.time) -> int | None:
+        """The limit at a local time of day in bytes/s; the first window that holds it wins."""
+        return next((window.rate for window in self.windows if window.contains(moment)), self.rate)
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """One job as the engine takes it; built from the configuration, where every default is written down."""
+
+    name: str
+    source: str
+    """Site name."""
+    target: str
+    """Site name."""
+    vms: tuple[str, ...]
+    placement: ReplicaPlacement
+    replica_name: str = "{name}-replica"
+    quiesce: Quiesce = Quiesce.PREFER
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    source_modes: tuple[TransportMode, ...] = (
+        TransportMode.SAN,
+        TransportMode.HOTADD,
+        TransportMode.NBDSSL,
+    )
+    target_modes: tuple[TransportMode, ...] = (
+        TransportMode.SAN,
+        TransportMode.HOTADD,
+        TransportMode.NBDSSL,
+    )
+    fallback: bool = True
+    """Whether the next mode may be tried when one fails."""
+    on_resize: OnResize = OnResize.REFUSE
+    on_not_replicable: OnNotReplicable = OnNotReplicable.FAIL
+    keep_macs: bool = False
+    thin: bool | None = None
+    """None follows the source."""
+    parallel_vms: int = 2
+    parallel_disks: int = 4
+    """Disks in transfer at once, over all VMs of the run."""
+    nfc_budget_mib: int = 32
+    """NFC buffers per ESXi host, in MiB."""
+    nfc_mib_per_disk: float = 4.0
+    """NFC buffers that an open disk holds on its ESXi host, in MiB; what the data movers are started with."""
+    vcenter_connections: int = 40
+    snapshots_per_datastore: int = 4
+    """Source snapshots that may be open at once on one datastore."""
+    bandwidth: Bandwidth = field(default_factory=Bandwidth)
+    source_proxy: str | None = None
+    """Name of the configured proxy whose data movers open the source's disks; None: this machine, with [vddk]."""
+    target_proxy: str | None = None
+    """Likewise for the target's disks. Two different proxies: a pair of data movers, joined by a byte stream."""
+
+    def proxy_at(self, site: str) -> str | None:
+        """The proxy that serves one of the job's two sites."""
+        return self.source_proxy if site == self.source else self.target_proxy
+
+    def replica_name_of(self, source_name: str) -> str:
+        """The name of the replica of a source VM of this name."""
+        return self.replica_name.replace("{name}", source_name).replace("{job}", self.name)

@@ -1,0 +1,177 @@
+"""Virtual machines, their disks and snapshots, and what they lie on."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from vrepl.extents import Extent
+
+
+class PowerState(StrEnum):
+    ON = "poweredOn"
+    OFF = "poweredOff"
+    SUSPENDED = "suspended"
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One virtual disk as some configuration (the VM's current one, or a snapshot's) shows it."""
+
+    key: int
+    """vSphere's device key: stable for the life of the device within its VM."""
+    index: int
+    """Position among the VM's disks, by (controller key, unit number); what people call "disk 0"."""
+    label: str
+    path: str
+    """The link that this configuration points to: `[datastore] folder/name.vmdk`."""
+    base_path: str
+    """The base of its chain of links (equal to `path` without snapshots)."""
+    capacity: int
+    uuid: str
+    datastore: str
+    mode: str = "persistent"
+    thin: bool = True
+    controller_key: int = 1000
+    unit_number: int = 0
+    sharing: str = "sharingNone"
+    rdm: str | None = None
+    """`physicalMode` or `virtualMode` for a raw device mapping."""
+    encrypted: bool = False
+    change_id: str | None = None
+
+    @property
+    def title(self) -> str:
+        """How messages name it: `disk 0 (Hard disk 1)`."""
+        return f"disk {self.index} ({self.label})"
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """`kind` is one of pvscsi, lsilogic, lsilogic-sas, buslogic, sata, nvme, ide."""
+
+    key: int
+    kind: str
+    bus_number: int
+    sharing: str = "noSharing"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkAdapter:
+    """`kind` is one of vmxnet3, vmxnet2, e1000, e1000e, pcnet32, sriov."""
+
+    key: int
+    label: str
+    kind: str
+    network: str
+    mac: str
+    mac_is_static: bool
+    connected: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a replica's guest hardware follows."""
+
+    version: int
+    guest_id: str
+    firmware: str
+    secure_boot: bool
+    cpus: int
+    cores_per_socket: int
+    memory_mib: int
+    cpu_hot_add: bool = False
+    memory_hot_add: bool = False
+    controllers: tuple[Controller, ...] = ()
+    network_adapters: tuple[NetworkAdapter, ...] = ()
+    cdroms: int = 0
+    extra_config: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One node of a VM's snapshot tree."""
+
+    ref: str
+    name: str
+    description: str
+    created: dt.datetime
+    parent_ref: str | None
+    quiesced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualMachine:
+    """One VM as one read of its site showed it."""
+
+    ref: str
+    name: str
+    instance_uuid: str
+    bios_uuid: str
+    power: PowerState
+    host: str
+    datacenter: str
+    folder_ref: str
+    hardware: Hardware
+    disks: tuple[Disk, ...]
+    snapshots: tuple[Snapshot, ...] = ()
+    """Whole tree, parents before children."""
+    current_snapshot_ref: str | None = None
+    template: bool = False
+    cbt_enabled: bool = False
+    cbt_supported: bool = True
+    tools_running: bool = False
+    consolidation_needed: bool = False
+    vm_path: str = ""
+    committed: int | None = None
+    """Bytes that the VM's files really take on its datastores; None where the site does not say."""
+    disabled_methods: tuple[str, ...] = ()
+    extra_config: Mapping[str, str] = field(default_factory=dict)
+    """Only the `vrepl.*` keys."""
+
+    def disk(self, key: int) -> Disk | None:
+        return next((disk for disk in self.disks if disk.key == key), None)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotState:
+    """A snapshot with the disks in *its* configuration (whose change IDs are the ones that count)."""
+
+    ref: str
+    name: str
+    description: str
+    quiesced: bool
+    disks: tuple[Disk, ...]
+
+    def disk(self, key: int) -> Disk | None:
+        return next((disk for disk in self.disks if disk.key == key), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedAreas:
+    """One page of QueryChangedDiskAreas: what changed within `[start, start + length)` bytes."""
+
+    start: int
+    length: int
+    areas: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Datastore:
+    """Facts of one datastore, for placement, free space and transport selection.
+
+    `kind` is one of VMFS, NFS, NFS41, vsan, VVOL, OTHER; `luns` are the `naa.` names of VMFS extents.
+    """
+
+    ref: str
+    name: str
+    kind: str
+    capacity: int
+    free: int
+    luns: tuple[str, ...] = ()
+    local: bool = False
+    hosts: tuple[str, ...] = ()
+    vsan_esa: bool = False
+    """A vSAN datastore of the Express Storage Architecture."""

@@ -1,0 +1,45 @@
+"""How bytes of a disk are found and moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class TransportMode(StrEnum):
+    """VDDK's own names."""
+
+    SAN = "san"
+    HOTADD = "hotadd"
+    NBDSSL = "nbdssl"
+    NBD = "nbd"
+
+
+class TransferKind(StrEnum):
+    """How a disk's bytes are found: all that is allocated; what CBT says; or all, by comparing digests."""
+
+    FULL = "full"
+    INCREMENTAL = "incremental"
+    COMPARE = "compare"
+
+
+@dataclass(frozen=True, slots=True)
+class ModeChoice:
+    """A transport mode for one side of one disk, and why it is (or is not) taken."""
+
+    mode: TransportMode
+    reason: str
+    places: int | None = None
+    """How many disks can be reached this way at once: the proxy VM's free SCSI slots; None: no such limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportPlan:
+    """Modes to try in order for one side of one disk, and those that were ruled out, each with its reason."""
+
+    usable: tuple[ModeChoice, ...]
+    ruled_out: tuple[ModeChoice, ...] = ()
+
+    @property
+    def modes(self) -> tuple[TransportMode, ...]:
+        return tuple(choice.mode for choice in self.usable)

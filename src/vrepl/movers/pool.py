@@ -1,0 +1,292 @@
+"""`ports.DataMovers` over child processes that hold VDDK. Movers stay warm between disks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from vrepl.errors import DiskError, InterruptedRunError, NfcMemoryError
+from vrepl.extents import total
+from vrepl.movers import messages
+from vrepl.movers.messages import Json
+from vrepl.movers.pair import MoverPair
+from vrepl.movers.process import MoverProcess, MoverSettings, Spawner
+from vrepl.ports import (
+    DiskAddress,
+    SiteConnection,
+    TransferOrder,
+    TransferProgress,
+    TransferResult,
+    VerifyOrder,
+    VerifyResult,
+)
+from vrepl.transport.rates import SharedRate
+
+Key = tuple[MoverSettings] | tuple[MoverSettings, MoverSettings]
+"""What a mover (or a pair: source, target) was started with."""
+
+UNDO_SECONDS = 10.0
+"""What a call that undoes something gets once the run was stopped; what it leaves is for the next run."""
+
+logger = logging.getLogger("vrepl.mover")
+
+
+THROTTLED = ("transfer", "verify")
+
+SCATTERED_REGIONS = 256
+"""From so many small regions on, buffers made for them are worth a data mover of its own."""
+SCATTERED_LENGTH = 256 * 1024
+"""Bytes: a region is small up to this mean."""
+
+
+def is_scattered(order: TransferOrder) -> bool:
+    """Whether an order is made of many small regions, as an incremental transfer often is."""
+    count = len(order.regions)
+    return count >= SCATTERED_REGIONS and total(order.regions) <= count * SCATTERED_LENGTH
+
+
+class VddkMovers:
+    """Each running call has a mover of its own; idle ones are kept and taken again by what they were started with."""
+
+    def __init__(
+        self,
+        connections: Callable[[str], SiteConnection],
+        settings: Callable[[str], MoverSettings],
+        *,
+        settings_of_proxy: Callable[[str], MoverSettings] | None = None,
+        pair: bool = False,
+        bandwidth: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        """`connections` and `settings` by site name; asked at each call, from its thread.
+
+        `settings_of_proxy`: by the name of a configured proxy, for what a run over another one left; raises UsageError.
+        `pair`: a mover for each side of a transfer even where one could do both. `bandwidth`: bytes/s that all
+        transfers and verifications together may move now (None: no limit); asked about once a second, so it may
+        follow the clock.
+        """
+        self._connections = connections
+        self._settings = settings
+        self._settings_of_proxy = settings_of_proxy
+        self._spawner = Spawner()
+        self._lock = threading.Lock()
+        self._pair = pair
+        self._rate = SharedRate(bandwidth)
+        self._idle: list[tuple[Key, MoverProcess | MoverPair]] = []
+        self._busy: set[MoverProcess | MoverPair] = set()
+        self._smaller: dict[str, MoverSettings] = {}
+        self._stopped = False
+
+    def transfer(self, order: TransferOrder, progress: Callable[[TransferProgress], None]) -> TransferResult:
+        """As `ports.DataMovers.transfer`."""
+        reply = self._request_with_smaller_buffers(
+            "transfer",
+            (order.source, order.target),
+            progress,
+            scattered=is_scattered(order),
+            order=messages.order_to_json(order),
+        )
+        return messages.result_from_json(reply)
+
+    def verify(self, order: VerifyOrder, progress: Callable[[TransferProgress], None]) -> VerifyResult:
+        """As `ports.DataMovers.verify`."""
+        reply = self._request_with_smaller_buffers(
+            "verify", (order.disk,), progress, order=messages.verify_order_to_json(order)
+        )
+        return messages.verify_result_from_json(reply)
+
+    def probe(self, address: DiskAddress, offsets: tuple[int, ...] = (0,)) -> Json:
+        """`{"mode", "capacity", "uuid", "samples": {offset: digest of up to 4 KiB}}`; opens the disk for reading."""
+        reply: Json = self._request_with_smaller_buffers(
+            "probe", (address,), None, address=messages.address_to_json(address), offsets=list(offsets)
+        )
+        return reply
+
+    def prepare_for_access(self, site: str, vm_ref: str, identity: str) -> None:
+        """As `ports.DataMovers.prepare_for_access`."""
+        self._request((self._settings(site),), "prepare_for_access", [site], None, vm_ref=vm_ref, identity=identity)
+
+    def end_access(self, site: str, vm_ref: str, identity: str) -> None:
+        """As `ports.DataMovers.end_access`; works after `stop` too, for it undoes."""
+        self._undo(site, "end_access", self._settings(site), vm_ref=vm_ref, identity=identity)
+
+    def cleanup(self, site: str, vm_ref: str, proxy: str | None = None) -> int:
+        """As `ports.DataMovers.cleanup`; works after `stop` too, for it undoes."""
+        if proxy is None or self._settings_of_proxy is None:
+            settings = self._settings(site)
+        else:
+            settings = self._settings_of_proxy(proxy)
+        cleaned, remaining = self._undo(site, "cleanup", settings, vm_ref=vm_ref)
+        logger.debug("cleaning up after HotAdd of %s at %s: %d detached, %d remain", vm_ref, site, cleaned, remaining)
+        return int(cleaned)
+
+    def warm_up(self, *sites: str) -> None:
+        """Start what transfers between these (source, target) take, and keep it, or a mover for one site.
+
+        Raises LibraryError or MoverError where VDDK does not load.
+        """
+        with self._mover(self._settings_for(sites, scattered=False)):
+            pass
+
+    def stop(self) -> None:
+        """Running calls end soon with InterruptedRunError, later ones at once."""
+        with self._lock:
+            self._stopped = True
+            busy = list(self._busy)
+        for mover in busy:
+            mover.stop()
+
+    def close(self) -> None:
+        """End every mover. Idempotent."""
+        with self._lock:
+            self._stopped = True
+            idle, self._idle = self._idle, []
+        for _, mover in idle:
+            mover.close()
+        self._rate.end()
+        self._spawner.end()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _request_with_smaller_buffers(
+        self,
+        operation: str,
+        addresses: tuple[DiskAddress, ...],
+        progress: Callable[[TransferProgress], None] | None,
+        *,
+        scattered: bool = False,
+        **arguments: Any,
+    ) -> Any:
+        """As `_request`; where a host has too little NFC memory to *open* a disk, with ever smaller buffers.
+
+        Once bytes have moved, the error is the caller's: only it knows what must be written again.
+        """
+        sites = [address.site for address in addresses]
+        moved = False
+
+        def watch(figures: TransferProgress) -> None:
+            nonlocal moved
+            moved = True
+            if progress is not None:
+                progress(figures)
+
+        while True:
+            settings = self._settings_for(sites, scattered)
+            try:
+                return self._request(settings, operation, sites, watch, **arguments)
+            except NfcMemoryError:
+                if not self._shrink(sites) or moved:
+                    raise
+
+    def _settings_for(self, sites: Sequence[str], scattered: bool) -> Key:
+        """One mover where one VDDK and one machine reach both sites, else a pair."""
+        each = [self._smaller.get(site) or self._settings(site) for site in sites]
+        if scattered:
+            each = [settings.scattered() for settings in each]
+        if len(each) == 2 and (self._pair or each[0].libdir != each[1].libdir):
+            return each[0], each[1]
+        return (min(each, key=lambda settings: settings.nfc_mib),)
+
+    def _shrink(self, sites: list[str]) -> bool:
+        """Take smaller buffers for these sites from now on; False if they cannot be smaller."""
+        shrunk = False
+        for site in dict.fromkeys(sites):
+            settings = self._smaller.get(site) or self._settings(site)
+            smaller = settings.smaller()
+            if smaller is None:
+                continue
+            shrunk = True
+            self._smaller[site] = smaller
+            logger.warning(
+                "site %s: NFC memory is short; going on with buffers of %.2f MiB a disk instead of %.2f",
+                site, smaller.nfc_mib, settings.nfc_mib,
+            )  # fmt: skip
+        return shrunk
+
+    def _request(
+        self,
+        settings: Key,
+        operation: str,
+        sites: list[str],
+        progress: Callable[[TransferProgress], None] | None,
+        **arguments: Any,
+    ) -> Any:
+        report: Callable[[Json], None] | None = None
+        if progress is not None:
+
+            def report(value: Json) -> None:
+                progress(messages.progress_from_json(value))
+
+        with self._mover(settings) as mover:
+            if operation not in THROTTLED:
+                return mover.request(operation, report, sites=self._sites(sites), **arguments)
+            with self._rate.transfer(mover.set_rate) as part:
+                # Of a pair, only what passes between the two is held to the rate.
+                read = "bytes_moved" if isinstance(mover, MoverPair) else "bytes_read"
+
+                def watch(value: Json) -> None:
+                    part.moved(max(value[read], value["bytes_moved"]))
+                    if report is not None:
+                        report(value)
+
+                return mover.request(operation, watch, sites=self._sites(sites), **arguments)
+
+    def _undo(self, site: str, operation: str, settings: MoverSettings, **arguments: Any) -> Any:
+        """What gives things back is done even when the run was stopped: then by a mover of its own, in good time."""
+        if not self._stopped:
+            try:
+                return self._request((settings,), operation, [site], None, **arguments)
+            except InterruptedRunError:
+                pass  # stopped just now
+        mover = MoverProcess(settings, self._spawner)
+        try:
+            mover.give_up_in(UNDO_SECONDS)
+            return mover.request(operation, None, sites=self._sites([site]), **arguments)
+        except InterruptedRunError as error:
+            raise DiskError(
+                f"VDDK did not do it within {UNDO_SECONDS:.0f} s of the stop", hint="the next run does it"
+            ) from error
+        finally:
+            mover.close()
+
+    def _sites(self, names: list[str]) -> Mapping[str, Json]:
+        return {name: messages.site_to_json(self._connections(name)) for name in names}
+
+    @contextmanager
+    def _mover(self, settings: Key) -> Iterator[MoverProcess | MoverPair]:
+        """An idle mover (or pair) with these settings, or a new one; kept afterwards if it still lives."""
+        mover = self._take(settings)
+        try:
+            yield mover
+        finally:
+            with self._lock:
+                self._busy.discard(mover)
+                keep = mover.alive and not self._stopped
+                if keep:
+                    self._idle.append((settings, mover))
+            if not keep:
+                mover.close()
+
+    def _take(self, settings: Key) -> MoverProcess | MoverPair:
+        with self._lock:
+            if self._stopped:
+                raise InterruptedRunError("stopped")
+            for entry in self._idle:
+                if entry[0] == settings and entry[1].alive:
+                    self._idle.remove(entry)
+                    self._busy.add(entry[1])
+                    return entry[1]
+        mover = self._start(settings)
+        with self._lock:
+            if not self._stopped:
+                self._busy.add(mover)
+                return mover
+        mover.close()
+        raise InterruptedRunError("stopped")
+
+    def _start(self, settings: Key) -> MoverProcess | MoverPair:
+        if len(settings) == 2:
+            return MoverPair(*settings, self._spawner)
+        return MoverProcess(settings[0], self._spawner)

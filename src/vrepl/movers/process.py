@@ -1,0 +1,334 @@
+"""The control process's side of one data mover: starts it, asks it, hears it out, and notices when it dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import IO, Any
+
+from vrepl.errors import InterruptedRunError, LibraryError, MoverError
+from vrepl.movers import messages
+from vrepl.movers.engine import EngineSettings
+from vrepl.movers.messages import Json
+from vrepl.state_folder import state_folder
+from vrepl.stream.error_json import error_from_json
+
+logger = logging.getLogger("vrepl.mover")
+
+STOP_SECONDS = 0.8
+"""What a mover gets to end a transfer properly after stop; then it is killed."""
+EXIT_SECONDS = 2.0
+START_SECONDS = 60.0
+LEVELS = {"log": logging.DEBUG, "warn": logging.WARNING, "panic": logging.ERROR}
+SCATTERED_UNITS = 4
+"""256 KiB: the NFC buffer size for many small calls. A call takes whole buffers, however few bytes it moves."""
+INHERITED = ("PATH", "HOME", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "PYTHONPATH", "VIRTUAL_ENV")
+"""Environment variables that a mover gets; others may hold secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoverSettings:
+    """What is fixed when a mover starts: another value takes another mover."""
+
+    libdir: Path
+    buffer_units: int = 16
+    """NFC buffer size in units of 64 KiB (vixDiskLib.nfcAio.Session.BufSizeIn64KB)."""
+    buffer_count: int = 4
+    """NFC buffers per disk (vixDiskLib.nfcAio.Session.BufCount)."""
+    ring: int = 16
+    """1 MiB buffers of the pipeline."""
+    hashers: int = 0
+    engine: str = "vrepl.vddk.engine:start"
+    """What starts the disk engine, as `package.module:name`; the process loads no other."""
+    open_lookup: str = "vrepl.repository.digests:open_lookup"
+    log_writer: str = "vrepl.repository.transferlog:TransferLogWriter"
+
+    def smaller(self) -> MoverSettings | None:
+        """Half the NFC buffers, by size first; None when they cannot be smaller."""
+        if self.buffer_units > 1:
+            return MoverSettings(**_fields(self) | {"buffer_units": self.buffer_units // 2})
+        if self.buffer_count > 1:
+            return MoverSettings(**_fields(self) | {"buffer_count": self.buffer_count // 2})
+        return None
+
+    def scattered(self) -> MoverSettings:
+        """The same memory in smaller and more buffers: more small calls in flight, and large ones as fast as before."""
+        factor = max(self.buffer_units // SCATTERED_UNITS, 1)
+        return MoverSettings(
+            **_fields(self) | {"buffer_units": self.buffer_units // factor, "buffer_count": self.buffer_count * factor}
+        )
+
+    def engine_settings(self, state_folder: Path) -> EngineSettings:
+        return EngineSettings(self.libdir, state_folder, self.buffer_units, self.buffer_count)
+
+    @property
+    def nfc_mib(self) -> float:
+        """MiB of NFC buffers that an open disk takes of its ESXi host."""
+        return self.buffer_units * self.buffer_count / 16
+
+
+def _fields(settings: MoverSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in MoverSettings.__slots__}
+
+
+class Spawner:
+    """Starts processes from one thread that lives as long as they do.
+
+    Linux sends PDEATHSIG when the *thread* that started a process ends, not when its process does: a worker thread
+    that ends would take its movers along.
+    """
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[tuple[Callable[[], subprocess.Popen[bytes]], SimpleQueue[Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="mover-spawner", daemon=True)
+        self._thread.start()
+
+    def start(self, call: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        """Make the call on the spawner's thread. Raises OSError."""
+        answers: SimpleQueue[Any] = SimpleQueue()
+        self._work.put((call, answers))
+        answer = answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        process: subprocess.Popen[bytes] = answer
+        return process
+
+    def end(self) -> None:
+        """Ends the thread, and with it what it started that still runs."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            call, answers = work
+            try:
+                answers.put(call())
+            except OSError as error:
+                answers.put(error)
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """Replies to the request that is under way; None says that the mover is gone."""
+
+    replies: SimpleQueue[Json | None] = field(default_factory=SimpleQueue)
+    on_progress: Callable[[Json], None] | None = None
+
+
+class MoverProcess:
+    """One data mover. One request at a time; `stop`, `set_rates` and `kill` from any thread."""
+
+    def __init__(self, settings: MoverSettings, spawner: Spawner, *, pass_fds: Sequence[int] = ()) -> None:
+        """Start and initialise. Raises LibraryError, or MoverError."""
+        self.settings = settings
+        self._inbox = _Inbox()
+        self._stderr: deque[str] = deque(maxlen=20)
+        self._send_lock = threading.Lock()
+        self._number = 0
+        self._stop_at: float | None = None
+        self._warnings: deque[str] = deque(maxlen=5)
+        try:
+            self._process = spawner.start(lambda: self._popen(pass_fds))
+        except OSError as error:
+            raise MoverError(f"a data mover cannot be started: {error}") from error
+        self._reader = threading.Thread(target=self._read, name="mover-reader", daemon=True)
+        self._listener = threading.Thread(target=self._listen, name="mover-stderr", daemon=True)
+        self._reader.start()
+        self._listener.start()
+        try:
+            self.about = self.request(
+                "init",
+                engine=settings.engine,
+                engine_settings=messages.engine_settings_to_json(settings.engine_settings(state_folder())),
+                open_lookup=settings.open_lookup, log_writer=settings.log_writer,
+                tuning={"buffers": settings.ring, "hashers": settings.hashers},
+            )  # fmt: skip
+        except MoverError as error:
+            self.close()
+            raise LibraryError(
+                f"loading VDDK from {settings.libdir} ended the data mover: {error.message}",
+                hint="is the folder one whole VDDK? Another OpenSSL in the process has this effect too",
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def request(self, operation: str, on_progress: Callable[[Json], None] | None = None, **arguments: Any) -> Any:
+        """Ask, wait, return the answer.
+
+        Raises what the mover raised, MoverError if it died, InterruptedRunError if it was stopped meanwhile and does
+        not end in time (it is killed then).
+        """
+        self._number += 1
+        number = self._number
+        self._inbox.on_progress = on_progress
+        self._send({"id": number, "op": operation} | arguments)
+        while True:
+            reply = self._next_reply()
+            if reply is None:
+                if self._stop_at is not None:
+                    raise InterruptedRunError("stopped")
+                raise MoverError(
+                    f"the data mover (process {self.pid}) died during {operation}: {self._last_words()}",
+                    hint="the disk is tried again from its last checkpoint on a fresh data mover",
+                )
+            if reply["id"] == number:
+                break
+        self._inbox.on_progress = None
+        if "error" in reply:
+            raise error_from_json(reply["error"])
+        return reply["ok"]
+
+    def stop(self) -> None:
+        """End what runs: a transfer checkpoints and closes its disks, or is killed soon."""
+        self._stop_at = time.monotonic() + STOP_SECONDS
+        with suppress(MoverError):
+            self._send({"op": "stop"})
+        self._inbox.replies.put({"id": 0})  # wakes who waits, so that the time counts
+
+    def give_up_in(self, seconds: float) -> None:
+        """The next request must be answered within so many seconds; else the mover is killed and it is interrupted."""
+        self._stop_at = time.monotonic() + seconds
+
+    def set_rate(self, rate: int) -> None:
+        """Bytes per second (0: no limit) that may be read, and as many that may be written; takes effect at once."""
+        self.set_rates(rate, rate)
+
+    def set_rates(self, read: int, write: int) -> None:
+        """Bytes per second, 0: no limit; takes effect at once."""
+        with suppress(MoverError):
+            self._send({"op": "set_rate", "read": read, "write": write})
+
+    def kill(self) -> None:
+        """At once."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    def end(self) -> None:
+        """Let it exit, or kill it; it stays to be closed."""
+        with suppress(MoverError):
+            self._send({"op": "exit"})
+        try:
+            self._process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        """Let it exit, or kill it. Idempotent."""
+        self.end()
+        with suppress(OSError):
+            self._pipe(self._process.stdin).close()
+        self._reader.join()
+        self._listener.join()
+        for stream in (self._process.stdout, self._process.stderr):
+            self._pipe(stream).close()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _popen(self, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vrepl.movers.worker", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=mover_environment(self.settings.libdir, os.environ),
+            start_new_session=True,  # Ctrl-C at the terminal is for the control process alone
+            pass_fds=pass_fds,
+        )
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        try:
+            with self._send_lock:
+                stream = self._pipe(self._process.stdin)
+                stream.write(messages.to_line(message))
+                stream.flush()
+        except (OSError, ValueError) as error:
+            self._inbox.replies.put(None)
+            if message["op"] in {"stop", "exit", "set_rate"}:
+                raise MoverError("the data mover is gone") from error
+
+    def _next_reply(self) -> Json | None:
+        if self._stop_at is None:
+            return self._inbox.replies.get()
+        left = self._stop_at - time.monotonic()
+        try:
+            return self._inbox.replies.get(timeout=max(left, 0))
+        except Empty as empty:
+            logger.warning("data mover %d did not stop in time and is killed", self.pid)
+            self.kill()
+            raise InterruptedRunError("stopped") from empty
+
+    def _read(self) -> None:
+        """Thread: messages from the mover."""
+        stream = self._pipe(self._process.stdout)
+        try:
+            for line in stream:
+                message = messages.from_line(line)
+                match message.get("event"):
+                    case "progress":
+                        report = self._inbox.on_progress
+                        if report is not None:
+                            del message["event"]
+                            report(message)
+                    case "log":
+                        if message["kind"] != "log":
+                            self._warnings.append(message["text"])
+                        logger.log(LEVELS.get(message["kind"], logging.DEBUG), "%s", message["text"])
+                    case _:
+                        self._inbox.replies.put(message)
+        except MoverError as error:
+            self._stderr.append(error.message)
+            self.kill()
+        except Exception as error:  # a view of the progress failed: whoever waits for a reply must not wait for ever
+            logger.exception("messages of data mover %d cannot be read any more", self.pid)
+            self._stderr.append(f"{type(error).__name__}: {error}")
+            self.kill()
+        self._inbox.replies.put(None)
+
+    def _listen(self) -> None:
+        """Thread: whatever the mover and its libraries print."""
+        for line in self._pipe(self._process.stderr):
+            text = line.decode("utf-8", "replace").rstrip()
+            self._stderr.append(text)
+            logger.debug("%s", text)
+
+    def _last_words(self) -> str:
+        self._process.wait()
+        self._listener.join(1.0)
+        status = self._process.returncode
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        said = [line for line in (*self._warnings, *list(self._stderr)[-3:]) if line]
+        return f"{how}; it last said: {' | '.join(said)}" if said else how
+
+    @staticmethod
+    def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+        if stream is None:
+            raise AssertionError("the mover was started with pipes")
+        return stream
+
+
+def mover_environment(libdir: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """A mover's whole environment: VDDK's own libraries first, and nothing that may hold a secret."""
+    kept = {name: environment[name] for name in INHERITED if name in environment}
+    folders = [str(libdir / "lib64"), str(libdir)]
+    return kept | {"LD_LIBRARY_PATH": ":".join(folders), "PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}
