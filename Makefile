@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-cassettes lint bench record clean
+.PHONY: help venv demo test test-cassettes fast long lint fmt cover bench record clean
 
 help: ## what there is to run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -27,11 +27,25 @@ demo: $(STAMP) ## the main job on the lab: two vCenters, three VMs cross, verifi
 
 lint: $(STAMP) ## ruff, mypy --strict, the import rules
 	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check --quiet src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+fmt: $(STAMP) ## put the code into its form
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+fast: $(STAMP) ## unit tests without the slow ones
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not long and not lab' tests/unit
+
 test: lint ## lint and the whole test suite (lab tests are skipped where the lab cannot be built)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+long: $(STAMP) ## storms, fuzzing, soak: what takes too long for `make test`
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
+
+cover: $(STAMP) ## which lines the unit and contract tests reach
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=vrepl --cov-report=term-missing:skip-covered tests/unit tests/contract
 
 test-cassettes: $(STAMP) ## what passes without a network and without a lab
 	VREPL_NO_LAB=1 $(BIN)/python -m pytest -n 2 --dist loadfile
