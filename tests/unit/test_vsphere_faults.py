@@ -21,7 +21,7 @@ from vrepl.errors import (
     VreplError,
     VsphereError,
 )
-from vrepl.vsphere import faults
+from vrepl.vsphere import fault_messages, faults
 from vrepl.vsphere.api import vim, vmodl
 
 
@@ -70,6 +70,56 @@ def test_a_fault_that_the_table_does_not_hold_counts_as_its_base() -> None:
     """FileNotWritable is a FileFault, DatastoreNotWritableOnHost an InvalidDatastore."""
     assert faults.rule_for(vim.fault.FileNotWritable()) is faults.RULES["FileFault"]
     assert faults.rule_for(vim.fault.DatastoreNotWritableOnHost()) is faults.RULES["InvalidDatastore"]
+
+
+def wrapped(*keys: str, **arguments: str) -> vim.fault.GenericVmConfigFault:
+    """As vSphere wraps what its disk and snapshot libraries say: the type tells nothing, the keys do."""
+    values = [vmodl.KeyAnyValue(key=key, value=value) for key, value in arguments.items()]
+    messages = [vmodl.LocalizableMessage(key=key, message="An error occurred", arg=values) for key in keys]
+    return vim.fault.GenericVmConfigFault(reason="An error occurred", faultMessage=messages)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "name"),
+    [
+        (wrapped("msg.fileio.lock"), DiskLockedError, None),
+        (wrapped("msg.snapshot.vigor.take.error", "msg.fileio.lock", "msg.disk.noBackEnd"), DiskLockedError, None),
+        (wrapped("msg.snapshot.vigor.take.error", reason="msg.snapshot.error-DISKLOCKED"), DiskLockedError, None),
+        (wrapped("msg.snapshot.error-QUIESCINGERROR"), VsphereError, "ApplicationQuiesceFault"),
+        (wrapped("msg.snapshot.vigor.take.error", x="msg.snapshot.error-QUIESCINGERROR"), VsphereError,
+         "ApplicationQuiesceFault"),
+        (wrapped("msg.snapshot.vigor.take.error", x="msg.snapshot.error-MAXSNAPSHOTS"), VsphereError,
+         "TooManySnapshotLevels"),
+        (wrapped("msg.fileio.noSpc"), NoSpaceError, None),
+        (wrapped("msg.snapshot.vigor.take.error"), VsphereError, "GenericVmConfigFault"),
+    ],
+)  # fmt: skip
+def test_a_wrapped_fault_is_classified_by_its_message_keys(
+    fault: Exception, error: type[VreplError], name: str | None
+) -> None:
+    """Locks and quiesce failures come as GenericVmConfigFault; by type alone neither was recognised."""
+    made = faults.error_of(fault, doing="create snapshot x")
+    assert type(made) is error
+    assert made.message.startswith("create snapshot x: GenericVmConfigFault; ")
+    assert made.retryable is (error is DiskLockedError)
+    if isinstance(made, VsphereError):
+        assert made.fault == name
+
+
+def test_the_cause_of_a_cause_is_seen() -> None:
+    outer = vmodl.fault.SystemError(reason="x", faultCause=vmodl.LocalizedMethodFault(fault=wrapped("msg.fileio.lock")))
+    assert type(faults.error_of(outer, doing="try it")) is DiskLockedError
+
+
+def test_a_key_is_told_where_there_is_no_text() -> None:
+    message = vmodl.LocalizableMessage(key="msg.vmx.unknown")
+    made = faults.error_of(vim.fault.GenericVmConfigFault(faultMessage=[message]), doing="try it")
+    assert made.message == "try it: GenericVmConfigFault; msg.vmx.unknown"
+
+
+def test_every_cause_has_a_row() -> None:
+    assert [cause for cause in fault_messages.CAUSES.values() if cause not in faults.RULES] == []
+    assert [key for key in fault_messages.CAUSES if key != key.lower()] == []
 
 
 def test_every_row_names_a_real_fault() -> None:

@@ -1,6 +1,8 @@
 """VixError codes: which exception each one becomes, and what the operator can do. The one table.
 
-Sources: VMware's "Virtual Disk API Errors" and the error lists of the VDDK programming guides 6.5 to 8.0.
+Sources: names and numbers from VMware's own `vix.h` (the VIX_ERROR part, which VMware copies into vixDiskLib.h; in
+open-vm-tools `lib/include/vix.h`); what to do from "Virtual Disk API Errors" and the error lists of the VDDK
+programming guides 6.5 to 8.0.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ MEANINGS: Mapping[int, Meaning] = {
     5: Meaning(TransientDiskError, "the VM or the disk is busy with another task"),
     NOT_SUPPORTED: Meaning(DiskError, "this VDDK or this datastore does not support the operation"),
     8: Meaning(DiskError, "the datastore is full"),
-    11: Meaning(DiskError, "the disk can only be opened for reading in this way"),
+    11: Meaning(
+        DiskError,
+        "a write was refused: through a snapshot, or opened for reading, a disk cannot be written (FILE_READ_ONLY)",
+    ),
     13: Meaning(
         DiskError,
         "no access to the disk file: does the user have the VirtualMachine.Provisioning privileges on this VM, and is "
@@ -51,19 +56,34 @@ MEANINGS: Mapping[int, Meaning] = {
         DiskLockedError,
         "another client has the disk open (another backup, or a data mover that has just died): it is tried again",
     ),
-    16: Meaning(DiskError, "a disk cannot be written through a snapshot in this way"),
+    16: Meaning(DiskError, "vSphere's own inventory gave an error (VMDB): vpxd.log and hostd.log tell more"),
+    26: Meaning(TransientDiskError, "the ESXi host is not connected to its vCenter just now"),
+    34: Meaning(TransientDiskError, "the ESXi host of the VM is disconnected from its vCenter just now"),
     36: Meaning(TransientDiskError, "the connection to the host was lost"),
     3014: Meaning(
         DiskError,
         "the site's user lacks a privilege on this VM or its datastore (VirtualMachine.Provisioning.DiskRandomRead "
         "to read, .DiskRandomAccess to write?): `vrepl check` names what is missing",
     ),
+    14007: Meaning(
+        TransientDiskError, "no socket could be made: are there too many open files or connections on this machine?"
+    ),
     14008: Meaning(TransientDiskError, f"a server name cannot be resolved: {_PORT_902}"),
     14009: Meaning(TransientDiskError, f"connection refused: {_PORT_902}"),
     14010: Meaning(TransientDiskError, f"the network connection failed: {_PORT_902}"),
     14011: Meaning(TransientDiskError, "the connection was lost in mid-transfer: it goes on from the last checkpoint"),
-    14012: Meaning(TransientDiskError, "the connection was lost in mid-transfer: it goes on from the last checkpoint"),
-    16064: Meaning(DiskError, "the licence of the host does not allow access to virtual disks (free ESXi has no VADP)"),
+    14012: Meaning(
+        DiskError, "VDDK's table of what it reads over NBD failed (NBD_HASHFILE_VOLUME): is its tmpDirectory writable?"
+    ),
+    14014: Meaning(TransientDiskError, "the ESXi host shuts down or restarts its services: it is tried again"),
+    14015: Meaning(TransientDiskError, "the ESXi host is not available (in a restart?): it is tried again"),
+    # "The host is not licensed for this feature" is also what VDDK says where the two privileges are missing that
+    # PrepareForAccess and EndAccess need.
+    16064: Meaning(
+        DiskError,
+        "either the licence of the host does not allow access to virtual disks (free ESXi has no VADP), or the site's "
+        "user lacks Global.DisableMethods and Global.EnableMethods at the vCenter: `vrepl check` tells which",
+    ),
     18000: Meaning(TransientDiskError, f"cannot connect to the host: {_PORT_902}"),
     26000: Meaning(DiskError, "synchronous and asynchronous calls were mixed on one handle: please report this"),
 }

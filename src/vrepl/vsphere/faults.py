@@ -1,7 +1,7 @@
 """vSphere's faults and the transport's failures -> vrepl's errors: one table.
 
-Fault names are those of the vSphere Web Services API reference; a fault that the table does not hold is looked up by
-its base types.
+Fault names are those of the vSphere Web Services API reference. What the keys of a fault's messages say counts before
+its type (see `fault_messages`); a fault that the table does not hold is looked up by its base types.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vrepl.errors import (
     VsphereError,
 )
 from vrepl.vsphere.api import kind_of, ref_of
+from vrepl.vsphere.fault_messages import cause_of, keys_of
 
 
 class OutcomeUnknownError(ConnectionFailedError):
@@ -141,19 +142,26 @@ def _text(fault: Any, message: str | None) -> str:
     said.append(reason if isinstance(reason, str) else "")
     distinct = list(dict.fromkeys(text.strip().rstrip(".") for text in said if text and text.strip()))
     name = fault_name(fault)
+    if not distinct:
+        # A text may be missing where the key is all that there is.
+        distinct = list(dict.fromkeys(keys_of(fault)))
     return "; ".join([name, *[text for text in distinct if text != name]])
 
 
 def error_of(fault: Any, *, doing: str, message: str | None = None) -> VreplError:
     """The error for a fault of a call or a task; `doing` says what was tried ("create snapshot x of web-01").
 
-    `message` is the localised text that came with a task's fault, if any.
+    `message` is the localised text that came with a task's fault, if any. A VsphereError's `fault` is the name of the
+    cause, where the messages tell one, so that who asks for it need not know how it was wrapped.
     """
     name = fault_name(fault)
     bases = {base.__name__.rpartition(".")[2] for base in type(fault).__mro__}
     if "NoPermission" in bases and "NotAuthenticated" not in bases:
         return _permission_denied(fault, doing)
-    rule = rule_for(fault)
+    cause = cause_of(fault)
+    if cause is not None:
+        name = cause
+    rule = RULES[cause] if cause is not None else rule_for(fault)
     text = f"{doing}: {_text(fault, message)}"
     file = getattr(fault, "file", None)
     if isinstance(file, str) and file:
