@@ -95,6 +95,13 @@ def allocated(text: str) -> int:
         raise ValueError("expected yes, no or any-thread") from None
 
 
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError("expected a share from 0 to 1")
+    return value
+
+
 def switch(text: str) -> bool:
     return yes_or_no(text) == 1
 
@@ -162,6 +169,11 @@ SETTINGS: dict[str, Setting] = {
     "boot_ms": Setting("milliseconds from power-on until VMware Tools run", "boot_ms", count),
     "cbt_empty_page": Setting(
         "yes | no: QueryChangedDiskAreas answers with an empty page now and then", "cbt_empty_page", switch
+    ),
+    "cbt_false": Setting("share of the unchanged blocks that change tracking calls changed", "cbt_false", share),
+    "cbt_miss": Setting("share of the changed blocks that change tracking keeps silent about", "cbt_miss", share),
+    "cbt_whole_disk": Setting(
+        "yes | no: change tracking answers with one area, the whole disk", "cbt_whole_disk", switch
     ),
     "clock_offset_s": Setting(
         "seconds that the vCenter's clock is ahead (or behind: negative)", "clock_offset_s", whole

@@ -59,6 +59,7 @@ type settings struct {
 	ClockOffsetS       float64            `json:"clock_offset_s"`
 	MissingPrivileges  []string           `json:"missing_privileges"`
 	FreeBytes          map[string]int64   `json:"free_bytes"`
+	unkind
 }
 
 func defaultSettings() settings {

@@ -82,6 +82,9 @@ func (l *Lab) areasSince(at *link, table, changeID string) ([]extent, types.Base
 		return nil, fileFault(at.dsPath, "Change tracking is not enabled or was not in effect when the snapshot was made.")
 	}
 	var areas []extent
+	if l.config().CBTWholeDisk {
+		return []extent{{0, at.capacity}}, nil
+	}
 	if changeID == "*" {
 		err := eachAllocated(at, func(_ *os.File, offset, length int64) error {
 			areas = appendExtent(areas, extent{offset, length})
@@ -100,7 +103,7 @@ func (l *Lab) areasSince(at *link, table, changeID string) ([]extent, types.Base
 	if err != nil {
 		return nil, fileFault(at.dsPath, "Error caused by file "+at.dsPath+": "+err.Error())
 	}
-	return areas, nil
+	return l.told(areas, table, epoch)
 }
 
 // page is one reply: at most limit areas from start on (areas are sorted and do not touch). With empty set, a reply that

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"os"
+
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// unkind are the settings for what real sites do to their clients and a simulator would not do by itself.
+type unkind struct {
+	CBTFalse     float64 `json:"cbt_false"`
+	CBTMiss      float64 `json:"cbt_miss"`
+	CBTWholeDisk bool    `json:"cbt_whole_disk"`
+}
+
+// draw is a number in [0, 1) that follows from the words alone: the same question gets the same answer on every page and
+// at every repetition.
+func draw(words ...any) float64 {
+	h := fnv.New64a()
+	fmt.Fprint(h, words...)
+	x := h.Sum64()
+	x ^= x >> 33 // murmur3's finisher: FNV's high bits hardly depend on the last bytes
+	x *= 0xff51afd7ed558ccd
+	x ^= x >> 33
+	return float64(x>>11) / (1 << 53)
+}
+
+// told is what change tracking says where it is not exact: blocks that did not change beside those that did (cbt_false),
+// and nothing about some that did (cbt_miss). A missed change stays missed until its block changes again.
+func (l *Lab) told(areas []extent, table string, since uint64) ([]extent, types.BaseMethodFault) {
+	s := l.config()
+	if s.CBTFalse == 0 && s.CBTMiss == 0 {
+		return areas, nil
+	}
+	data, err := os.ReadFile(table)
+	if err != nil {
+		return nil, systemError(err)
+	}
+	size := int64(binary.LittleEndian.Uint32(data[12:]))
+	uuid := string(data[32:48])
+	var said []extent
+	for i := int64(0); i < int64(binary.LittleEndian.Uint64(data[24:])); i++ {
+		last := binary.LittleEndian.Uint32(data[ctkHeader+4*i:])
+		say := uint64(last) > since
+		if say {
+			say = draw("miss", uuid, "/", i, "/", last) >= s.CBTMiss
+		} else {
+			say = draw("false", uuid, "/", i, "/", since) < s.CBTFalse
+		}
+		if say {
+			said = appendExtent(said, extent{i * size, size})
+		}
+	}
+	return said, nil
+}
