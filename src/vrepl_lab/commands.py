@@ -197,10 +197,10 @@ def set_(state: State, folder: Path | None, assignments: tuple[str, ...]) -> Non
 @pass_state
 def status(state: State, folder: Path | None) -> None:
     """Show where a running lab serves, open disks, its hosts' NFC memory, and what hangs on the proxy VMs."""
+    from vrepl.report import console
+
     facts = attached(folder).status()
-    state.result(
-        {"version": 1, "sites": facts}, lambda out: out.print(status_text(facts), markup=False, soft_wrap=True)
-    )
+    state.result({"version": 1, "sites": facts}, lambda out: console.paragraph(out, status_text(facts)))
 
 
 def status_text(facts: dict[str, Any]) -> str:

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from vrepl.errors import VreplError
 from vrepl.report import console
+from vrepl.report.console import Listing
 from vrepl.report.format import size
 from vrepl_lab.guests import find_tool
 from vrepl_lab.lab import Lab
@@ -84,7 +83,7 @@ def show(lab: Lab, disks: Sequence[DiskName], powered_on: set[str]) -> None:
     proofs = {disk: prove(lab, disk, report_of(second, disk.vm)) for disk in disks}
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     say("\nof each disk the first run, then the second:\n")
-    Console(width=width, highlight=False).print(table(disks, first, second, verified, proofs))
+    console.make_console(width=width).print(table(disks, first, second, verified, proofs))
 
 
 def replicate(lab: Lab) -> dict[str, Any]:
@@ -180,7 +179,7 @@ def table(
     second: dict[str, Any],
     verified: dict[str, bool],
     proofs: dict[DiskName, bool],
-) -> Table:
+) -> Listing:
     """VM and disk; of each run the transport mode, bytes read and moved, and the restore point; proven or not."""
     shown = console.table(
         "VM", "Disk", "Mode", "Read", "Moved", "Restore point", "Proven", right=("Disk", "Read", "Moved")

@@ -231,13 +231,3 @@ def test_a_terminal_without_utf_8_gets_what_it_can_show(folder: Path, extra: lis
     assert done.returncode == 0, done.stderr
     if extra:
         assert json.loads(done.stdout)["jobs"][0]["vms"] == ["größe → 1"]
-
-
-def test_a_full_disk_under_stdout_is_no_mistake_of_vrepl(folder: Path) -> None:
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", "from vrepl.cli import main; main()", "config", "show"],
-            stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=folder,
-        )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot write: [Errno 28] No space left on device\nhint: ")

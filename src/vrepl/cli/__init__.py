@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from vrepl import __version__
+from vrepl.cli.logs import set_up_logging
 from vrepl.cli.root import RootGroup
-from vrepl.cli.state import State, examples, pass_state, set_up_logging
+from vrepl.cli.state import State, examples, pass_state
 
 COMMANDS = {
     "vms": "vrepl.cli.inventory:vms",
@@ -47,8 +48,13 @@ COMMANDS = {
 @click.option("-v", "--verbose", count=True, help="Say more on stderr; twice for debugging.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors on stderr, and no progress.")
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False), help="Also append the log to this file.")
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", help="Log lines as text or as JSON objects."
+)
 @pass_state
-def main(state: State, config_path: Path | None, verbose: int, quiet: bool, log_file: Path | None) -> None:
+def main(
+    state: State, config_path: Path | None, verbose: int, quiet: bool, log_file: Path | None, log_format: str
+) -> None:
     """Replicate VMware vSphere virtual machines from one site to another.
 
     Results go to stdout, everything else to stderr. Exit codes: 0 all well, 1 nothing succeeded, 2 usage or
@@ -59,4 +65,5 @@ def main(state: State, config_path: Path | None, verbose: int, quiet: bool, log_
     state.verbose = verbose
     state.quiet = quiet
     state.log_file = log_file
+    state.log_format = log_format
     set_up_logging(state)

@@ -33,6 +33,7 @@ def config() -> None:
 def init(state: State, path: Path, force: bool) -> None:
     """Write a commented configuration to PATH (default ./vrepl.toml; - for stdout)."""
     from vrepl.config.example import EXAMPLE
+    from vrepl.report import console
 
     if str(path) == "-":
         click.echo(EXAMPLE, nl=False)
@@ -47,10 +48,7 @@ def init(state: State, path: Path, force: bool) -> None:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
     data = {"version": 1, "path": str(path.absolute())}
     state.result(
-        data,
-        lambda out: out.print(
-            f"wrote {path}; edit it, then: vrepl --config {path} config validate", soft_wrap=True, markup=False
-        ),
+        data, lambda out: console.plain(out, f"wrote {path}; edit it, then: vrepl --config {path} config validate")
     )
 
 
@@ -76,8 +74,10 @@ def validate(state: State) -> None:
     }
 
     def show(out: Console) -> None:
-        out.print(f"{loaded.path} is valid", soft_wrap=True, markup=False)
-        out.print(f"sites: {', '.join(sites)}; jobs: {', '.join(jobs) or 'none'}", markup=False)
+        from vrepl.report import console
+
+        console.plain(out, f"{loaded.path} is valid")
+        console.line(out, f"sites: {', '.join(sites)}; jobs: {', '.join(jobs) or 'none'}")
 
     state.result(data, show)
 
@@ -88,11 +88,9 @@ def validate(state: State) -> None:
 def show(state: State) -> None:
     """Show the effective values, defaults included, as TOML. Secrets show only where they come from."""
     from vrepl.config.show import effective, to_toml
+    from vrepl.report import console
 
     loaded = state.config()
     values = effective(loaded.config)
     data = {"version": 1, "path": str(loaded.path), "config": values}
-    state.result(
-        data,
-        lambda out: out.print(f"# {loaded.path}\n{to_toml(values)}", markup=False, soft_wrap=True, end=""),
-    )
+    state.result(data, lambda out: console.paragraph(out, f"# {loaded.path}\n{to_toml(values)}"))

@@ -8,6 +8,7 @@ import click
 
 from vrepl.cli.parameters import DURATION
 from vrepl.cli.state import State, examples, json_option, pass_state
+from vrepl.cli.streams import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,7 +122,7 @@ def replicate(
                     retries=retries,
                     wait=retry_wait,
                     stopped=workshop.stopped,
-                    tell=lambda text: click.echo(text, err=True),
+                    tell=say,
                 )
 
         outcomes = running.go_through(selections, run, workshop.stopped)
@@ -171,12 +172,10 @@ def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...], mappings: t
 
 def _show_errors(outcomes: list[Outcome]) -> None:
     """Every failure of a VM or a job, on stderr: a cron job that keeps stdout apart then mails what went wrong."""
-    from rich.console import Console
-
     from vrepl.report import console
     from vrepl.report.model import ErrorReport
 
-    err = Console(stderr=True, highlight=False)
+    err = console.make_console(stderr=True)
     for outcome in outcomes:
         if outcome.error is not None:
             console.show_error(err, f"job {outcome.job}", ErrorReport.of(outcome.error))

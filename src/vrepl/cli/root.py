@@ -5,10 +5,8 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
-import io
 import json
 import logging
-import os
 import re
 import signal
 import sys
@@ -20,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from vrepl.cli.state import State
-from vrepl.errors import EXIT_FAILED, EXIT_USAGE, ConfigError, InterruptedRunError, UsageError, VreplError
+from vrepl.cli.streams import hold_standard_streams, make_standard_streams_endure, say
+from vrepl.errors import EXIT_USAGE, ConfigError, InterruptedRunError, UsageError, VreplError
 from vrepl.report.model import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -90,14 +89,11 @@ class RootGroup(LazyGroup):
         arguments = list(sys.argv[1:] if args is None else args)
         state = State()
         _end_on_sigterm()
-        _write_what_can_be_written()
+        hold_standard_streams()
+        make_standard_streams_endure()
         try:
             code = super().main(arguments, prog_name, complete_var, standalone_mode=False, obj=state, **extra)
             sys.stdout.flush()
-        except BrokenPipeError:
-            # The reader of stdout (head, less) has had enough; nothing more may be flushed to it at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            sys.exit(EXIT_FAILED)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message(), err=True)
             sys.exit(EXIT_USAGE)
@@ -119,12 +115,21 @@ def _fail(error: Exception, *, as_json: bool, verbose: bool) -> NoReturn:
     known = _as_vrepl_error(error)
     if verbose and not isinstance(error, (VreplError, click.ClickException, click.Abort)):
         logging.getLogger("vrepl").error("unexpected error", exc_info=error)
-    click.echo(f"error: {known}", err=True)
+    for line in _lines(known):
+        say(line)
     if known.hint:
-        click.echo(f"hint: {known.hint}", err=True)
+        say(f"hint: {known.hint}")
     if as_json:
         click.echo(json.dumps({"version": FORMAT_VERSION, "error": error_to_json(known)}, indent=2))
     sys.exit(known.exit_code)
+
+
+def _lines(error: VreplError) -> list[str]:
+    """An error is one line, whatever names are in it; a mistaken configuration has one for each mistake."""
+    if isinstance(error, ConfigError):
+        head = error.message.partition("\n")[0]
+        return [f"error: {head}", *(f"  - {problem}" for problem in error.problems)]
+    return [f"error: {error}"]
 
 
 def error_to_json(error: VreplError) -> dict[str, Any]:
@@ -153,9 +158,9 @@ def _as_vrepl_error(error: Exception) -> VreplError:
             said = re.split(r" \(?Did you mean", error.format_message())[0]
             return UsageError(said, hint=near or _help_hint(error.ctx))
         case click.UsageError():
-            return UsageError(error.format_message(), hint=_help_hint(error.ctx))
+            return UsageError(" ".join(error.format_message().split()), hint=_help_hint(error.ctx))
         case click.ClickException():
-            return UsageError(error.format_message())
+            return UsageError(" ".join(error.format_message().split()))
         case OSError(errno=errno.ENOSPC):
             return VreplError(f"cannot write: {error}", hint="free some space; `vrepl report` tells of a run again")
         case _:
@@ -171,13 +176,6 @@ def _help_hint(context: click.Context | None) -> str | None:
 
 def _interrupted() -> VreplError:
     return InterruptedRunError("interrupted")
-
-
-def _write_what_can_be_written() -> None:
-    """In a locale without UTF-8 a character that is not in it becomes `?`: better than no result at all."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def _end_on_sigterm() -> None:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from vrepl.cli.root import error_to_json
+from vrepl.cli.streams import say
 from vrepl.config.references import near
 from vrepl.errors import (
     EXIT_FAILED,
@@ -187,11 +186,11 @@ def stop_on_signals(stop: Callable[[], None], stopped: threading.Event, saying: 
         count += 1
         if count == 1:
             stopped.set()
-            click.echo(saying, err=True)
+            say(saying)
             # In a thread: the main thread may hold a lock that stopping needs.
             threading.Thread(target=stop, name="stop", daemon=True).start()
         elif count == 2:
-            click.echo("still cleaning up; once more gives up (the next run then cleans up)", err=True)
+            say("still cleaning up; once more gives up (the next run then cleans up)")
         else:
             os._exit(EXIT_INTERRUPTED)
 
@@ -214,4 +213,5 @@ def events_for(state: State) -> AbstractContextManager[EngineEvents]:
         return nullcontext(SilentEvents())
     from vrepl.report.progress import LiveProgress, LogProgress
 
-    return LiveProgress() if sys.stderr.isatty() else LogProgress()
+    live = sys.stderr.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
+    return LiveProgress() if live else LogProgress()

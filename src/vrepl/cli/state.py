@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ class State:
     quiet: bool = False
     verbose: int = 0
     log_file: Path | None = None
+    log_format: str = "text"
     _loaded: LoadedConfig | None = None
 
     def config(self) -> LoadedConfig:
@@ -54,10 +54,9 @@ pass_state = click.make_pass_decorator(State, ensure=True)
 
 def stdout_console() -> Console:
     """A console for results: as wide as the terminal; 100 columns into a file or pipe, and without colour."""
-    from rich.console import Console
+    from vrepl.report.console import make_console
 
-    terminal = sys.stdout.isatty()
-    return Console(file=sys.stdout, highlight=False, width=None if terminal else 100, soft_wrap=False)
+    return make_console(sys.stdout, width=None if sys.stdout.isatty() else 100)
 
 
 def json_option(command: Command) -> Command:
@@ -80,43 +79,3 @@ def json_option(command: Command) -> Command:
 def examples(*lines: str) -> str:
     """A command's epilog: lines that can be pasted."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-class _CurrentStderr(logging.StreamHandler[Any]):
-    """Writes to whatever sys.stderr is now: the live progress view stands in for it while it draws."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, value: Any) -> None:
-        del value
-
-
-def set_up_logging(state: State) -> None:
-    """Only vrepl's own loggers: those of HTTP libraries would write request bodies, passwords included."""
-    logger = logging.getLogger("vrepl")
-    logger.handlers.clear()
-    logger.propagate = False
-    console = _CurrentStderr()
-    # Where it happened in vrepl says something to those who ask for more words.
-    console.setFormatter(logging.Formatter("%(levelname)s" + (" %(name)s" if state.verbose else "") + ": %(message)s"))
-    level = {0: logging.WARNING, 1: logging.INFO}.get(state.verbose, logging.DEBUG)
-    console.setLevel(logging.ERROR if state.quiet else level)
-    logger.addHandler(console)
-    logger.setLevel(console.level)
-    if state.log_file is not None:
-        from vrepl.errors import UsageError
-
-        try:
-            file = logging.FileHandler(state.log_file, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"the log file {state.log_file} cannot be written: {error.strerror}") from error
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        file.setLevel(min(level, logging.INFO))
-        logger.addHandler(file)
-        logger.setLevel(min(file.level, console.level))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import IO
+
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from vrepl.printable import printable
 from vrepl.report import format as words
 from vrepl.report.model import (
     DiskReport,
@@ -29,20 +34,73 @@ STYLES = {
 }
 
 
-IDS = frozenset({"Restore point", "Run"})
+WHOLE = frozenset({"Restore point", "Run", "Result", "State"})
+"""Columns whose words are never folded: IDs that somebody may want to copy, and what everybody looks for."""
+FOLDED = 12
+"""Characters that a column of names keeps at least before another column gives way."""
 
 
-def table(*columns: str, right: tuple[str, ...] = (), dense: bool = False) -> Table:
-    """An empty table in vrepl's look; the columns named in `right` hold numbers.
+def make_console(file: IO[str] | None = None, *, stderr: bool = False, width: int | None = None) -> Console:
+    """A console that prints text as it is: no markup, no emoji codes, no colours of its own for numbers."""
+    return Console(file=file, stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
-    On a narrow terminal names and words are folded; numbers, and IDs that somebody may want to copy, are not.
-    `dense`: less space between columns, for a table that would not fit 80 characters.
+
+class Listing:
+    """A table in vrepl's look. Where a terminal is too narrow, the columns named in `gives_way` go, the first first.
+
+    Names and words are folded; numbers (`right`), IDs, and results are not. `dense`: less space between columns. A cell
+    is text, never markup, and printable; one that is a `Text` brings a style.
     """
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, collapse_padding=dense)
-    for column in columns:
-        number = column in right
-        made.add_column(column, justify="right" if number else "left", no_wrap=number or column in IDS, overflow="fold")
-    return made
+
+    def __init__(
+        self,
+        *columns: str,
+        right: Sequence[str] = (),
+        gives_way: Sequence[str] = (),
+        dense: bool = False,
+    ) -> None:
+        self._columns = columns
+        self._right = frozenset(right)
+        self._gives_way = tuple(gives_way)
+        self._dense = dense
+        self._rows: list[tuple[Text, ...]] = []
+
+    def add_row(self, *cells: str | Text) -> None:
+        self._rows.append(tuple(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in cells))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        kept = self._fitting(options.max_width)
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, collapse_padding=self._dense)
+        for number in kept:
+            name = self._columns[number]
+            justify = "right" if name in self._right else "left"
+            made.add_column(name, justify=justify, no_wrap=self._is_whole(name), overflow="fold")  # type: ignore[arg-type]
+        for row in self._rows:
+            made.add_row(*(row[number] for number in kept))
+        yield made
+
+    def _is_whole(self, column: str) -> bool:
+        return column in self._right or column in WHOLE
+
+    def _fitting(self, width: int) -> list[int]:
+        """Numbers of the columns that stay."""
+        kept = list(range(len(self._columns)))
+        for name in self._gives_way:
+            if sum(self._least(number) for number in kept) + 3 * (len(kept) - 1) <= width:
+                break
+            kept.remove(self._columns.index(name))
+        return kept
+
+    def _least(self, number: int) -> int:
+        """Characters that a column takes at least."""
+        name = self._columns[number]
+        widest = max((cell_len(row[number].plain) for row in self._rows), default=0)
+        return max(cell_len(name), widest if self._is_whole(name) else min(widest, FOLDED))
+
+
+def table(*columns: str, right: tuple[str, ...] = (), gives_way: tuple[str, ...] = (), dense: bool = False) -> Listing:
+    """An empty table."""
+    return Listing(*columns, right=right, gives_way=gives_way, dense=dense)
 
 
 def line(out: Console, text: str, style: str = "") -> None:
@@ -50,6 +108,7 @@ def line(out: Console, text: str, style: str = "") -> None:
 
     A terminal that is too narrow for it wraps it, at the depth at which it began.
     """
+    text = printable(text)
     if not out.is_terminal:
         out.print(Text(text, style=style), soft_wrap=True)
         return
@@ -59,7 +118,13 @@ def line(out: Console, text: str, style: str = "") -> None:
 
 def plain(out: Console, text: str) -> None:
     """One line for programs: never wrapped."""
-    out.print(Text(text), soft_wrap=True)
+    out.print(Text(printable(text)), soft_wrap=True)
+
+
+def paragraph(out: Console, text: str) -> None:
+    """Lines for programs that are vrepl's own to break: a document."""
+    for one in text.rstrip("\n").split("\n"):
+        plain(out, one)
 
 
 def show_run(out: Console, report: RunReport, *, with_errors: bool = True) -> None:
@@ -67,12 +132,15 @@ def show_run(out: Console, report: RunReport, *, with_errors: bool = True) -> No
     took = ""
     if report.started and report.finished:
         took = f" in {words.duration((report.finished - report.started).total_seconds())}"
-    out.print(Text.assemble(f"job {report.job}, run {report.id}: ", (report.result.value, STYLES[report.result]), took))
+    head = f"job {printable(report.job)}, run {report.id}: "
+    out.print(Text.assemble(head, (report.result.value, STYLES[report.result]), took))
     disks = [(vm, disk) for vm in report.vms for disk in vm.disks]
     if disks:
         figures = table(
-            "VM", "Disk", "How", "Transport", "Read", "Moved", "Rate", right=("Disk", "Read", "Moved", "Rate")
-        )
+            "VM", "Disk", "How", "Transport", "Read", "Moved", "Rate",
+            right=("Disk", "Read", "Moved", "Rate"),
+            gives_way=("Rate", "Transport", "Read", "How"),
+        )  # fmt: skip
         for vm, disk in disks:
             rate = words.rate(disk.bytes_read, disk.seconds) if disk.bytes_read and disk.seconds else "–"
             figures.add_row(
@@ -85,7 +153,11 @@ def show_run(out: Console, report: RunReport, *, with_errors: bool = True) -> No
                 rate,
             )
         out.print(figures)
-    outcome = table("VM", "Result", "Restore point", "Consistency", "Took", right=("Took",))
+    outcome = table(
+        "VM", "Result", "Restore point", "Consistency", "Took",
+        right=("Took",),
+        gives_way=("Consistency", "Took", "Restore point"),
+    )  # fmt: skip
     for vm in report.vms:
         outcome.add_row(
             vm.name,
@@ -189,7 +261,11 @@ def _show_side(out: Console, name: str, side: SideTransport) -> None:
 
 
 def show_verification(out: Console, report: VerifyReport) -> None:
-    figures = table("VM", "Restore point", "Disk", "Read", "Differs", "Verified", right=("Disk", "Read", "Differs"))
+    figures = table(
+        "VM", "Restore point", "Disk", "Read", "Differs", "Verified",
+        right=("Disk", "Read", "Differs"),
+        gives_way=("Read", "Restore point", "Disk"),
+    )  # fmt: skip
     for vm in report.vms:
         verdict = Text("yes" if vm.result is Result.SUCCESS else vm.result.value, style=STYLES[vm.result])
         if not vm.disks:

@@ -19,7 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from vrepl.ports import TransferProgress
+from vrepl.printable import printable
 from vrepl.report import format as words
+from vrepl.report.console import make_console
 from vrepl.report.model import Result, VmReport
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class LiveProgress:
     """One line per VM with its step, and under it a bar per disk in transfer."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or make_console(stderr=True)
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}", markup=False),
@@ -60,22 +62,23 @@ class LiveProgress:
         self._progress.stop()
 
     def run_started(self, run_id: str, job: str, vms: list[str]) -> None:
-        self._progress.print(f"job {job}, run {run_id}: {', '.join(vms)}", markup=False)
+        self._print(f"job {job}, run {run_id}: {', '.join(vms)}")
 
     def vm_step(self, vm: str, step: str) -> None:
         with self._lock:
             task = self._vms.get(vm)
             if task is None:
-                task = self._vms[vm] = self._progress.add_task(vm, total=None, figures="")
+                task = self._vms[vm] = self._progress.add_task(printable(vm), total=None, figures="")
         self._progress.update(task, figures=step)
 
     def disk_started(self, vm: str, disk_index: int, title: str, kind: str, reason: str) -> None:
-        del title, reason
+        del reason
         with self._lock:
             key = (vm, disk_index)
             self._started[key] = time.monotonic()
             if key not in self._disks:
-                self._disks[key] = self._progress.add_task(f"  {vm} disk {disk_index} {kind}", total=None, figures="")
+                title = printable(f"  {vm} disk {disk_index} {kind}")
+                self._disks[key] = self._progress.add_task(title, total=None, figures="")
 
     def disk_progress(self, vm: str, disk_index: int, progress: TransferProgress) -> None:
         key = (vm, disk_index)
@@ -92,7 +95,7 @@ class LiveProgress:
         )
 
     def note(self, vm: str, message: str) -> None:
-        self._progress.print(f"{vm}: {message}" if vm else message, markup=False)
+        self._print(f"{vm}: {message}" if vm else message)
 
     def vm_finished(self, report: VmReport) -> None:
         with self._lock:
@@ -101,7 +104,10 @@ class LiveProgress:
             vm_task = self._vms.pop(report.name, None)
         for task in [*gone, *([vm_task] if vm_task is not None else [])]:
             self._progress.remove_task(task)
-        self._progress.print(finished_line(report), markup=False)
+        self._print(finished_line(report))
+
+    def _print(self, text: str) -> None:
+        self._progress.print(Text(printable(text)))
 
 
 @dataclass(slots=True)
@@ -168,7 +174,7 @@ class LogProgress:
 
     def _say(self, text: str) -> None:
         stream = self._stream or sys.stderr
-        stream.write(f"{text}\n")  # in one piece: VMs side by side write at the same time
+        stream.write(f"{printable(text)}\n")  # in one piece: VMs side by side write at the same time
         stream.flush()
 
 

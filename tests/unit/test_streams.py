@@ -1,0 +1,115 @@
+"""Ends of streams: closed, full, or left by their reader, they change neither what is done nor the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+VREPL = f"{sys.executable} -c 'from vrepl.cli import main; main()'"
+CONFIG = """
+[sites.prod]
+server = "127.0.0.1"
+user = "u"
+password = { file = "password" }
+[repository]
+path = "repository"
+[jobs.demo]
+source = "prod"
+target = "prod"
+vms = ["web-01"]
+target_datastore = "ds"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "vrepl.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def shell(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
+    """`line` with `vrepl` as a word; the status is vrepl's own, not that of the last command of a pipe."""
+    script = f"set -o pipefail; umask 000; {line.replace('vrepl', VREPL, 1)}"
+    return subprocess.run(
+        ["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.parametrize("end", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", "| head -1"])
+def test_a_stream_that_ends_changes_no_exit_code(folder: Path, end: str) -> None:
+    done = shell(folder, f"vrepl config show {end}")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr == (
+        "warning: what was to be written to stdout is lost: No space left on device\n" * (end == ">/dev/full")
+    )
+
+
+@pytest.mark.parametrize("end", [">&-", "2>&-", ">/dev/full", "2>/dev/full"])
+def test_an_error_keeps_its_exit_code(folder: Path, end: str) -> None:
+    assert shell(folder, f"vrepl vms nowhere --json {end}").returncode == 10
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(folder: Path) -> None:
+    """What is meant for stderr would be written into the repository."""
+    done = shell(folder, "vrepl -vv status >&- 2>&-")
+    assert done.returncode in {0, 3}
+    record = json.loads((folder / "repository" / "repository.json").read_text())
+    assert record["format"] == 1 or record["format"] == 2
+
+
+LOG_TWICE = """
+import logging
+from pathlib import Path
+from vrepl.cli.logs import set_up_logging
+from vrepl.cli.state import State
+set_up_logging(State(log_file=Path(%r), log_format=%r, quiet=True))
+for number in range(25):
+    logging.getLogger("vrepl.x").warning("a\\nb")
+"""
+
+
+def test_a_log_on_a_full_disk_is_told_once(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOG_TWICE % ("/dev/full", "text")], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "warning: the log file /dev/full cannot be written any longer: No space left on device\n"
+
+
+@pytest.mark.parametrize("umask", ["000", "022", "277", "777"])
+def test_a_log_is_its_owners_alone_whatever_the_umask(folder: Path, umask: str) -> None:
+    shell(folder, f"umask {umask}; vrepl --log-file log config show")
+    assert stat.S_IMODE(os.stat(folder / "log").st_mode) == 0o600
+
+
+def test_a_log_that_is_there_keeps_its_mode(folder: Path) -> None:
+    (folder / "log").touch()
+    (folder / "log").chmod(0o640)
+    shell(folder, "vrepl --log-file log config show")
+    assert stat.S_IMODE(os.stat(folder / "log").st_mode) == 0o640
+
+
+def test_journald_gets_priorities(folder: Path) -> None:
+    """systemd names the stream by device and inode; the word before the message is a level that it reads."""
+    code = (
+        "import os, sys\n"
+        "out = os.fstat(2); os.environ['JOURNAL_STREAM'] = f'{out.st_dev}:{out.st_ino}'\n"
+        "from vrepl.cli.logs import set_up_logging; from vrepl.cli.state import State\n"
+        "import logging; set_up_logging(State())\n"
+        "logging.getLogger('vrepl.x').warning('one\\nline')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "<4>WARNING: one\\nline\n"
+
+
+def test_json_log_lines_have_times_with_an_offset(folder: Path) -> None:
+    subprocess.run([sys.executable, "-c", LOG_TWICE % ("log", "json")], cwd=folder, check=True, capture_output=True)
+    told = json.loads((folder / "log").read_text().splitlines()[-1])
+    assert (told["level"], told["logger"], told["message"]) == ("warning", "vrepl.x", "a\nb")
+    assert told["time"][-6] in "+-"
