@@ -49,9 +49,20 @@ def test_error_text_is_the_callers_to_free(fake_lab: FakeLab) -> None:
                     "Cannot connect to host", "One of the parameters was invalid", "Unknown error 4242"]  # fmt: skip
 
 
-@pytest.mark.parametrize(("major", "code"), [(4, 6), (5, 0), (8, 0), (9, 0), (10, 6)])
+@pytest.mark.parametrize(("major", "code"), [(4, 6), (5, 0), (6, 0), (8, 0), (9, 6), (10, 6)])
 def test_versions(fake_lab: FakeLab, major: int, code: int) -> None:
     assert fake_lab.run(f"answer(lib.init({major}, 0))", init=False) == code
+
+
+def test_an_older_release_under_the_same_name(fake_lab: FakeLab) -> None:
+    """libvixDiskLib.so.6 may be of VDDK 6.7 or of 6.5."""
+    conf = fake_lab.folder / "lib64/lab.conf"
+    conf.write_text(conf.read_text() + "version 6.5\n")
+    assert fake_lab.run("answer([lib.init(8, 0), lib.init(6, 7), lib.init(6, 5)])", init=False) == [6, 6, 0]
+
+
+def test_it_chats_about_phoning_home_at_warning_level(fake_lab: FakeLab) -> None:
+    assert "CEIP" in fake_lab.run("answer(lib.warnings())")
 
 
 def test_init_only_once(fake_lab: FakeLab) -> None:

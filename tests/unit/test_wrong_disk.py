@@ -113,6 +113,29 @@ def test_another_disk_is_never_written(machine: Machine, capacity: int, uuid: st
     assert all(handle.closed for handle in machine.handles)
 
 
+@pytest.mark.parametrize(("direct", "network"), [("", "uuid-1"), ("uuid-1", ""), ("", "")])
+def test_an_empty_uuid_is_no_evidence_for_a_write(machine: Machine, direct: str, network: str) -> None:
+    """Two clones have the same bytes, and so have two empty disks: without a uuid nothing tells them apart."""
+    machine.over |= {"hotadd": ("hotadd", machine.content, direct), "nbdssl": ("nbdssl", machine.content, network)}
+    with pytest.raises(TransportModeError, match="cannot be told from other disks") as caught:
+        machine.open(HOTADD, NBDSSL)
+    assert (caught.value.mode, caught.value.side) == ("hotadd", "target")
+    assert all(handle.closed for handle in machine.handles)
+
+
+@pytest.mark.parametrize(("empty", "opens"), [(False, True), (True, False)])
+def test_without_a_uuid_bytes_decide_for_a_read_unless_they_are_all_alike(
+    machine: Machine, empty: bool, opens: bool
+) -> None:
+    content = bytes(CAPACITY) if empty else machine.content
+    machine.over |= {"hotadd": ("hotadd", content, ""), "nbdssl": ("nbdssl", content, "uuid-1")}
+    if opens:
+        machine.open(HOTADD, NBDSSL, writable=False).close()
+    else:
+        with pytest.raises(TransportModeError, match="cannot be told"):
+            machine.open(HOTADD, NBDSSL, writable=False)
+
+
 def test_a_source_over_hotadd_is_compared_too(machine: Machine) -> None:
     machine.over["hotadd"] = ("hotadd", flipped(machine.content, 0), "uuid-1")
     with pytest.raises(TransportModeError) as caught:

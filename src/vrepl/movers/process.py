@@ -30,7 +30,9 @@ STOP_SECONDS = 0.8
 """What a mover gets to end a transfer properly after stop; then it is killed."""
 EXIT_SECONDS = 2.0
 START_SECONDS = 60.0
-LEVELS = {"log": logging.DEBUG, "warn": logging.WARNING, "panic": logging.ERROR}
+LEVELS = {"log": logging.DEBUG, "warn": logging.INFO, "panic": logging.ERROR}
+"""VDDK's own lines. Its warnings speak of much that is no news (cron would mail it every run): what fails comes back as
+an error of the call; the lines stand in the log file, and what a mover warned of last in the error if it dies."""
 SCATTERED_UNITS = 4
 """256 KiB: the NFC buffer size for many small calls. A call takes whole buffers, however few bytes it moves."""
 INHERITED = ("PATH", "HOME", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "PYTHONPATH", "VIRTUAL_ENV")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,13 @@ from vrepl.vddk import abi
 from vrepl.vddk.codes import CODE_MASK, error_of, is_nfc_memory
 
 SONAMES = tuple(f"libvixDiskLib.so.{major}" for major in (9, 8, 7, 6))
-API_VERSION = {9: (9, 0), 8: (8, 0), 7: (7, 0), 6: (6, 7)}
-"""What InitEx is told, by the number in the library's name."""
+API_VERSIONS = ((9, 0), (8, 0), (7, 0), (6, 7), (6, 5))
+"""What InitEx is told, newest first, from the number in the library's name on. It takes its own version and older ones:
+a minor release may be older than its name lets one think (6.5 is libvixDiskLib.so.6 too)."""
+TOO_NEW = frozenset({3, 6})
+"""VixErrors of InitEx that may mean that it does not know this version (INVALID_ARG, NOT_SUPPORTED)."""
+CHATTER = re.compile(r"\b(CEIP|Customer Experience Improvement|Phone ?Home)", re.IGNORECASE)
+"""What VDDK says at warning level that is no news to an operator: whether it may phone home."""
 
 LogSink = Callable[[str, str], None]
 """`(kind, text)`: kind is log, warn or panic. Called from VDDK's threads."""
@@ -103,13 +109,18 @@ class Library:
         if self._initialised:
             raise LibraryError("VixDiskLib_InitEx may be called only once in a process")
         self._callbacks = [self._log_function(kind, log) for kind in ("log", "warn", "panic")]
-        major, minor = API_VERSION.get(self.major, (8, 0))
-        code = self["InitEx"](
-            major, minor, *self._callbacks, str(libdir).encode(), str(config).encode() if config else None
-        )
+        tried = []
+        for major, minor in [one for one in API_VERSIONS if one[0] <= self.major]:
+            code = self["InitEx"](
+                major, minor, *self._callbacks, str(libdir).encode(), str(config).encode() if config else None
+            )
+            tried.append(f"{major}.{minor}")
+            if code & CODE_MASK not in TOO_NEW:
+                break
         if code:
             raise LibraryError(
-                f"VixDiskLib_InitEx({major}, {minor}) failed: {self.error_text(code)} (VixError {code & CODE_MASK})",
+                f"VixDiskLib_InitEx for version {', '.join(tried)} failed: {self.error_text(code)} "
+                f"(VixError {code & CODE_MASK})",
                 hint=f"is {libdir} a whole VDDK folder of one version?",
             )
         self._initialised = True
@@ -148,6 +159,6 @@ class Library:
             text = line.value.decode("utf-8", "replace").rstrip()
             if is_nfc_memory(text):
                 self.nfc_memory = True
-            log(kind, text)
+            log("log" if kind == "warn" and CHATTER.search(text) else kind, text)
 
         return abi.LogFunction(write)

@@ -19,6 +19,7 @@ from vrepl.model import TransportMode
 from vrepl.ports import DiskAddress, SiteConnection
 from vrepl.transport.buffers import MIB, Buffer
 from vrepl.transport.disk import DiskReader
+from vrepl.vddk import abi
 from vrepl.vddk.api import DiskHandle
 from vrepl.vddk.codes import DIRECT_MODES
 from vrepl.vddk.disk import DIRECT_READERS, AsyncDisk, DirectDisk
@@ -63,15 +64,29 @@ def evidence_of(disk: DiskReader, capacity: int, uuid: str) -> Evidence:
 
 
 def difference(direct: Evidence, network: Evidence) -> str | None:
-    """How the disk that a direct mode reached differs from the one that NBD reached; None if it does not."""
+    """How the disk that a direct mode reached differs from the one that NBD reached; None if it does not.
+
+    An empty uuid (a descriptor may lack one) says nothing, neither for nor against: see `is_told_apart`.
+    """
     if direct.capacity != network.capacity:
         return f"it has {direct.capacity} bytes instead of {network.capacity}"
-    if direct.uuid != network.uuid:
+    if direct.uuid and network.uuid and direct.uuid != network.uuid:
         return f"its uuid is {direct.uuid} instead of {network.uuid}"
     for (offset, ours), (_, theirs) in zip(direct.samples, network.samples, strict=True):
         if ours != theirs:
             return f"its bytes at offset {offset} differ"
     return None
+
+
+def is_told_apart(direct: Evidence, network: Evidence, *, writable: bool) -> bool:
+    """Whether evidence without a difference proves that both are one disk.
+
+    Before a write only the disk's uuid does: a clone has the same bytes, and empty disks are all alike. To read, bytes
+    that are not everywhere the same will do: a wrong disk would have to be a copy of the right one.
+    """
+    if direct.uuid and network.uuid:
+        return True
+    return not writable and len({digest for _, digest in direct.samples}) > 1
 
 
 def open_disk(
@@ -124,12 +139,19 @@ def open_disk(
         return _open_network(library, address, site, disk.mode, writable=writable)
     try:
         if expected is not None:
-            wrong = difference(evidence_of(disk, disk.capacity, disk.uuid), expected)
+            evidence_of_it = evidence_of(disk, disk.capacity, disk.uuid)
+            wrong = difference(evidence_of_it, expected)
             if wrong is not None:
                 raise TransportModeError(
                     f"{mode} reached another disk than {address.path}: {wrong}; nothing was written to it",
                     mode=str(mode), side=side,
                     hint="does another VM have the proxy's BIOS uuid, or two LUNs the same name?",
+                )  # fmt: skip
+            if not is_told_apart(evidence_of_it, expected, writable=writable):
+                raise TransportModeError(
+                    f"VDDK tells no uuid of {address.path}, so that over {mode} it cannot be told from other disks",
+                    mode=str(mode), side=side,
+                    hint="its descriptor file may lack ddb.uuid: vmkfstools -J setuuid gives it one",
                 )  # fmt: skip
     except BaseException:
         with suppress(DiskError):
@@ -167,10 +189,14 @@ def _open_network(
 def _handle_opener(
     library: Library, address: DiskAddress, site: SiteConnection, mode: str, *, writable: bool
 ) -> Callable[[], tuple[DiskHandle, Callable[[], None]]]:
+    # Over HotAdd, writes want the host's cache out of the way, and aligned buffers, which all of ours are (VDDK
+    # Programming Guide, "Virtual Disk Transport Methods", best practices for HotAdd).
+    flags = abi.OPEN_UNBUFFERED if writable and mode == TransportMode.HOTADD else 0
+
     def open_handle() -> tuple[DiskHandle, Callable[[], None]]:
         connection = Connection(library, site, address.vm_ref, address.snapshot_ref, mode, read_only=not writable)
         try:
-            return connection.open(address.path, read_only=not writable), connection.close
+            return connection.open(address.path, read_only=not writable, flags=flags), connection.close
         except BaseException:
             connection.close()
             raise

@@ -41,7 +41,7 @@ CAUSES: Mapping[str, str] = {
 
 
 def keys_of(fault: Any) -> Iterator[str]:
-    """Keys of the fault's messages and argument values that look like keys, the fault's own causes included; in order."""
+    """Keys of the fault's messages, and arguments that look like keys; then those of the faults that caused it."""
     for _ in range(10):
         if fault is None:
             return

@@ -19,6 +19,8 @@ struct vl_config vl_config;
 
 static char own_folder[4096]; /* where the client loaded the library from, links not resolved */
 static char proxy_name[256];
+static unsigned own_major = NEWEST_MAJOR; /* by the file's name */
+static unsigned newest_major = NEWEST_MAJOR, newest_minor; /* that InitEx takes: lab.conf may say less */
 static struct vl_server *servers;
 static size_t server_count;
 static VixDiskLibGenericLogFunc *log_callback, *warn_callback, *panic_callback;
@@ -33,6 +35,10 @@ __attribute__((constructor)) static void find_own_folder(void)
     if (info.dli_fname[0] != '/' && getcwd(folder, sizeof folder - 1) != NULL)
         strcat(folder, "/");
     snprintf(own_folder, sizeof own_folder, "%s%s", folder[0] == '/' ? folder : "", info.dli_fname);
+    // libvixDiskLib.so.8 is of version 8.
+    const char *number = strstr(own_folder, ".so.");
+    if (number != NULL && sscanf(number, ".so.%u", &own_major) != 1)
+        own_major = NEWEST_MAJOR;
     char *slash = strrchr(own_folder, '/');
     if (slash != NULL)
         *slash = '\0';
@@ -200,6 +206,8 @@ static VixError read_lab_conf(void)
         struct vl_server server = {0};
         if (sscanf(text, "proxy %255s", proxy_name) == 1 || *text == '\0' || *text == '#')
             continue;
+        if (sscanf(text, "version %u.%u", &newest_major, &newest_minor) == 2)
+            continue;
         if (sscanf(text, "server %255s %u %255s %u %63s %4095[^\n]", server.name, &server.port, server.control_host,
                    &server.control_port, server.thumbprint, server.settings_path) != 6) {
             vl_log(VL_WARNING, "lab: %s: not understood: %s", path, text);
@@ -231,17 +239,21 @@ EXPORT VixError VixDiskLib_InitEx(uint32_t major, uint32_t minor, VixDiskLibGene
     warn_callback = warn;
     panic_callback = panic_function;
     refuse_foreign_openssl();
-    if (major < OLDEST_MAJOR || major > NEWEST_MAJOR) {
+    newest_major = own_major, newest_minor = 0;
+    server_count = 0;
+    VixError error = read_lab_conf();
+    if (error != VIX_OK)
+        return error;
+    if (major < OLDEST_MAJOR || major > newest_major || (major == newest_major && minor > newest_minor)) {
         vl_log(VL_WARNING, "VixDiskLib: version %u.%u is not supported", major, minor);
         return VIX_E_NOT_SUPPORTED;
     }
+    vl_log(VL_WARNING, "PhoneHome: CEIP is not configured on this proxy, no data will be sent");
     if ((long)getpid() != syscall(SYS_gettid))
         vl_log(VL_WARNING, "VixDiskLib: VixDiskLib_InitEx should be called from the main thread");
     if (library_folder != NULL && *library_folder != '\0' && access(library_folder, X_OK) != 0)
         vl_log(VL_WARNING, "VixDiskLib: libDir %s: %s", library_folder, strerror(errno));
-    VixError error = read_config(config_file);
-    if (error == VIX_OK)
-        error = read_lab_conf();
+    error = read_config(config_file);
     if (error != VIX_OK)
         return error;
     if (!fork_is_watched)
