@@ -21,7 +21,6 @@ class Consistency(StrEnum):
 
 class ReplicaState(StrEnum):
     READY = "ready"
-    TESTING = "testing"
     FAILING_OVER = "failing-over"
     FAILED_OVER = "failed-over"
     UNDONE = "undone"

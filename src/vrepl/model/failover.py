@@ -1,0 +1,90 @@
+"""What a replica's failover is: its state as it is kept beside the replica, and what an operator may wish for."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vrepl.model.replicas import ReplicaState
+
+FAILOVER_BASE = "failover-base"
+"""Name of the snapshot that a failed over replica stands on: what comes after it was done at the target."""
+KEPT_STATE = "vrepl-undone"
+"""Name of the snapshot that keeps what ran at the target when a failover with a deadline is undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverTest:
+    """The last test of a replica's failover."""
+
+    time: dt.datetime
+    restore_point: str
+    passed: bool
+    seconds: float | None
+    """From power-on to service; None where the guest never came to serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverRecord:
+    """One replica's state, as it is kept at the replica and in the repository; of two, the higher epoch counts.
+
+    It says enough for a failover when the source site, the repository and the configuration are gone.
+    """
+
+    repository_id: str
+    source_site: str
+    source_instance_uuid: str
+    source_name: str
+    replica_instance_uuid: str
+    epoch: int = 0
+    """Grows with every change of the record; a run that sees another one than it began with ends at once."""
+    state: ReplicaState = ReplicaState.READY
+    restore_point: str | None = None
+    """ID of the one that was failed over to."""
+    base_change_ids: Mapping[int, str | None] | None = None
+    """By the replica's disk key: change IDs of the snapshot `failover-base`; None until vrepl has seen it."""
+    planned: bool = False
+    """vrepl saw the source shut down cleanly after its last change had crossed: its change tracking counts."""
+    adopted: bool = False
+    """Somebody powered the replica on by hand, and an operator called that the failover."""
+    keep_state: bool = False
+    """What ran at the target is kept as the snapshot `vrepl-undone` when this failover is undone."""
+    deadline: dt.datetime | None = None
+    """By the target's clock: undone by the next run after it, unless committed."""
+    networks: Mapping[str, str] = field(default_factory=dict)
+    """Network of the replica -> network that it is connected to while it is failed over."""
+    plan: str | None = None
+    """The plan that this VM belongs to, with its group's place in the boot order."""
+    group: int | None = None
+    last_test: FailoverTest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Make the replica run."""
+
+    restore_point: str | None = None
+    """ID; None: the newest."""
+    planned: bool = False
+    source_is_down: bool = False
+    """The operator says so, although the source seems to run or cannot be seen."""
+    adopt: bool = False
+    """A replica that somebody powered on by hand counts as failed over."""
+    deadline: dt.datetime | None = None
+    networks: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Make it the replica that it was: what ran at the target is lost, or kept as a snapshot."""
+
+    keep_state: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Make it the VM: its restore points are merged, its job replicates it no longer."""
+
+
+Wish = Start | Undo | Commit
