@@ -16,9 +16,9 @@ from pathlib import Path
 from queue import SimpleQueue
 
 ARGUMENTS = json.loads(Path(sys.argv[1]).read_text())
-sys.path.insert(0, ARGUMENTS["client"])
+sys.path.insert(0, ARGUMENTS["root"])
 
-from vddk_client import DONE, Library  # noqa: E402 - the client's folder is an argument
+from tests.support.vddk_client import DONE, Library  # noqa: E402 - the checkout's folder is an argument
 
 BLOCK = ARGUMENTS["block"]
 

@@ -16,23 +16,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CONTRACT = Path(__file__).parents[1] / "tests" / "contract"
-sys.path.insert(0, str(CONTRACT))
+from tests.support.fake_nfc import GRAIN, THUMBPRINT, FakeNfc, make_link
+from tests.support.vddk_site import SOURCE, TARGET, VddkSite, make_site
+from tests.support.vixdisklib_lab import FakeLab, compile_library, compilers
+from vrepl.movers.pair import MoverPair
+from vrepl.movers.pool import VddkMovers
+from vrepl.movers.process import MoverSettings
+from vrepl.ports import TransferOrder, TransferResult
 
-from fake_nfc import GRAIN, PASSWORD, THUMBPRINT, FakeNfc, make_link  # noqa: E402, F401 - PASSWORD is for importers
-from vddk_site import SOURCE, TARGET, VddkSite, make_site  # noqa: E402
-from vixdisklib_lab import FakeLab, compile_library, compilers  # noqa: E402
-
-from vrepl.movers.pool import VddkMovers  # noqa: E402
-from vrepl.ports import TransferOrder, TransferResult  # noqa: E402
-
+ROOT = Path(__file__).parents[1]
 MIB = 1 << 20
 CAPACITY = int(os.environ.get("VREPL_BENCH_MIB", "2048")) * MIB
 REPEATS = 5
-FASTEST = {"block": 2 * MIB, "depth": 4}
+FASTEST_BLOCK, FASTEST_DEPTH = 2 * MIB, 4
 """What the bare loop is fastest with where calls wait for nothing: more in flight is more for the processors' cache."""
 RATE = 500_000_000
 """Bytes/s, for the rows with latency."""
+Change = Callable[[MoverSettings], MoverSettings]
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -130,7 +130,7 @@ class Bench:
         arguments.write_text(
             json.dumps(
                 {
-                    "client": str(CONTRACT),
+                    "root": str(ROOT),
                     "library": str(self.folder / "lib64/libvixDiskLib.so.8"),
                     "config": str(config),
                     "thumbprint": THUMBPRINT,
@@ -152,7 +152,7 @@ class Bench:
 
     def limit(self) -> float:
         """Seconds that the bare loop takes at its fastest."""
-        return self.bare(**FASTEST)["seconds"]
+        return self.bare(block=FASTEST_BLOCK, depth=FASTEST_DEPTH)["seconds"]
 
 
 def files_on() -> Path | None:
@@ -170,7 +170,7 @@ def _available_memory() -> int:
 def pids(movers: VddkMovers) -> list[int]:
     found = []
     for _, mover in movers._idle:
-        found += [each.pid for each in (getattr(mover, "source", mover), getattr(mover, "target", mover))]
+        found += [mover.source.pid, mover.target.pid] if isinstance(mover, MoverPair) else [mover.pid]
     return sorted(set(found))
 
 
@@ -184,9 +184,14 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def unchanged(settings: MoverSettings) -> MoverSettings:
+    return settings
+
+
 @contextmanager
-def movers_of(site: VddkSite, **options: Any) -> Iterator[VddkMovers]:
-    movers = VddkMovers(site.connection, site.settings, **options)
+def movers_of(site: VddkSite, change: Change = unchanged, **options: Any) -> Iterator[VddkMovers]:
+    """`change`: of the settings that its movers start with."""
+    movers = VddkMovers(site.connection, lambda name: change(site.settings(name)), **options)
     try:
         yield movers
     finally:

@@ -14,7 +14,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.bench import CAPACITY, MIB, RATE, SHARED_MEMORY, SOURCE, Bench, in_turn, movers_of
+from benchmarks.bench import CAPACITY, MIB, RATE, SHARED_MEMORY, Bench, in_turn, movers_of
+from tests.support.vddk_site import SOURCE
 from vrepl.repository.transferlog import ALLOW, DONE, RECORD, RUN, ZEROS, read_log
 
 GIB = CAPACITY / 2**30

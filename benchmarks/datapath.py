@@ -18,21 +18,17 @@ from pathlib import Path
 from benchmarks import _nbdcopy
 from benchmarks.bench import (
     CAPACITY,
-    GRAIN,
     MIB,
-    PASSWORD,
     RATE,
-    SOURCE,
-    TARGET,
-    THUMBPRINT,
     Bench,
     at_once,
     files_on,
     in_turn,
-    make_site,
     movers_of,
     second_target,
 )
+from tests.support.fake_nfc import GRAIN, PASSWORD, THUMBPRINT
+from tests.support.vddk_site import SOURCE, TARGET, make_site
 from vrepl.extents import Extent, from_grains
 from vrepl.ports import DigestFiles, VerifyOrder
 

@@ -11,21 +11,23 @@ import shutil
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from benchmarks.bench import CAPACITY, RATE, SOURCE, Bench, at_once, files_on, in_turn, movers_of, second_target
+from benchmarks.bench import CAPACITY, RATE, Bench, Change, at_once, files_on, in_turn, movers_of, second_target
+from tests.support.vddk_site import SOURCE
 from vrepl.extents import Extent
+from vrepl.movers.pool import VddkMovers
 
-SETTINGS: dict[str, dict[str, int]] = {
-    "nfc 4 x 64 KiB (VDDK's own)": {"buffer_units": 1, "buffer_count": 4},
-    "nfc 16 x 256 KiB": {"buffer_units": 4, "buffer_count": 16},
-    "nfc 8 x 1 MiB": {"buffer_units": 16, "buffer_count": 8},
-    "ring of 4": {"ring": 4},
-    "ring of 8": {"ring": 8},
-    "ring of 32": {"ring": 32},
-    "1 hashing thread": {"hashers": 1},
-    "2 hashing threads": {"hashers": 2},
+SETTINGS: dict[str, Change] = {
+    "nfc 4 x 64 KiB (VDDK's own)": lambda usual: replace(usual, buffer_units=1, buffer_count=4),
+    "nfc 16 x 256 KiB": lambda usual: replace(usual, buffer_units=4, buffer_count=16),
+    "nfc 8 x 1 MiB": lambda usual: replace(usual, buffer_units=16, buffer_count=8),
+    "ring of 4": lambda usual: replace(usual, ring=4),
+    "ring of 8": lambda usual: replace(usual, ring=8),
+    "ring of 32": lambda usual: replace(usual, ring=32),
+    "1 hashing thread": lambda usual: replace(usual, hashers=1),
+    "2 hashing threads": lambda usual: replace(usual, hashers=2),
 }
 
 
@@ -47,17 +49,18 @@ def run() -> dict[str, object]:
 
 
 def settings_against_defaults(bench: Bench) -> dict[str, object]:
-    site, found = bench.site, {}
+    site = bench.site
+    found: dict[str, object] = {}
     for condition, limits in CONDITIONS:
-        for name, fields in SETTINGS.items():
+        for name, change in SETTINGS.items():
             bench.lab.set(**limits)
             with ExitStack() as stack:
-                changed = stack.enter_context(movers_with(bench, fields))
+                changed = stack.enter_context(movers_of(site, change))
                 default = stack.enter_context(movers_of(site))
                 for movers in (default, changed):
                     movers.probe(site.address(SOURCE))
                 usual, other = in_turn(
-                    *(bench.fresh(lambda m=m: bench.transfer(m, site.order()).seconds) for m in (default, changed)),  # type: ignore[misc]
+                    *(bench.fresh(partial(seconds_of, bench, movers)) for movers in (default, changed)),
                     repeats=5 if not limits else 1,
                 )
             found[f"{name}, {condition}"] = round(usual / other, 3)
@@ -65,15 +68,9 @@ def settings_against_defaults(bench: Bench) -> dict[str, object]:
     return found
 
 
-def movers_with(bench: Bench, fields: dict[str, int]) -> Any:
-    """Movers whose settings differ from the defaults in `fields`."""
-    site = bench.site
-    usual = site.settings
-    site.settings = lambda name="prod": replace(usual(name), **fields)  # type: ignore[method-assign]
-    try:
-        return movers_of(site)
-    finally:
-        site.settings = usual  # type: ignore[method-assign]
+def seconds_of(bench: Bench, movers: VddkMovers) -> float:
+    """Of a transfer of the whole disk."""
+    return bench.transfer(movers, bench.site.order()).seconds
 
 
 def two_disks(bench: Bench) -> dict[str, object]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_nfc import GRAIN, THUMBPRINT, Disk, FakeNfc, make_ctk, make_link
-from vixdisklib_lab import MIB, PATH, FakeLab, compile_library, compilers
+
+from tests.support.fake_nfc import GRAIN, THUMBPRINT, Disk, FakeNfc, make_ctk, make_link
+from tests.support.vixdisklib_lab import MIB, PATH, FakeLab, compile_library, compilers
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from vddk_site import SOURCE, make_site
-from vixdisklib_lab import FakeLab
 
 from tests.support.memory_disk import MemoryDisk, MemoryHandle
+from tests.support.vddk_site import SOURCE, make_site
+from tests.support.vixdisklib_lab import FakeLab
 from vrepl.errors import DiskError, MoverError, VreplError
 from vrepl.extents import GRAIN, Extent, intersect, normalise, subtract
 from vrepl.movers import messages
@@ -174,7 +175,7 @@ def lab_library(fake_lab: FakeLab) -> Iterator[Subject]:
             with far:
                 mover = MoverProcess(site.settings(), spawner, pass_fds=[far.fileno()])
                 stream = far.fileno()
-            arguments = {
+            arguments: dict[str, Any] = {
                 "address": messages.address_to_json(site.address(SOURCE)),
                 "sites": {"prod": messages.site_to_json(site.connection("prod"))},
             }
@@ -217,15 +218,15 @@ class Call:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        self.error: DiskError | None = None
+        self.error: VreplError | None = None
         self.calls = 0
 
-    def __call__(self, error: DiskError | None) -> None:
+    def __call__(self, error: VreplError | None) -> None:
         self.calls += 1
         self.error = error
         self._event.set()
 
-    def result(self) -> DiskError | None:
+    def result(self) -> VreplError | None:
         assert self._event.wait(20), "no completion"
         return self.error
 

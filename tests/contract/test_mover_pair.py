@@ -11,20 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_nfc import GRAIN
-from test_vddk_movers import CAPACITY, ignore, resumed
-from vddk_site import VddkSite, make_site, some_grains
-from vixdisklib_lab import ERROR, MIB, FakeLab, rule
 
-from tests.support.memory_disk import MemoryDisk, MemoryHandle
+from tests.support.fake_nfc import GRAIN
+from tests.support.memory_disk import MemoryDisk, MemoryHandle, full_copy_of
 from tests.support.memory_records import MemoryDigests, MemoryLog
+from tests.support.vddk_site import CAPACITY, VddkSite, ignore, make_site, resumed, some_grains
+from tests.support.vixdisklib_lab import ERROR, MIB, FakeLab, rule
 from vrepl.errors import DiskError, DiskLockedError, MoverError
-from vrepl.extents import Extent
-from vrepl.model import TransferKind
 from vrepl.movers.pair import MoverPair
 from vrepl.movers.pool import VddkMovers
 from vrepl.movers.process import MoverSettings
-from vrepl.ports import DigestFiles, DiskAddress, TransferOrder, TransferProgress
+from vrepl.ports import TransferProgress
 from vrepl.repository.transferlog import read_log
 from vrepl.stream.compression import Compressor
 from vrepl.stream.remote import RemoteDisk
@@ -124,14 +121,6 @@ def test_two_vddk_folders_make_a_pair_by_themselves(site: VddkSite, fake_lab: Fa
     made.close()
 
 
-def order_of(capacity: int) -> TransferOrder:
-    """A full copy of a disk in memory."""
-    address = DiskAddress("prod", "vm-1", None, "[a] b.vmdk", capacity, (), "web-01", "disk 0")
-    return TransferOrder(
-        TransferKind.FULL, address, address, [Extent(0, capacity)], True, [], DigestFiles(None), False, Path("x")
-    )
-
-
 def stream_copy(source: MemoryDisk) -> tuple[int, MemoryDisk]:
     """Copies over a socket pair; returns the payload bytes that crossed."""
     target = MemoryDisk(source.capacity)
@@ -142,7 +131,7 @@ def stream_copy(source: MemoryDisk) -> tuple[int, MemoryDisk]:
     )
     thread.start()
     remote = RemoteDisk(near)
-    copy_disk(order_of(source.capacity), MemoryHandle(source), remote, MemoryDigests({}), MemoryLog())
+    copy_disk(full_copy_of(source.capacity), MemoryHandle(source), remote, MemoryDigests({}), MemoryLog())
     remote.close()
     thread.join()
     near.close()

@@ -10,18 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from test_mover_pair import order_of
 
-from tests.support.memory_disk import MemoryDisk, MemoryHandle
+from tests.support.memory_disk import MemoryDisk, MemoryHandle, full_copy_of
 from tests.support.memory_records import MemoryDigests, MemoryLog
 from vrepl.errors import MoverError, VreplError
+from vrepl.stream import serve
 from vrepl.stream.compression import Compressor
 from vrepl.stream.remote import RemoteDisk
 from vrepl.stream.serve import DiskServer, serve_disk
 from vrepl.stream.splicing import _Pipe
 from vrepl.stream.wire import HEADER, Header, Kind
-from vrepl.transport import serve
-from vrepl.transport.buffers import LARGEST, MIB, POOL
+from vrepl.transport.buffers import LARGEST, MIB, POOL, Buffer
 from vrepl.transport.decorators import LateDisk, PassingDisk
 from vrepl.transport.transfer import copy_disk
 
@@ -65,7 +64,11 @@ class Ends:
             remote = RemoteDisk(self.near)
             try:
                 copy_disk(
-                    order_of(CAPACITY), MemoryHandle(self.source, block=LARGEST), remote, MemoryDigests({}), self.log
+                    full_copy_of(CAPACITY),
+                    MemoryHandle(self.source, block=LARGEST),
+                    remote,
+                    MemoryDigests({}),
+                    self.log,
                 )
             finally:
                 remote.close()
@@ -172,8 +175,17 @@ def test_after_a_loss_no_buffer_is_used_again(monkeypatch: pytest.MonkeyPatch) -
     taken: list[int] = []
     given: list[int] = []
     take, give = POOL.take, POOL.give
-    monkeypatch.setattr(POOL, "take", lambda: (taken.append(1), take())[1])
-    monkeypatch.setattr(POOL, "give", lambda buffer: (given.append(buffer.address), give(buffer))[1])
+
+    def noted_take() -> Buffer:
+        taken.append(1)
+        return take()
+
+    def noted_give(buffer: Buffer) -> None:
+        given.append(buffer.address)
+        give(buffer)
+
+    monkeypatch.setattr(POOL, "take", noted_take)
+    monkeypatch.setattr(POOL, "give", noted_give)
     monkeypatch.setattr(_Pipe, "hand_on", at_call(6, OSError(errno.EIO, "lost"), _Pipe.hand_on))
     ends = Ends(LateDisk(MemoryHandle(MemoryDisk(CAPACITY), writable=True), 0.01))
     ends.run()

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_nfc import GRAIN, PASSWORD
-from vddk_site import SOURCE, TARGET, VddkSite, make_site, some_grains
-from vixdisklib_lab import CRASH, ERROR, FREEZE, LOST, MIB, FakeLab, rule
 
+from tests.support.fake_nfc import GRAIN, PASSWORD
+from tests.support.vddk_site import CAPACITY, SOURCE, TARGET, VddkSite, ignore, make_site, resumed, some_grains
+from tests.support.vixdisklib_lab import CRASH, ERROR, FREEZE, LOST, MIB, FakeLab, rule
 from vrepl.errors import (
     DiskError,
     DiskLockedError,
@@ -24,14 +24,12 @@ from vrepl.errors import (
     TransientDiskError,
     TransportModeError,
 )
-from vrepl.extents import Extent, from_grains, subtract
+from vrepl.extents import from_grains
 from vrepl.model import TransportMode
 from vrepl.movers.pair import MoverPair
 from vrepl.movers.pool import VddkMovers
-from vrepl.ports import DigestFiles, TransferOrder, TransferProgress, VerifyOrder
+from vrepl.ports import DigestFiles, TransferProgress, VerifyOrder
 from vrepl.repository.transferlog import read_log
-
-CAPACITY = 16 * MIB + 1536
 
 
 @pytest.fixture
@@ -44,22 +42,6 @@ def movers(site: VddkSite) -> Iterator[VddkMovers]:
     made = VddkMovers(site.connection, site.settings)
     yield made
     made.close()
-
-
-def ignore(progress: TransferProgress) -> None:
-    pass
-
-
-def resumed(site: VddkSite, attempt: int = 2) -> TransferOrder:
-    """What the engine orders after a failed attempt: what is not done, dirty as far as writes were allowed."""
-    last = read_log(site.folder / "transfer.log").last
-    assert last is not None
-    whole = [Extent(0, site.capacity)]
-    return site.order(
-        attempt=attempt,
-        regions=subtract(whole, last.done),
-        dirty=subtract([Extent(0, min(last.allowed, site.capacity))], last.done),
-    )
 
 
 def movers_of(movers: VddkMovers) -> list[int]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_nfc import GRAIN, Disk
-from vixdisklib_lab import MIB, READ_ONLY, SINGLE_LINK, FakeLab, compile_library, compilers
+
+from tests.support.fake_nfc import GRAIN, Disk
+from tests.support.vixdisklib_lab import MIB, READ_ONLY, SINGLE_LINK, FakeLab, compile_library, compilers
 
 # ---- building
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_nfc import GRAIN, THUMBPRINT
-from vixdisklib_lab import CRASH, ERROR, FREEZE, LOST, PATH, FakeLab, rule
+
+from tests.support.fake_nfc import GRAIN, THUMBPRINT
+from tests.support.vixdisklib_lab import CRASH, ERROR, FREEZE, LOST, PATH, FakeLab, rule
 
 # ---- the write buffer
 

@@ -13,8 +13,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fake_nfc import PASSWORD, THUMBPRINT
-from vixdisklib_lab import ERROR, PATH, FakeLab, rule
+
+from tests.support.fake_nfc import PASSWORD, THUMBPRINT
+from tests.support.vixdisklib_lab import ERROR, PATH, FakeLab, rule
 
 NBDKIT = shlex.split(os.environ.get("VREPL_NBDKIT", "nbdkit"))
 

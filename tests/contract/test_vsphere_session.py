@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,9 +42,9 @@ def slept() -> list[float]:
 def open_session(slept: list[float]) -> Iterator[Open]:
     with ExitStack() as stack:
 
-        def make(fake: FakeVcenter | int, **changes: object) -> Session:
+        def make(fake: FakeVcenter | int, **changes: Any) -> Session:
             port = fake if isinstance(fake, int) else fake.port
-            given: dict[str, object] = {"password": PASSWORD, "retry": RetryPolicy(attempts=4), "timeout": 5.0}
+            given: dict[str, Any] = {"password": PASSWORD, "retry": RetryPolicy(attempts=4), "timeout": 5.0}
             settings = SiteSettings(name="west", server="127.0.0.1", user=USER, port=port, **(given | changes))
             session = Session(settings, sleep=slept.append)
             stack.callback(session.close)
@@ -75,7 +76,7 @@ def test_a_ca_file_is_enough(vcenter: FakeVcenter, tmp_path: Path, open_session:
 def test_the_system_cas_do_not_know_a_private_ca(vcenter: FakeVcenter, open_session: Open) -> None:
     with pytest.raises(CertificateError, match="authority that is not trusted") as caught:
         open_session(vcenter).login()
-    assert vcenter.certificate.sha256_thumbprint in caught.value.hint
+    assert vcenter.certificate.sha256_thumbprint in (caught.value.hint or "")
     assert vcenter.calls == [], "nothing may be sent to a server that was not verified"
 
 
@@ -101,15 +102,15 @@ def test_a_bad_certificate_is_named_and_shown(
     with fake_vcenter(tmp_path, kind=kind, names=names) as fake:
         with pytest.raises(CertificateError, match=said) as caught:
             open_session(fake, ca_file=tmp_path / "ca.pem").login()
-        assert fake.certificate.sha256_thumbprint in caught.value.hint
+        assert fake.certificate.sha256_thumbprint in (caught.value.hint or "")
         assert fake.calls == []
 
 
 def test_a_wrong_thumbprint_shows_both(vcenter: FakeVcenter, open_session: Open, slept: list[float]) -> None:
     with pytest.raises(CertificateError, match="pinned") as caught:
         open_session(vcenter, thumbprint=NOBODY).login()
-    assert NOBODY in caught.value.hint
-    assert vcenter.certificate.sha256_thumbprint in caught.value.hint
+    assert NOBODY in (caught.value.hint or "")
+    assert vcenter.certificate.sha256_thumbprint in (caught.value.hint or "")
     assert vcenter.calls == []
     assert slept == [], "a certificate does not get better by waiting"
 
@@ -121,13 +122,14 @@ def test_every_connection_is_checked_not_only_the_first(
     session = open_session(vcenter, thumbprint=vcenter.certificate.sha256_thumbprint)
     session.login()
     with fake_vcenter(tmp_path / "impostor") as impostor:
-        session._stub.port = impostor.port
-        session._stub.DropConnections()
+        stub: Any = session._stub
+        stub.port = impostor.port
+        stub.DropConnections()
         before = list(impostor.calls)
         with pytest.raises(CertificateError):
             tell_time(session)
         assert impostor.calls == before
-        session._stub.port = vcenter.port
+        stub.port = vcenter.port
 
 
 @pytest.mark.parametrize("text", ["AB:CD", "12" * 20, "zz" * 32, ""])
@@ -211,7 +213,7 @@ def test_a_port_that_speaks_no_tls_is_said(open_session: Open) -> None:
         with pytest.raises(ConnectionFailedError, match="TLS failed") as caught:
             session.login()
         thread.join()
-    assert "HTTPS port" in caught.value.hint
+    assert "HTTPS port" in (caught.value.hint or "")
 
 
 # --- retries

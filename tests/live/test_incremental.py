@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import plain_api
 import pytest
-from plain_api import vm_named, wait
-from vrepl_runs import GRAIN, Image, Runs, kinds, moved
 
+from tests.support import plain_api
+from tests.support.plain_api import vm_named, wait
+from tests.support.vrepl_runs import GRAIN, Image, Runs, kinds, moved
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 

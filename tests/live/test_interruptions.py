@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import plain_api
 import pytest
-from plain_api import vm_named
-from vrepl_runs import GRAIN, VREPL, Runs, moved
+from pyVmomi import vim
 
+from tests.support import plain_api
+from tests.support.plain_api import vm_named
+from tests.support.vrepl_runs import GRAIN, VREPL, Runs, moved
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
@@ -136,7 +137,7 @@ def test_killed_in_a_step_of_the_first_run(number: int, site: str, method: str, 
     kill_in(runs, f"{site}.api_fault={method}:delay:{DELAY_MS}@1", lambda: api_fault_fired(quick_lab, site))
     assert_next_run_succeeds(runs)
     with plain_api.session(quick_lab, "dr") as api:
-        view = api.content.viewManager.CreateContainerView(api.content.rootFolder, [plain_api.vim.VirtualMachine], True)
+        view = api.content.viewManager.CreateContainerView(api.content.rootFolder, [vim.VirtualMachine], True)
         assert sum(vm.name.startswith(runs.vm) for vm in view.view) == 1, "no half-made replica is left beside it"
 
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import plain_api
 import pytest
-from plain_api import vm_named, wait
 
+from tests.support import plain_api
+from tests.support.plain_api import vm_named, wait
 from vrepl_lab.errors import LabError
 from vrepl_lab.folder import read_state
 from vrepl_lab.guests import find_tool, make_images, random_bytes

@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import plain_api
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from plain_api import vm_named
-from vrepl_runs import GRAIN, Image, Runs
 
+from tests.support import plain_api
+from tests.support.plain_api import vm_named
+from tests.support.vrepl_runs import GRAIN, Image, Runs
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import plain_api
 import pytest
 from pyVmomi import vim
-from vrepl_runs import Runs
 
+from tests.support import plain_api
+from tests.support.vrepl_runs import Runs
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 

@@ -1,6 +1,6 @@
 """The lab as an independent VDDK client sees it: simulator, library and datastores together.
 
-The client is plain ctypes (tests/contract/vddk_client.py) in a process of its own, and shares no code with vrepl.
+The client is plain ctypes (tests/support/vddk_client.py) in a process of its own, and shares no code with vrepl.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import plain_api
 import pytest
-from plain_api import disk_path, vm_named, wait
 
+from tests.support import plain_api
+from tests.support.plain_api import disk_path, vm_named, wait
 from vrepl_lab.lab import USER, Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
-CLIENT = Path(__file__).parents[1] / "contract"
+CLIENT = Path(__file__).parents[1] / "support"
 SPEC = LabSpec.of_vms(
     VmSpec("on-01", disks=(DiskSpec(2 * MIB, content="random", thin=False),)),
     VmSpec("off-01", disks=(DiskSpec(2 * MIB, content="random", thin=False),), power="poweredOff", tools="notRunning"),

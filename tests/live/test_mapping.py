@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import plain_api
-from plain_api import vm_named, wait
-from vrepl_runs import GRAIN, Runs, kinds, moved
-
+from tests.support import plain_api
+from tests.support.plain_api import vm_named, wait
+from tests.support.vrepl_runs import GRAIN, Runs, kinds, moved
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, SiteSpec, VmSpec, proxy_vm
 

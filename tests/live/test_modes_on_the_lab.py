@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import plain_api
 import pytest
-from plain_api import vm_named
 from pyVmomi import vim
-from vrepl_runs import GRAIN, Runs, moved
 
+from tests.support import plain_api
+from tests.support.plain_api import vm_named
+from tests.support.vrepl_runs import GRAIN, Runs, moved
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, PROXY_VM, DiskSpec, LabSpec, VmSpec
 

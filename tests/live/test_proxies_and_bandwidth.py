@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from vrepl_runs import Runs, kinds, moved
 
+from tests.support.vrepl_runs import Runs, kinds, moved
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 

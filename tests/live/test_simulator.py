@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import plain_api
 import pytest
-from plain_api import disk_path, vm_named, wait
 from pyVmomi import vim, vmodl
 
+from tests.support import plain_api
+from tests.support.plain_api import disk_path, vm_named, wait
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import plain_api
+from pyVmomi import vim
 
+from tests.support import plain_api
 from vrepl_lab.lab import Lab
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +28,7 @@ def test_they_pass_and_clean_up(lab: Lab) -> None:
     assert "skipped" not in done.stdout
     for site in ("prod", "dr"):
         with plain_api.session(lab, site) as api:
-            view = api.content.viewManager.CreateContainerView(
-                api.content.rootFolder, [plain_api.vim.VirtualMachine], True
-            )
+            view = api.content.viewManager.CreateContainerView(api.content.rootFolder, [vim.VirtualMachine], True)
             assert [vm.name for vm in view.view if vm.name.startswith("vrepl-test-")] == []
 
 

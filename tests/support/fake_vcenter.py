@@ -44,8 +44,8 @@ TASK = '<returnval type="Task">task-1</returnval>'
 class FakeVcenter:
     """`script[method]` holds what the next calls meet: `fault:NAME`, `http:CODE`, `drop`, `drop-after`, `expire`."""
 
+    certificate: Certificate
     port: int = 0
-    certificate: Certificate | None = None
     script: dict[str, list[str]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     carried_out: list[str] = field(default_factory=list)

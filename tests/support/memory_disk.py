@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from vrepl.errors import DiskError
 from vrepl.extents import GRAIN, SECTOR, Extent
+from vrepl.model import TransferKind
+from vrepl.ports import DigestFiles, DiskAddress, TransferOrder
 from vrepl.transport.buffers import MIB, ZEROS, Buffer
 from vrepl.transport.disk import Completion
 
@@ -169,3 +172,11 @@ class MemoryHandle:
             if survives(number):
                 self._disk.write(offset, data)
         self._pending.clear()
+
+
+def full_copy_of(capacity: int) -> TransferOrder:
+    """A full copy of a disk in memory."""
+    address = DiskAddress("prod", "vm-1", None, "[a] b.vmdk", capacity, (), "web-01", "disk 0")
+    return TransferOrder(
+        TransferKind.FULL, address, address, [Extent(0, capacity)], True, [], DigestFiles(None), False, Path("x")
+    )

@@ -34,7 +34,6 @@ class MemoryLog:
     def __init__(self) -> None:
         self.allowed = 0
         self.done: dict[int, bytes] = {}
-        self.checkpoints = 0
         self.closed = False
 
     def allow(self, end_offset: int) -> None:
@@ -44,7 +43,9 @@ class MemoryLog:
         for first, digests in entries:
             for at in range(0, len(digests), DIGEST_SIZE):
                 self.done[first + at // DIGEST_SIZE] = digests[at : at + DIGEST_SIZE]
-        self.checkpoints += 1
+
+    def record_zeros(self, extents: Iterable[Extent]) -> None:
+        self.record((grain, ZERO_DIGEST) for extent in extents for grain in grains_of(extent))
 
     def close(self) -> None:
         self.closed = True

@@ -105,8 +105,11 @@ class World:
         self.dead = False
         self._ids = itertools.count(1)
         for site in (self.source, self.target):
-            site.before_call = lambda method, name=site.name: self._pass(f"before {name} {method}")
-            site.after_call = lambda method, name=site.name: self._pass(f"after {name} {method}")
+            site.before_call = self._passing(f"before {site.name}")
+            site.after_call = self._passing(f"after {site.name}")
+
+    def _passing(self, where: str) -> Callable[[str], None]:
+        return lambda method: self._pass(f"{where} {method}")
 
     def _pass(self, where: str) -> None:
         if self.dead or self.kill_at(where):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Hashable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrepl.admission import Admission, Demand, Resource, Room, Scarce, room
+from vrepl.admission import Admission, Demand, Resource, Room, Scarce, Start, room
 from vrepl.errors import UsageError
 
 HOST_A, HOST_B = Resource(Scarce.NFC, "esx-a"), Resource(Scarce.NFC, "esx-b")
@@ -110,6 +113,7 @@ def test_room_on_the_target(needed: int, free: int, promised: int, verdict: Room
 RESOURCES = [Resource(kind, name) for kind in (Scarce.NFC, Scarce.CONNECTIONS, Scarce.SNAPSHOTS) for name in "ab"]
 NEEDS = st.dictionaries(st.sampled_from(RESOURCES), st.sampled_from([0.5, 1.0, 2.0]), max_size=4)
 GROUPS = st.sampled_from([(), ("p",), ("p", "q"), ("q", "r", "s")])
+Work = tuple[dict[Resource, float], tuple[str, ...], int]
 
 
 @settings(max_examples=300, deadline=None)
@@ -117,10 +121,10 @@ GROUPS = st.sampled_from([(), ("p",), ("p", "q"), ("q", "r", "s")])
     st.lists(st.tuples(NEEDS, GROUPS, st.integers(0, 3)), max_size=30),
     st.randoms(use_true_random=False),
 )
-def test_whatever_is_asked_no_limit_is_passed_and_all_gets_its_turn(work: list, order) -> None:  # type: ignore[no-untyped-def,type-arg]
+def test_whatever_is_asked_no_limit_is_passed_and_all_gets_its_turn(work: list[Work], order: random.Random) -> None:
     admission = Admission(limit_of)
-    demands = {number: Demand(number, *one[:2], size=one[2]) for number, one in enumerate(work)}
-    waiting, running = set(demands), {}
+    demands = {number: Demand(number, needs, proxies, size=size) for number, (needs, proxies, size) in enumerate(work)}
+    waiting, running = set[Hashable](demands), dict[Hashable, Start]()
     offered = list(demands.values())
     while waiting or running:
         for demand in offered[:7]:
@@ -140,7 +144,7 @@ def test_whatever_is_asked_no_limit_is_passed_and_all_gets_its_turn(work: list, 
         assert admission.admit() == [], "what can start starts at once"
         assert running or not waiting or offered, "something waits although nothing runs"
         if running:
-            ended = order.choice(sorted(running))
+            ended = order.choice(list(running))
             del running[ended]
             admission.release(ended)
     assert admission.waiting == 0
@@ -153,12 +157,12 @@ def test_no_room_is_left_unused_while_equal_demands_wait_for_it(pairs: list[tupl
     demands = [Demand(number, dict.fromkeys(pair, 1.0)) for number, pair in enumerate(pairs)]
     for demand in demands:
         admission.offer(demand)
-    left = {demand.key: demand for demand in demands}
-    running: list[object] = []
+    left: dict[Hashable, Demand] = {demand.key: demand for demand in demands}
+    running: list[Hashable] = []
     while left or running:
         for start in admission.admit():
-            del left[start.demand.key]  # type: ignore[arg-type]
+            del left[start.demand.key]
             running.append(start.demand.key)
         for demand in left.values():
             assert any(admission.used(resource) >= limit_of(resource) for resource in demand.needs)
-        admission.release(running.pop(0))  # type: ignore[arg-type]
+        admission.release(running.pop(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -164,13 +165,13 @@ def test_a_huge_sparse_disk_costs_only_what_is_allocated() -> None:
             super().__init__()
             self.zeros: list[Extent] = []
 
-        def record_zeros(self, extents: list[Extent]) -> None:
+        def record_zeros(self, extents: Iterable[Extent]) -> None:
             self.zeros.extend(extents)
 
     log = ExtentLog()
 
     class Fresh(MemoryDigests):
-        def not_zero(self, extent: Extent):  # type: ignore[no-untyped-def]
+        def not_zero(self, extent: Extent) -> Iterator[Extent]:
             return iter(())
 
     target = MemoryDisk(capacity)

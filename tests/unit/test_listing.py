@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,7 @@ def test_a_vm_row_says_which_disk_and_why() -> None:
 
 def test_job_and_run_rows() -> None:
     head = {"id": "r2", "job": "demo", "started": "s", "finished": "f", "result": "partial", "bytes_read": 1}
-    runs = [
+    runs: list[dict[str, Any]] = [
         {"run": {"id": "r9", "job": "other"}, "vms": []},
         {"run": head, "vms": [{"result": "success"}, {"result": "failed"}, {"result": "success"}]},
     ]

@@ -12,19 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
 from tests.support.memory_disk import MemoryHandle
-from tests.unit.test_engine_machine import CAPACITY, ReplicationMachine
-from vrepl.engine import deciding, moving
+from tests.support.replication_machine import CAPACITY, ReplicationMachine
+from vrepl.engine.changes import changed_extents
 from vrepl.extents import Extent
-from vrepl.ports import DigestFiles
+from vrepl.planner.disks import decide_disk
+from vrepl.ports import DigestFiles, TransferOrder
 from vrepl.repository.replica import ReplicaFolder
 
 
 class DenseMachine(ReplicationMachine):
-    """The same machine without the rules that begin a replica anew: each example resumes, zeroes and resets more."""
-
-    guest_writes_one_sector = None
-    something_drifts = None
-    run_is_killed = None
+    """The machine with what brings mistakes to light soon."""
 
     @rule(pattern=st.integers(0, 1))
     def guest_fills_the_disk(self, pattern: int) -> None:
@@ -51,12 +48,11 @@ HUNT = settings(
 
 def change_id_advances_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted attempt counts as if it had settled all that it planned."""
-    real = deciding.decide_disk
 
     def mutant(disk: Any, point: Any, unfinished: Any, **more: Any) -> Any:
-        return replace(real(disk, point, unfinished, **more), carry=())
+        return replace(decide_disk(disk, point, unfinished, **more), carry=())
 
-    monkeypatch.setattr(deciding, "decide_disk", mutant)
+    monkeypatch.setattr("vrepl.engine.deciding.decide_disk", mutant)
 
 
 def digests_of_another_restore_point_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +79,7 @@ def a_flush_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def dirty_grains_are_suppressed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros, and digests of the parent, are believed for grains that an interrupted attempt may have written."""
-    real = moving.TransferOrder
-    monkeypatch.setattr(moving, "TransferOrder", lambda **fields: real(**{**fields, "dirty": ()}))
+    monkeypatch.setattr("vrepl.engine.moving.TransferOrder", lambda **fields: TransferOrder(**{**fields, "dirty": ()}))
 
 
 def unallocated_grains_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,13 +90,11 @@ def unallocated_grains_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def last_page_of_changes_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = deciding.changed_extents
-
     def mutant(ask: Callable[[int], Any], capacity: int) -> Any:
         first = ask(0)
-        return real(ask, capacity) if first.length < capacity // 2 else list(first.areas)
+        return changed_extents(ask, capacity) if first.length < capacity // 2 else list(first.areas)
 
-    monkeypatch.setattr(deciding, "changed_extents", mutant)
+    monkeypatch.setattr("vrepl.engine.deciding.changed_extents", mutant)
 
 
 @pytest.mark.parametrize(

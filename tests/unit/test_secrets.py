@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import keyring
 import keyring.backend
@@ -100,7 +101,7 @@ def test_a_systemd_credential(tmp_path: Path) -> None:
 
 
 class OneEntryKeyring(keyring.backend.KeyringBackend):
-    priority = 1  # type: ignore[assignment]
+    priority = 1.0
 
     def get_password(self, service: str, username: str) -> str | None:
         return "s3cret" if (service, username) == ("vrepl/prod", "admin@vsphere.local") else None
@@ -114,7 +115,8 @@ class OneEntryKeyring(keyring.backend.KeyringBackend):
 
 def test_the_keyring() -> None:
     before = keyring.get_keyring()
-    keyring.set_keyring(OneEntryKeyring())
+    make: Any = OneEntryKeyring  # whose inherited constructor is untyped
+    keyring.set_keyring(make())
     try:
         assert resolve("keyring", "vrepl/prod/admin@vsphere.local") == "s3cret"
         with pytest.raises(UsageError, match="has no password") as caught:

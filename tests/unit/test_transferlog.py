@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -211,11 +212,12 @@ def test_long_batches_are_split_and_whole(tmp_path: Path, monkeypatch: pytest.Mo
 def test_each_call_syncs_after_its_last_write(tmp_path: Path) -> None:
     with dying() as steps:
         log = TransferLogWriter(tmp_path / "transfer.log", CAPACITY, 1)
-        for call in (
+        calls: list[Callable[[], None]] = [
             lambda: log.allow(GRAIN),
             lambda: log.record([(1, digest(1))]),
             lambda: log.record_zeros([Extent(0, GRAIN)]),
-        ):
+        ]
+        for call in calls:
             before = len(steps.made)
             call()
             assert steps.made[before:] == ["pwrite", "fdatasync"]

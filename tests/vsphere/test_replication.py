@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from two_sites import MIB, TwoSites, snapshots
+
+from tests.support.two_sites import MIB, TwoSites, snapshots
 
 pytestmark = pytest.mark.vsphere
 VARIABLE = "VREPL_TEST_CONFIG"

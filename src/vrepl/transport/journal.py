@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from typing import Protocol, runtime_checkable
 
-from vrepl.extents import GRAIN, Extent, grains_of, normalise
+from vrepl.extents import GRAIN, Extent, normalise
 from vrepl.ports import TransferLog
 from vrepl.transport.buffers import MIB
-from vrepl.transport.grains import DIGEST_SIZE, ZERO_DIGEST, Span
+from vrepl.transport.grains import DIGEST_SIZE, Span
 
 SHARE = 50
 """A step of the log is due at the earliest after this many times what the last one took."""
@@ -30,13 +28,6 @@ MOST_PLANNED_AHEAD = 64 * MIB
 """Whatever is allowed but not recorded is written again after a crash: not more of it than pays."""
 MOST_ZERO_STRETCHES = 65536
 """Settled stretches of zeros that may wait for a checkpoint: bounds memory on a disk that is all small holes."""
-
-
-@runtime_checkable
-class LogsZeros(Protocol):
-    """A transfer log that takes stretches of zeros as extents."""
-
-    def record_zeros(self, extents: Iterable[Extent]) -> None: ...
 
 
 class Journal:
@@ -108,10 +99,9 @@ class Journal:
         self._entries, self._zeros = [], []
         self._bytes = self._digest_bytes = 0
         flush()
-        if zeros and isinstance(self._log, LogsZeros):
+        if zeros:
             self._log.record_zeros(zeros)
-            zeros = []
-        if entries or zeros:
-            self._log.record(chain(entries, ((grain, ZERO_DIGEST) for extent in zeros for grain in grains_of(extent))))
+        if entries:
+            self._log.record(entries)
         self._last = self._clock()
         self._cost = self._last - began

@@ -46,4 +46,5 @@ def wait(task: Any) -> Any:
 
 def disk_path(config: Any) -> str:
     """Datastore path of the first disk of a VM's or a snapshot's configuration."""
-    return str(next(d.backing.fileName for d in config.hardware.device if isinstance(d, vim.vm.device.VirtualDisk)))
+    disks: list[Any] = [d for d in config.hardware.device if isinstance(d, vim.vm.device.VirtualDisk)]
+    return str(disks[0].backing.fileName)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fake_nfc import THUMBPRINT, Disk, FakeNfc
+from tests.support.fake_nfc import THUMBPRINT, Disk, FakeNfc
 
 SOURCES = Path(__file__).parents[2] / "src/vrepl_lab/vixdisklib"
 FLAGS = ["-O2", "-shared", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"]
@@ -50,7 +50,7 @@ class FakeLab:
     def disk(self) -> Disk:
         return self.nfc.disks[PATH]
 
-    def set(self, rules: tuple[bytes, ...] = (), **values: int) -> None:
+    def set(self, rules: tuple[bytes, ...] = (), /, **values: int) -> None:
         fields = {
             "latency_us": 0,
             "bandwidth_bytes_s": 0,

@@ -6,14 +6,15 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fake_nfc import GRAIN, PASSWORD, THUMBPRINT, Disk, make_link
-from vixdisklib_lab import FakeLab
-
-from vrepl.extents import Extent
+from tests.support.fake_nfc import GRAIN, PASSWORD, THUMBPRINT, Disk, make_link
+from tests.support.vixdisklib_lab import FakeLab
+from vrepl.extents import Extent, subtract
 from vrepl.model import TransferKind, TransportMode
 from vrepl.movers.process import MoverSettings
-from vrepl.ports import DigestFiles, DiskAddress, SiteConnection, TransferOrder
+from vrepl.ports import DigestFiles, DiskAddress, SiteConnection, TransferOrder, TransferProgress
+from vrepl.repository.transferlog import read_log
 
+CAPACITY = 16 * (1 << 20) + 1536
 SOURCE, TARGET = "[prod] web/web.vmdk", "[dr] web-replica/web.vmdk"
 
 
@@ -83,3 +84,19 @@ def some_grains(count: int, seed: int = 1) -> dict[int, bytes]:
     """Grain -> random bytes for those below `count`, with a hole of four grains in every twelve."""
     rng = random.Random(seed)
     return {grain: rng.randbytes(GRAIN) for grain in range(count) if grain // 4 % 3}
+
+
+def ignore(progress: TransferProgress) -> None:
+    """For those who do not look at the progress."""
+
+
+def resumed(site: VddkSite, attempt: int = 2) -> TransferOrder:
+    """What the engine orders after a failed attempt: what is not done, dirty as far as writes were allowed."""
+    last = read_log(site.folder / "transfer.log").last
+    assert last is not None
+    whole = [Extent(0, site.capacity)]
+    return site.order(
+        attempt=attempt,
+        regions=subtract(whole, last.done),
+        dirty=subtract([Extent(0, min(last.allowed, site.capacity))], last.done),
+    )

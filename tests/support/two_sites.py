@@ -28,7 +28,7 @@ PREFIX = "vrepl-test-"
 MIB = 1 << 20
 DISKS = (48 * MIB, 9 * MIB)
 VREPL = [sys.executable, "-m", "vrepl"]
-CLIENT = Path(__file__).with_name("disk_client.py")
+ROOT = Path(__file__).parents[2]
 
 
 def toml(value: Any) -> str:
@@ -213,15 +213,15 @@ class TwoSites:
         }  # fmt: skip
         environment = {**os.environ, "LD_LIBRARY_PATH": f"{self.libdir}/lib64"}
         done = subprocess.run(
-            [sys.executable, str(CLIENT)], input=json.dumps(order), env=environment, capture_output=True, text=True,
-            check=False,
+            [sys.executable, "-m", "tests.support.disk_client"], cwd=ROOT, input=json.dumps(order), env=environment,
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, re.sub(re.escape(site.password), "…", done.stderr)
         return json.loads(done.stdout)
 
 
 def disk_path(configuration: Any, index: int) -> str:
-    disks = [one for one in configuration.hardware.device if isinstance(one, vim.vm.device.VirtualDisk)]
+    disks: list[Any] = [one for one in configuration.hardware.device if isinstance(one, vim.vm.device.VirtualDisk)]
     return str(disks[index].backing.fileName)
 
 

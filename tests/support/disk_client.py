@@ -14,8 +14,7 @@ from typing import Any
 
 from blake3 import blake3
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
-from vddk_client import SECTOR, Handle, Library, check
+from tests.support.vddk_client import SECTOR, Handle, Library, check
 
 PIECE = 1 << 20
 READ_ONLY = 4
@@ -33,13 +32,16 @@ def load(libdir: Path) -> Library:
     return library
 
 
-def write(disk: Handle, pieces: list[list[Any]]) -> None:
-    """Each piece: offset, length (bytes) and the seed of its random bytes; seed null: zeros."""
+def write(disk: Handle, pieces: list[list[Any]]) -> int:
+    """Each piece: offset, length (bytes) and the seed of its random bytes; seed null: zeros. Returns bytes."""
+    written = 0
     for offset, length, seed in pieces:
         source = random.Random(seed)
         for at in range(offset, offset + length, PIECE):
             size = min(PIECE, offset + length - at)
             disk.write(at, bytes(size) if seed is None else source.randbytes(size))
+        written += length
+    return written
 
 
 def digests(disk: Handle) -> list[str]:
