@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import plain_api
 import pytest
-from plain_api import vm_named, wait
 from pyVmomi import vim
 
+from tests.support import plain_api
+from tests.support.plain_api import vm_named, wait
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import DiskSpec, LabSpec, VmSpec
 
