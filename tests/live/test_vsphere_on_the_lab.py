@@ -300,3 +300,11 @@ def test_a_running_vm_is_not_destroyed(site: VsphereSite) -> None:
     assert vm.power is PowerState.ON
     with pytest.raises(VsphereError, match="powered on"):
         site.destroy_vm(vm.ref)
+
+
+def test_a_file_beside_a_vm_is_written_read_and_replaced(site: VsphereSite) -> None:
+    vm = site.find_vms(["web-01"])[0]
+    assert site.read_vm_file(vm, "vrepl-failover-0.json") is None
+    site.write_vm_file(vm, "vrepl-failover-0.json", b"first, and longer than the second")
+    site.write_vm_file(vm, "vrepl-failover-0.json", b"second")
+    assert site.read_vm_file(vm, "vrepl-failover-0.json") == b"second"

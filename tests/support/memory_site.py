@@ -110,6 +110,8 @@ class MemoryVm:
     generations: int = 0
     template: bool = False
     consolidation_needed: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Beside it on its datastore: what no revert takes back."""
 
     def snapshot(self, ref: str) -> MemorySnapshot:
         for snapshot in self.snapshots:
@@ -406,6 +408,15 @@ class MemorySite:
         for key in [key for key, value in config.items() if not value]:
             del config[key]
         self.after_call("set_extra_config")
+
+    def read_vm_file(self, vm: VirtualMachine, name: str) -> bytes | None:
+        self._call("read_vm_file")
+        return self._vm(vm.ref).files.get(name)
+
+    def write_vm_file(self, vm: VirtualMachine, name: str, content: bytes) -> None:
+        self._call("write_vm_file")
+        self._vm(vm.ref).files[name] = content
+        self.after_call("write_vm_file")
 
     def destroy_vm(self, vm_ref: str) -> None:
         self._call("destroy_vm")

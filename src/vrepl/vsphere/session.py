@@ -308,6 +308,47 @@ class Session:
             )
         return transport_error(cause, server=settings.server, port=settings.port, doing=doing)
 
+    # --- what is no SOAP
+
+    def exchange(
+        self, method: str, target: str, body: bytes | None = None, *, what: str, limit: int = 1 << 20
+    ) -> tuple[int, bytes]:
+        """One HTTPS request of this login that may be made again: its status and body, of `limit` bytes at the most.
+
+        Raises ConnectionFailedError and what else `invoke` makes of a connection, VsphereError for a longer answer.
+        """
+
+        def once() -> tuple[int, bytes]:
+            self._refuse_if_closed()
+            generation = self._generation
+            status, content = self._request(method, target, body, what, limit)
+            if status == 401 and self.revive(generation):
+                status, content = self._request(method, target, body, what, limit)
+            return status, content
+
+        _ = self.content
+        return self._retrier.run(once, what=what, again=self._worth_another_try)
+
+    def _request(self, method: str, target: str, body: bytes | None, what: str, limit: int) -> tuple[int, bytes]:
+        settings = self.settings
+        soap: Any = SoapAdapter
+        connection = soap.HTTPSConnection(
+            settings.server, settings.port, context=self._context, timeout=settings.timeout
+        )
+        assert self._stub is not None, "a session that has logged in"
+        cookie: Any = self._stub.cookie
+        try:
+            connection.request(method, target, body=body, headers={"Cookie": str(cookie).partition(";")[0]})
+            reply = connection.getresponse()
+            content: bytes = reply.read(limit + 1)
+        except _DISCONNECTED as cause:
+            raise self._disconnected(cause, what) from cause
+        finally:
+            connection.close()
+        if len(content) > limit:
+            raise VsphereError(f"{what}: the answer is longer than {limit} bytes")
+        return int(reply.status), content
+
     # --- login
 
     def _negotiate(self) -> str:

@@ -20,6 +20,7 @@ from vrepl.model import (
 from vrepl.ports import SiteConnection
 from vrepl.vsphere import cbt, datastores, facts, tls
 from vrepl.vsphere.api import vim
+from vrepl.vsphere.datastore_files import DatastoreFiles
 from vrepl.vsphere.facts import EsxiHost
 from vrepl.vsphere.guest import Guests, GuestState
 from vrepl.vsphere.inventory import Inventory
@@ -53,6 +54,7 @@ class VsphereSite:
         self._guests = Guests(self._session, self._tasks, monotonic=monotonic)
         self._snapshots = Snapshots(self._session, self._tasks, self._inventory)
         self._replicas = Replicas(self._session, self._tasks, self._inventory, new_uuid=new_uuid)
+        self._files = DatastoreFiles(self._session)
         self._reconciler = Reconciler(self._session, self._tasks, self._inventory)
 
     # --- the site itself
@@ -207,6 +209,14 @@ class VsphereSite:
     def shut_down_guest(self, vm_ref: str, *, within: float) -> None:
         """Through VMware Tools, waiting for so many seconds. Raises VsphereError (ToolsUnavailable, Timedout)."""
         self._guests.shut_down(vm_ref, within=within)
+
+    # --- files beside a VM
+
+    def read_vm_file(self, vm: VirtualMachine, name: str) -> bytes | None:
+        return self._files.read(vm, name)
+
+    def write_vm_file(self, vm: VirtualMachine, name: str, content: bytes) -> None:
+        self._files.write(vm, name, content)
 
     # --- replicas
 
