@@ -97,7 +97,7 @@ def test_closed_ports_are_told_per_host() -> None:
 class FakeHost:
     name: str
     connected: bool = True
-    datastores: tuple[str, ...] = ("a",)
+    datastore_refs: frozenset[str] = frozenset({"datastore-1"})
 
 
 class FakeSite:
@@ -114,4 +114,4 @@ def test_all_facts_together(tmp_path: Path) -> None:
     assert facts.vm.name == "proxy"
     assert facts.visible_luns == {"naa." + "6" * 32}
     assert set(facts.closed_nfc_hosts) == {"esx-2"}, "a host that is not connected is not dialled"
-    assert facts.datastores_of_host["esx-1"] == {"a"}
+    assert facts.datastores_of_host["esx-1"] == {"datastore-1"}

@@ -40,7 +40,7 @@ ABLE = ProxyFacts(
     name="p",
     vm=PROXY_VM,
     visible_luns=frozenset({"naa.1", "naa.2", "naa.3"}),
-    datastores_of_host={"esx-1": frozenset({"a"}), "esx-2": frozenset({"a"})},
+    datastores_of_host={"esx-1": frozenset({"datastore-1"}), "esx-2": frozenset({"datastore-1"})},
 )
 SOURCE = DiskQuestion(Side.SOURCE, VM, DISK, STORE, first_run=False)
 TARGET = DiskQuestion(Side.TARGET, VM, DISK, STORE, first_run=True)
@@ -128,7 +128,20 @@ HOTADD_RULES: list[tuple[str, DiskQuestion, ProxyFacts, str | None]] = [
     ("NFS 3, other host", with_vm(with_store(SOURCE, kind="NFS"), host="esx-2"), ABLE, "host esx-2"),
     ("NFS 3, host not known yet", with_vm(with_store(TARGET, kind="NFS"), host=""), ABLE, "any of esx-1, esx-2"),
     ("NFS 4.1, other host", with_vm(with_store(SOURCE, kind="NFS41"), host="esx-2"), ABLE, None),
-    ("vSAN and vVol", with_store(SOURCE, kind="vsan"), ABLE, None),
+    ("reads vSAN and vVol", with_store(SOURCE, kind="vsan"), ABLE, None),
+    ("writes vSAN from a proxy elsewhere", with_store(TARGET, kind="vsan"), ABLE, "does not lie on it"),
+    (
+        "writes vSAN from a proxy on it",
+        with_store(TARGET, kind="vsan"),
+        with_proxy_vm(datastore_refs=frozenset({"datastore-1"})),
+        None,
+    ),
+    (
+        "a datastore of the same name that the proxy's host does not mount",
+        with_store(SOURCE, ref="datastore-2"),
+        ABLE,
+        "does not mount datastore a",
+    ),
     ("encrypted disk, plain proxy", with_disk(SOURCE, encrypted=True), ABLE, "proxy VM proxy is not"),
     ("encrypted disk and proxy", with_disk(SOURCE, encrypted=True), with_proxy_vm(encrypted=True), None),
 ]
@@ -162,9 +175,14 @@ def test_network(mode: TransportMode, question: DiskQuestion, proxy: ProxyFacts,
     check(mode, question, proxy, why_not)
 
 
-@pytest.mark.parametrize("mode", list(TransportMode))
-def test_nothing_writes_to_vsan_esa(mode: TransportMode) -> None:
-    check(mode, with_store(TARGET, kind="vsan", vsan_esa=True), ABLE, "vSAN ESA")
+@pytest.mark.parametrize("mode", [NBDSSL, NBD])
+def test_vsan_esa_is_written_with_a_warning(mode: TransportMode) -> None:
+    """No source says that it cannot be; the operator is told that none says it can, either."""
+    plan = choose_modes(with_store(TARGET, kind="vsan", vsan_esa=True), ABLE, (mode,))
+    assert [choice.mode for choice in plan.usable] == [mode]
+    assert "warning: datastore a is vSAN ESA" in plan.usable[0].reason
+    plain = choose_modes(with_store(TARGET, kind="vsan"), ABLE, (mode,))
+    assert "warning" not in plain.usable[0].reason
 
 
 @pytest.mark.parametrize("mode", [HOTADD, NBDSSL])
@@ -251,6 +269,27 @@ class TestAdvisor:
         assert not advisor.left_on_proxy("prod", web)
         plan = advisor.plan("source", "prod", web, web.disks[0], first_run=True, allowed=(HOTADD,))
         assert [choice.places for choice in plan.usable] == [left.free_scsi_slots + 2]
+
+    def test_two_datacenters_with_equal_datastore_names_get_the_modes_of_their_own(self) -> None:
+        """By name alone, both disks would have got the modes of whichever datastore was listed last."""
+        nfs = replace(STORE, ref="datastore-2", kind="NFS41", luns=(), hosts=("esx-9",), datacenter="dc-2")
+        first = replace(STORE, datacenter="dc")
+        far = replace(VM, ref="vm-2", host="esx-9", datacenter="dc-2")
+        for stores in ([first, nfs], [nfs, first]):
+            advisor = RuleAdvisor(lambda site: ABLE, lambda site, stores=stores: stores)  # type: ignore[misc]
+            here = replace(DISK, datastore_ref="datastore-1")
+            there = replace(DISK, datastore_ref="datastore-2")
+            assert advisor.plan("source", "prod", VM, here, first_run=True, allowed=DEFAULT).modes == DEFAULT
+            assert advisor.plan("source", "prod", far, there, first_run=True, allowed=DEFAULT).modes == (NBDSSL,)
+            # A disk that is still to be made is known by name, and by the host or datacenter of its VM.
+            assert advisor.plan("target", "prod", far, DISK, first_run=True, allowed=DEFAULT).modes == (NBDSSL,)
+            advisor.failed("prod", there.store, NBDSSL, "VixError 13")
+            assert NBDSSL in advisor.plan("source", "prod", VM, here, first_run=True, allowed=DEFAULT).modes
+
+    def test_a_proxy_of_another_datacenter_has_nothing_left_of_a_vm(self) -> None:
+        left = replace(PROXY_VM, datacenter="dc-2", disk_paths=frozenset({"[a] web/web-000002.vmdk"}))
+        advisor = RuleAdvisor(lambda site: replace(ABLE, vm=left), lambda site: [STORE])
+        assert not advisor.left_on_proxy("prod", VM)
 
     def test_a_datastore_that_is_not_known_rules_out_san(self) -> None:
         plan = self.advisor([]).plan(

@@ -12,6 +12,7 @@ from vrepl.checks.result import CheckResult, Status
 from vrepl.config.references import near
 from vrepl.errors import VreplError
 from vrepl.model import Datastore, JobSettings, PowerState, TransportMode, VirtualMachine
+from vrepl.planner.datastores import datastore_of_disk, find_datastore
 from vrepl.planner.preflight import not_replicable_reason
 from vrepl.report import format as words
 
@@ -63,8 +64,10 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
 
 def stores_of(site: CheckedSite, vms: Sequence[VirtualMachine]) -> list[Datastore]:
     """The datastores that hold disks of these VMs."""
-    names = {disk.datastore for vm in vms for disk in vm.disks}
-    return [store for store in site.datastores() if store.name in names]
+    stores = site.datastores()
+    found = [datastore_of_disk(disk, stores, datacenter=vm.datacenter) for vm in vms for disk in vm.disks]
+    used = {store.ref for store in found if store is not None}
+    return [store for store in stores if store.ref in used]
 
 
 def check_vm(job: JobSettings, vm: VirtualMachine) -> CheckResult:
@@ -143,17 +146,9 @@ def check_space(job: JobSettings, target: CheckedSite, new: Sequence[VirtualMach
     """Room for the replicas that are still to be made, at their disks' full size; else a look at what is left."""
     title = f"space on {job.placement.datastore} ({job.target})"
     try:
-        stores = {store.name: store for store in target.datastores()}
+        store = find_datastore(job.placement.datastore, target.datastores(), site=job.target, host=job.placement.host)
     except VreplError as error:
         return CheckResult.failed(title, error)
-    store = stores.get(job.placement.datastore)
-    if store is None:
-        return CheckResult(
-            title,
-            Status.FAILED,
-            f"site {job.target} has no datastore {job.placement.datastore}{near(job.placement.datastore, stores)}",
-            f"datastores: {', '.join(sorted(stores)) or 'none'}",
-        )
     needed = sum(disk.capacity for vm in new for disk in vm.disks)
     if needed > store.free:
         return CheckResult(

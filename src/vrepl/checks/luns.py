@@ -17,7 +17,7 @@ def check_luns(
 
     One that sees some of them was meant for SAN: each LUN that it misses is named, for without it the runs are slow.
     """
-    used = {disk.datastore for vm in vms for disk in vm.disks}
+    used = {disk.store for vm in vms for disk in vm.disks}
     for name, site, modes, datastores in (
         (job.source, source, job.source_modes, used),
         (job.target, target, job.target_modes, {job.placement.datastore}),
@@ -42,7 +42,11 @@ def _check_side(
     except VreplError as error:
         return CheckResult.failed(title, error)
     seen = world.visible_luns(its_proxy)
-    wanted = [store for store in stores if store.name in datastores and store.luns]
+    wanted = [
+        store
+        for store in stores
+        if datastores & {store.ref, store.name, f"{store.datacenter}/{store.name}"} and store.luns
+    ]
     missing = {store.name: sorted(set(store.luns) - seen) for store in wanted if set(store.luns) - seen}
     only_san = set(modes) == {TransportMode.SAN}
     if not missing:

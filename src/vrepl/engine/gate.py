@@ -151,6 +151,6 @@ def disk_demand(job: JobSettings, key: object, ends: Iterable[End], size: int) -
 
 def snapshot_demand(site: str, vm: VirtualMachine) -> Demand:
     """What the source snapshot of a VM takes: one place on each datastore that holds disks of it."""
-    stores = {disk.datastore for disk in vm.disks}
+    stores = {disk.store for disk in vm.disks}
     needs = {Resource(Scarce.SNAPSHOTS, f"{store} ({site})"): 1.0 for store in sorted(stores)}
     return Demand(key=("snapshot", vm.ref), needs=needs, size=sum(disk.capacity for disk in vm.disks))

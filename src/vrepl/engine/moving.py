@@ -287,8 +287,8 @@ class DiskMover:
         mode = TransportMode(error.mode)
         held = False
         for side, site, datastore, report in (
-            ("source", self._context.source.name, move.source_disk.datastore, self.report.source),
-            ("target", self._context.target.name, move.replica_disk.datastore, self.report.target),
+            ("source", self._context.source.name, move.source_disk.store, self.report.source),
+            ("target", self._context.target.name, move.replica_disk.store, self.report.target),
         ):
             if report.mode == error.mode and error.side in {None, side}:
                 self._context.transports.failed(site, datastore, mode, error.message)

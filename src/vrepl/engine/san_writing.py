@@ -75,7 +75,7 @@ def write_over_san(
         raise
     except VreplError as error:
         note(f"SAN cannot write to the replica, the next mode is taken: {error.message}")
-        for datastore in {disk.datastore for disk in replica.disks}:
+        for datastore in {disk.store for disk in replica.disks}:
             context.transports.failed(
                 target.name, datastore, TransportMode.SAN, f"no temporary snapshot of the replica: {error.message}"
             )

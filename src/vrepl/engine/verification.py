@@ -122,7 +122,7 @@ def _verify_disk(
             try:
                 read = context.patiently(folder.record.source_name, f"verify {disk.title}", once)
             except TransportModeError as error:
-                context.transports.failed(context.target.name, disk.datastore, TransportMode(error.mode), error.message)
+                context.transports.failed(context.target.name, disk.store, TransportMode(error.mode), error.message)
                 context.events.note(folder.record.source_name, f"{disk.title}: {error.message}; the next mode is taken")
     finally:
         if used_hotadd:

@@ -62,6 +62,7 @@ class VmRun:
         self._vm = vm
         self._names = names
         self._step = "start"
+        self._store_ref = ""
         self._report = VmReport(name=vm.name, result=Result.FAILED, instance_uuid=vm.instance_uuid)
 
     def run(self) -> VmReport:
@@ -195,7 +196,7 @@ class VmRun:
             self._note(note)
         for _, reason in plan.left_out:
             self._note(f"left out: {reason}")
-        refuse_impossible(context, plan, () if plan.conflict else context.target.datastores())
+        self._store_ref = refuse_impossible(context, plan, () if plan.conflict else context.target.datastores()).ref
         return plan, known
 
     def _promise_room(self, undo: Undo, plan: VmPlan) -> None:
@@ -205,13 +206,13 @@ class VmRun:
         needed = space_needed(plan, context.job)
 
         def store() -> Datastore:
-            return next(store for store in context.target.datastores() if store.name == wanted)
+            return next(store for store in context.target.datastores() if store.ref == self._store_ref)
 
         def refusal(free: int) -> VreplError:
             conflict = space_conflict(needed, replace(store(), free=free))
             return conflict_error(conflict) if conflict else NoSpaceError(f"datastore {wanted} has no room")
 
-        give_up = context.gate.promise_room(plan.vm.ref, wanted, needed, lambda: store().free, refusal)
+        give_up = context.gate.promise_room(plan.vm.ref, self._store_ref, needed, lambda: store().free, refusal)
         undo.push("give up the room that was kept on the target", give_up)
 
     def _enable_cbt(self, source_ref: str) -> None:

@@ -41,6 +41,13 @@ class Disk:
     """`physicalMode` or `virtualMode` for a raw device mapping."""
     encrypted: bool = False
     change_id: str | None = None
+    datastore_ref: str = ""
+    """The datastore's MoRef; "" where only its name is known. Names repeat across datacenters."""
+
+    @property
+    def store(self) -> str:
+        """What tells its datastore from others of the site: the MoRef, or the name where that is all there is."""
+        return self.datastore_ref or self.datastore
 
     @property
     def title(self) -> str:
@@ -173,5 +180,7 @@ class Datastore:
     luns: tuple[str, ...] = ()
     local: bool = False
     hosts: tuple[str, ...] = ()
+    datacenter: str = ""
+    """Name of the datacenter above it: within that, and nowhere else, its own name is unique."""
     vsan_esa: bool = False
     """A vSAN datastore of the Express Storage Architecture."""

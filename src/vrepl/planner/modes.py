@@ -33,6 +33,8 @@ class ProxyVm:
     free_scsi_slots: int
     disk_paths: frozenset[str] = frozenset()
     encrypted: bool = False
+    datastore_refs: frozenset[str] = frozenset()
+    """MoRefs of the datastores that its own disks lie on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class ProxyFacts:
     visible_luns: frozenset[str] = frozenset()
     """`naa.` names, from /dev/disk/by-id."""
     datastores_of_host: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """ESXi host name -> names of the datastores it mounts."""
+    """ESXi host name -> MoRefs of the datastores it mounts."""
     closed_nfc_hosts: Mapping[str, str] = field(default_factory=dict)
     """ESXi host name -> why its NFC port cannot be reached."""
 
@@ -82,12 +84,10 @@ def choose_modes(
     ruled_out: list[ModeChoice] = []
     for mode in allowed:
         failure = (failed or {}).get(mode)
-        obstacle = _never(question)
-        if obstacle is None:
-            obstacle = f"failed earlier in this run ({failure})" if failure else _OBSTACLES[mode](question, proxy)
+        obstacle = f"failed earlier in this run ({failure})" if failure else _OBSTACLES[mode](question, proxy)
         if obstacle is None:
             places = proxy.vm.free_scsi_slots if proxy.vm and mode is TransportMode.HOTADD else None
-            usable.append(ModeChoice(mode, _MERITS[mode](question, proxy), places))
+            usable.append(ModeChoice(mode, _MERITS[mode](question, proxy) + _warning(question), places))
         else:
             ruled_out.append(ModeChoice(mode, obstacle))
     for mode in TransportMode:
@@ -101,11 +101,14 @@ def choose_modes(
     return TransportPlan(tuple(usable), tuple(ruled_out))
 
 
-def _never(question: DiskQuestion) -> str | None:
-    """What no mode can do (disks that no snapshot carries are refused before a mode is asked for)."""
+def _warning(question: DiskQuestion) -> str:
+    """What the operator should know of a mode that is tried all the same; no source says that it cannot work."""
     if question.side is Side.TARGET and question.datastore.vsan_esa:
-        return f"datastore {question.datastore.name} is vSAN ESA, on which VDDK cannot write"
-    return None
+        return (
+            f"; warning: datastore {question.datastore.name} is vSAN ESA, of which no document says that VDDK "
+            "writes there: verify the first restore point"
+        )
+    return ""
 
 
 def _san_obstacle(question: DiskQuestion, proxy: ProxyFacts) -> str | None:
@@ -133,8 +136,12 @@ def _hotadd_obstacle(question: DiskQuestion, proxy: ProxyFacts) -> str | None:
         return proxy.no_vm_reason
     if question.vm.datacenter and vm.datacenter != question.vm.datacenter:
         return f"the proxy VM {vm.name} is in datacenter {vm.datacenter}, the disk in {question.vm.datacenter}"
-    if store.name not in proxy.datastores_of_host.get(vm.host, frozenset()):
+    if store.ref not in proxy.datastores_of_host.get(vm.host, frozenset()):
         return f"host {vm.host} of the proxy VM {vm.name} does not mount datastore {store.name}"
+    if question.side is Side.TARGET and store.kind == "vsan" and store.ref not in vm.datastore_refs:
+        # VMware KB 306343: only a proxy that itself lies on vSAN writes to vSAN by HotAdd. That another vSAN datastore
+        # than the disk's does not do is a guess, on the safe side.
+        return f"datastore {store.name} is vSAN, and the proxy VM {vm.name} does not lie on it"
     if store.kind == "NFS" and any(host != vm.host for host in question.hosts):
         return f"datastore {store.name} is NFS 3, which wants the proxy VM on the VM's {_host_words(question)}"
     if question.vm.ref == vm.ref:

@@ -26,7 +26,7 @@ class TransportAdvisor(Protocol):
         ...
 
     def failed(self, site: str, datastore: str, mode: TransportMode, reason: str) -> None:
-        """This mode is not offered again for that datastore in this run."""
+        """This mode is not offered again for that datastore (`Disk.store`) in this run."""
         ...
 
     def left_on_proxy(self, site: str, vm: VirtualMachine) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from vrepl.errors import DiskError
 from vrepl.model import Datastore, Disk, TransportMode, TransportPlan, VirtualMachine
+from vrepl.planner.datastores import datastore_of_disk
 from vrepl.planner.modes import DiskQuestion, ProxyFacts, ProxyVm, Side, choose_modes
 
 Facts = Callable[[str], ProxyFacts]
@@ -23,7 +24,7 @@ class RuleAdvisor:
         self._ask_facts = facts
         self._ask_datastores = datastores
         self._facts: dict[str, ProxyFacts] = {}
-        self._datastores: dict[str, dict[str, Datastore]] = {}
+        self._datastores: dict[str, Sequence[Datastore]] = {}
         self._failed: dict[tuple[str, str], dict[TransportMode, str]] = {}
         self._lock = threading.Lock()
 
@@ -33,8 +34,11 @@ class RuleAdvisor:
         """As ports.TransportAdvisor.plan."""
         with self._lock:
             facts = self._facts_of(site)
-            store = self._datastores[site].get(disk.datastore) or Datastore("", disk.datastore, "OTHER", 0, 0)
-            failed = dict(self._failed.get((site, disk.datastore), {}))
+            stores = self._datastores[site]
+            store = datastore_of_disk(disk, stores, datacenter=vm.datacenter, host=vm.host) or Datastore(
+                disk.datastore_ref, disk.datastore, "OTHER", 0, 0
+            )
+            failed = self._failed.get((site, disk.datastore), {}) | self._failed.get((site, store.ref), {})
         question = DiskQuestion(Side(side), vm, disk, store, first_run)
         plan = choose_modes(question, facts, allowed, failed)
         if not plan.usable:
@@ -50,7 +54,7 @@ class RuleAdvisor:
         return plan
 
     def failed(self, site: str, datastore: str, mode: TransportMode, reason: str) -> None:
-        """As ports.TransportAdvisor.failed."""
+        """As ports.TransportAdvisor.failed; `datastore` by MoRef, or by name where that is all that is known."""
         with self._lock:
             self._failed.setdefault((site, datastore), {})[mode] = reason
 
@@ -75,7 +79,7 @@ class RuleAdvisor:
         """The caller holds the lock."""
         if site not in self._facts:
             self._facts[site] = self._ask_facts(site)
-            self._datastores[site] = {store.name: store for store in self._ask_datastores(site)}
+            self._datastores[site] = tuple(self._ask_datastores(site))
         return self._facts[site]
 
 
@@ -83,6 +87,8 @@ def _files_of(vm: VirtualMachine, proxy: ProxyVm | None) -> frozenset[str]:
     """Disks of the proxy VM that lie where this VM's do: any link of a chain may hang there."""
     if proxy is None or vm.ref == proxy.ref:
         return frozenset()
+    if vm.datacenter and proxy.datacenter and vm.datacenter != proxy.datacenter:
+        return frozenset()  # another datacenter's paths may read the same, and HotAdd does not reach across
     folders = {_folder_of(path) for disk in vm.disks for path in (disk.path, disk.base_path) if path}
     return frozenset(path for path in proxy.disk_paths if _folder_of(path) in folders)
 

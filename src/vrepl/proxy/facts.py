@@ -33,7 +33,7 @@ class Host(Protocol):
     def connected(self) -> bool: ...
 
     @property
-    def datastores(self) -> tuple[str, ...]: ...
+    def datastore_refs(self) -> frozenset[str]: ...
 
 
 class SiteView(Protocol):
@@ -63,7 +63,7 @@ def gather_facts(proxy: str, sysroot: Path, site: SiteView, nfc_port: int, reach
         vm=vm,
         no_vm_reason=no_vm_reason,
         visible_luns=visible_luns(sysroot),
-        datastores_of_host={host.name: frozenset(host.datastores) for host in hosts},
+        datastores_of_host={host.name: host.datastore_refs for host in hosts},
         closed_nfc_hosts=closed_ports([host.name for host in hosts if host.connected], nfc_port, reach),
     )
 
@@ -117,6 +117,7 @@ def find_proxy_vm(proxy: str, machine: uuid.UUID | None, vms: Iterable[VirtualMa
             free_scsi_slots=free_scsi_slots(vm),
             disk_paths=frozenset(disk.path for disk in vm.disks),
             encrypted=any(disk.encrypted for disk in vm.disks),
+            datastore_refs=frozenset(disk.datastore_ref for disk in vm.disks if disk.datastore_ref),
         ),
         "",
     )

@@ -50,6 +50,7 @@ def datastore(found: collector.Found, names: Names) -> Datastore:
         luns=tuple(str(extent.diskName) for extent in getattr(vmfs, "extent", None) or ()),
         local=bool(getattr(vmfs, "local", False)),
         hosts=tuple(sorted(names.name(ref_of(mount.key)) for mount in mounts)),
+        datacenter=names.datacenter_of(found.ref),
     )
 
 

@@ -32,6 +32,8 @@ class EsxiHost:
     in_maintenance: bool
     datastores: tuple[str, ...]
     """Names of those that it mounts."""
+    datastore_refs: frozenset[str] = frozenset()
+    """The same by MoRef: names repeat across datacenters."""
 
     @property
     def nfc_memory_mib(self) -> int:
@@ -51,6 +53,7 @@ def read_hosts(session: Session, names: Names) -> list[EsxiHost]:
             connected=str(one.get("runtime.connectionState", "")) == "connected",
             in_maintenance=bool(one.get("runtime.inMaintenanceMode", False)),
             datastores=tuple(sorted(names.name(ref_of(store)) for store in one.get("datastore", []))),
+            datastore_refs=frozenset(ref_of(store) for store in one.get("datastore", [])),
         )
         for one in collector.below(session, {vim.HostSystem: _PATHS})
     ]

@@ -130,6 +130,7 @@ def _disk(device: Any, index: int) -> Disk:
         capacity=int(device.capacityInBytes or (device.capacityInKB or 0) * 1024),
         uuid=str(getattr(backing, "uuid", None) or ""),
         datastore=datastore_of(path),
+        datastore_ref=ref_of(store) if (store := getattr(backing, "datastore", None)) is not None else "",
         mode=str(getattr(backing, "diskMode", None) or "persistent"),
         # A delta is always thin; what counts is how the base is allocated.
         thin=bool(getattr(base, "thinProvisioned", False)) or "Sparse" in kind_of(base),
