@@ -307,7 +307,7 @@ def test_a_folder_that_cannot_be_made_is_named(site: VddkSite, tmp_path: Path, m
     (tmp_path / "state").write_text("in the way")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     made = VddkMovers(site.connection, site.settings)
-    with pytest.raises(MoverError, match=r"cannot be used: .*/state/vrepl"):
+    with pytest.raises(LibraryError, match=r"cannot be used: .*/state/vrepl"):
         made.probe(site.address(SOURCE))
     made.close()
 
