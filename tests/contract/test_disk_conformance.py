@@ -176,8 +176,8 @@ def lab_library(fake_lab: FakeLab) -> Iterator[Subject]:
                 mover = MoverProcess(site.settings(), spawner, pass_fds=[far.fileno()])
                 stream = far.fileno()
             arguments: dict[str, Any] = {
-                "address": messages.address_to_json(site.address(SOURCE)),
-                "sites": {"prod": messages.site_to_json(site.connection("prod"))},
+                "address": messages.encode(site.address(SOURCE)),
+                "sites": {"prod": messages.encode(site.connection("prod"))},
             }
 
             def serve() -> None:

@@ -86,21 +86,19 @@ class VddkMovers:
             (order.source, order.target),
             progress,
             scattered=is_scattered(order),
-            order=messages.order_to_json(order),
+            order=messages.encode(order),
         )
-        return messages.result_from_json(reply)
+        return messages.decode(TransferResult, reply)
 
     def verify(self, order: VerifyOrder, progress: Callable[[TransferProgress], None]) -> VerifyResult:
         """As `ports.DataMovers.verify`."""
-        reply = self._request_with_smaller_buffers(
-            "verify", (order.disk,), progress, order=messages.verify_order_to_json(order)
-        )
-        return messages.verify_result_from_json(reply)
+        reply = self._request_with_smaller_buffers("verify", (order.disk,), progress, order=messages.encode(order))
+        return messages.decode(VerifyResult, reply)
 
     def probe(self, address: DiskAddress, offsets: tuple[int, ...] = (0,)) -> Json:
         """`{"mode", "capacity", "uuid", "samples": {offset: digest of up to 4 KiB}}`; opens the disk for reading."""
         reply: Json = self._request_with_smaller_buffers(
-            "probe", (address,), None, address=messages.address_to_json(address), offsets=list(offsets)
+            "probe", (address,), None, address=messages.encode(address), offsets=list(offsets)
         )
         return reply
 
@@ -217,7 +215,7 @@ class VddkMovers:
         if progress is not None:
 
             def report(value: Json) -> None:
-                progress(messages.progress_from_json(value))
+                progress(messages.decode(TransferProgress, value))
 
         with self._mover(settings) as mover:
             if operation not in THROTTLED:
@@ -252,7 +250,7 @@ class VddkMovers:
             mover.close()
 
     def _sites(self, names: list[str]) -> Mapping[str, Json]:
-        return {name: messages.site_to_json(self._connections(name)) for name in names}
+        return {name: messages.encode(self._connections(name)) for name in names}
 
     @contextmanager
     def _mover(self, settings: Key) -> Iterator[MoverProcess | MoverPair]:

@@ -20,9 +20,10 @@ from typing import IO, Any
 from vrepl.errors import InterruptedRunError, LibraryError, MoverError
 from vrepl.movers import messages
 from vrepl.movers.engine import EngineSettings
-from vrepl.movers.messages import Json
+from vrepl.movers.messages import Initialise, Json
 from vrepl.state_folder import state_folder
 from vrepl.stream.error_json import error_from_json
+from vrepl.transport.pipeline import Tuning
 
 logger = logging.getLogger("vrepl.mover")
 
@@ -71,8 +72,15 @@ class MoverSettings:
             **_fields(self) | {"buffer_units": self.buffer_units // factor, "buffer_count": self.buffer_count * factor}
         )
 
-    def engine_settings(self, state_folder: Path) -> EngineSettings:
-        return EngineSettings(self.libdir, state_folder, self.buffer_units, self.buffer_count)
+    def initialise(self, state_folder: Path) -> Initialise:
+        """What the mover is told first."""
+        return Initialise(
+            engine=self.engine,
+            engine_settings=EngineSettings(self.libdir, state_folder, self.buffer_units, self.buffer_count),
+            tuning=Tuning(buffers=self.ring, hashers=self.hashers),
+            open_lookup=self.open_lookup,
+            log_writer=self.log_writer,
+        )
 
     @property
     def nfc_mib(self) -> float:
@@ -149,13 +157,7 @@ class MoverProcess:
         self._reader.start()
         self._listener.start()
         try:
-            self.about = self.request(
-                "init",
-                engine=settings.engine,
-                engine_settings=messages.engine_settings_to_json(settings.engine_settings(state_folder())),
-                open_lookup=settings.open_lookup, log_writer=settings.log_writer,
-                tuning={"buffers": settings.ring, "hashers": settings.hashers},
-            )  # fmt: skip
+            self.about = self.request("init", settings=messages.encode(settings.initialise(state_folder())))
         except MoverError as error:
             self.close()
             raise LibraryError(

@@ -25,9 +25,9 @@ from typing import Any
 from vrepl.errors import InterruptedRunError, MoverError, VreplError
 from vrepl.movers import messages
 from vrepl.movers.engine import DiskEngine, StartEngine
-from vrepl.movers.messages import Json
+from vrepl.movers.messages import Initialise, Json
 from vrepl.movers.probe import probe_disk
-from vrepl.ports import DiskAddress, SiteConnection, TransferProgress
+from vrepl.ports import DiskAddress, SiteConnection, TransferOrder, TransferProgress, VerifyOrder
 from vrepl.stream.error_json import error_to_json
 from vrepl.stream.remote import RemoteDisk
 from vrepl.stream.serve import serve_disk
@@ -147,36 +147,37 @@ class Mover:
     # -- requests, on the main thread ----------------------------------------------------------------------------
 
     def _init(self, request: Json) -> Json:
-        self._records = Records(_named(request["open_lookup"]), _log_opener(_named(request["log_writer"])))
-        self._tuning = Tuning(**request["tuning"])
-        start: StartEngine = _named(request["engine"])
-        self._engine = start(messages.engine_settings_from_json(request["engine_settings"]), self._log)
+        settings = messages.decode(Initialise, request["settings"])
+        self._records = Records(_named(settings.open_lookup), _log_opener(_named(settings.log_writer)))
+        self._tuning = settings.tuning
+        start: StartEngine = _named(settings.engine)
+        self._engine = start(settings.engine_settings, self._log)
         return self._engine.about
 
     def _transfer(self, request: Json) -> Json:
-        order = messages.order_from_json(request["order"])
+        order = messages.decode(TransferOrder, request["order"])
         result = perform_transfer(
             order, self._opener(request), self._its_records, tuning=self._tuning,
             progress=self._progress, running=self._enter,
         )  # fmt: skip
-        return messages.result_to_json(result)
+        return messages.encode(result)
 
     def _verify(self, request: Json) -> Json:
-        order = messages.verify_order_from_json(request["order"])
+        order = messages.decode(VerifyOrder, request["order"])
         result = perform_verify(
             order, self._opener(request), self._its_records, tuning=self._tuning,
             progress=self._progress, running=self._enter,
         )  # fmt: skip
-        return messages.verify_result_to_json(result)
+        return messages.encode(result)
 
     def _serve(self, request: Json) -> int:
         """The target's half of a pair: the other mover's pipeline writes to our disk. Returns bytes received."""
-        address = messages.address_from_json(request["address"])
+        address = messages.decode(DiskAddress, request["address"])
         opener = self._opener(request)
         return serve_disk(lambda: opener.open(address, writable=request["writable"]), self._stream(request["stream"]))
 
     def _probe(self, request: Json) -> Json:
-        address = messages.address_from_json(request["address"])
+        address = messages.decode(DiskAddress, request["address"])
         site = self._sites(request)[address.site]
         return probe_disk(self._its_engine, address, site, request["offsets"])
 
@@ -204,7 +205,7 @@ class Mover:
         return self._records
 
     def _sites(self, request: Json) -> dict[str, SiteConnection]:
-        sites = {name: messages.site_from_json(value) for name, value in request["sites"].items()}
+        sites = {name: messages.decode(SiteConnection, value) for name, value in request["sites"].items()}
         self._secrets.update(site.password for site in sites.values() if site.password)
         return sites
 
@@ -231,7 +232,7 @@ class Mover:
             self._running = pipeline if running else None
 
     def _progress(self, progress: TransferProgress) -> None:
-        self._pipes.send({"event": "progress"} | messages.progress_to_json(progress))
+        self._pipes.send({"event": "progress"} | messages.encode(progress))
 
     def _log(self, kind: str, text: str) -> None:
         for secret in self._secrets:

@@ -114,7 +114,7 @@ class TransferResult:
     seconds: float
     waits: Mapping[str, float] = field(default_factory=dict)
     """Seconds that the pipeline waited for: source, mover, network, target."""
-    resent_modes: Sequence[str] = ()
+    resent_modes: tuple[str, ...] = ()
     """Transport modes that failed on the way, in words for the report."""
 
 
