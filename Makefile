@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-cassettes fast long lint fmt cover bench record clean
+.PHONY: help venv demo test test-cassettes fast long test-nasty lint fmt cover bench record clean
 
 help: ## what there is to run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -46,6 +46,9 @@ long: $(STAMP) ## storms, fuzzing, soak: what takes too long for `make test`
 
 cover: $(STAMP) ## which lines the unit and contract tests reach
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=vrepl --cov-report=term-missing:skip-covered tests/unit tests/contract
+
+test-nasty: $(STAMP) ## tests on the lab with every nasty setting on (docs/lab.md)
+	VREPL_LAB_NASTY=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/live
 
 test-cassettes: $(STAMP) ## what passes without a network and without a lab
 	VREPL_NO_LAB=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -142,7 +142,8 @@ def setting_lines() -> str:
     from vrepl_lab.settings import SETTINGS
 
     width = max(map(len, SETTINGS))
-    return "\n".join(f"  {name:<{width}}  {setting.help}" for name, setting in SETTINGS.items())
+    lines = [f"  {name:<{width}}  {setting.help}" for name, setting in SETTINGS.items()]
+    return "\n".join([*lines, f"  {'nasty':<{width}}  yes | no: what real sites do to their clients, all at once"])
 
 
 class SetCommand(click.Command):

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vrepl_lab import configuration, processes, proxies
+from vrepl_lab import configuration, nasty, processes, proxies
 from vrepl_lab.build import Built, Say, build, say_on_stderr
 from vrepl_lab.certificates import Authority
 from vrepl_lab.control import Control
@@ -91,6 +91,8 @@ class Lab:
                 lab.sites[site] = lab._wait_for_site(site, thumbprints[site])
             lab._write_configuration(spec, built)
             write_state(folder, lab.sites)
+            if nasty.wanted():
+                lab.set("nasty=on")
         except BaseException:
             lab._end_children()
             raise

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vrepl_lab import nasty
 from vrepl_lab.errors import LabError
 from vrepl_lab.faultrules import RULE, ApiFault, DiskFault, parse_api_fault, parse_disk_fault
 from vrepl_lab.spec import MIB
@@ -25,7 +26,7 @@ RULES_AT = 128
 RULES = 32
 FIELDS = {"latency_us": 16, "bandwidth_bytes_s": 24, "write_buffer_bytes": 32, "allocated_supported": 48}
 DEFAULTS = {"latency_us": 0, "bandwidth_bytes_s": 0, "write_buffer_bytes": 4 * MIB, "allocated_supported": 1}
-FAULT_KEYS = ("fault", "api_fault", "faults")
+FAULT_KEYS = ("fault", "api_fault", "faults", "nasty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +107,13 @@ def switch(text: str) -> bool:
     return yes_or_no(text) == 1
 
 
-def ok_or_fail(text: str) -> str:
-    if text not in ("ok", "fail"):
-        raise ValueError("expected ok or fail")
-    return text
+def one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"expected {' or '.join(words)}")
+        return text
+
+    return parse
 
 
 def block_kib(text: str) -> int:
@@ -163,7 +167,7 @@ SETTINGS: dict[str, Setting] = {
         "NFC memory per ESXi host: N, or HOST:N,HOST:N", "nfc_limit_mib", by_name(1, all_at_once=True)
     ),
     "nfc_closed": Setting("HOST,HOST | all | none: hosts whose NFC port refuses", "nfc_closed", names),
-    "quiesce": Setting("ok | fail: what a quiesced snapshot ends with", "quiesce", ok_or_fail),
+    "quiesce": Setting("ok | fail: what a quiesced snapshot ends with", "quiesce", one_of("ok", "fail")),
     "snapshot_ms": Setting("milliseconds that each snapshot task takes longer", "snapshot_ms", count),
     "task_ms": Setting("milliseconds that each task takes longer", "task_ms", count),
     "boot_ms": Setting("milliseconds from power-on until VMware Tools run", "boot_ms", count),
@@ -175,6 +179,33 @@ SETTINGS: dict[str, Setting] = {
     "cbt_whole_disk": Setting(
         "yes | no: change tracking answers with one area, the whole disk", "cbt_whole_disk", switch
     ),
+    "cbt_per_disk": Setting(
+        "yes | no: disks added after change tracking was enabled are not tracked until it is enabled again",
+        "cbt_per_disk",
+        switch,
+    ),
+    "cbt_stun_ms": Setting(
+        "milliseconds that the first snapshot takes after tracking was enabled on a running VM; a quiesced one fails",
+        "cbt_stun_ms",
+        count,
+    ),
+    "wrapped_faults": Setting(
+        "yes | no: locks and failed quiescing come as GenericVmConfigFault, with the cause in message keys",
+        "wrapped_faults",
+        switch,
+    ),
+    "quiesce_without_tools": Setting(
+        "ignored | refused: what becomes of the quiesce flag without VMware Tools",
+        "quiesce_without_tools",
+        one_of("ignored", "refused"),
+    ),
+    "description_limit": Setting("bytes that are kept of a snapshot's description; 0: all", "description_limit", count),
+    "hardware_max": Setting(
+        "newest hardware version that hosts know: N, HOST:N,HOST:N or none",
+        "hardware_max",
+        by_name(1, all_at_once=True),
+    ),
+    "unknown_guest_ids": Setting("ID,ID | none: guest systems that no host knows", "unknown_guest_ids", names),
     "clock_offset_s": Setting(
         "seconds that the vCenter's clock is ahead (or behind: negative)", "clock_offset_s", whole
     ),
@@ -213,6 +244,14 @@ def apply_assignment(change: Change, key: str, value: str, assignment: str) -> N
         change.clear_faults = True
         change.disk_faults.clear()
         change.api_faults.clear()
+        return
+    if key == "nasty":
+        try:
+            chosen = nasty.NASTY if switch(value) else nasty.KIND
+        except ValueError as error:
+            raise LabError(f"{assignment!r}: {error}") from error
+        for name, of_it in chosen.items():
+            apply_assignment(change, name, of_it, f"{name}={of_it}")
         return
     setting = SETTINGS.get(key)
     if setting is None:

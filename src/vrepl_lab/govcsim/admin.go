@@ -153,7 +153,9 @@ func (l *Lab) resetPeaks() error {
 func (l *Lab) postSettings(r *http.Request) (any, error) {
 	s := l.config()
 	s.NFCLimitMiB, s.FreeBytes = nil, nil
+	s.HardwareMax = nil
 	s.NFCClosed, s.MissingPrivileges = slices.Clone(s.NFCClosed), slices.Clone(s.MissingPrivileges)
+	s.UnknownGuestIDs = slices.Clone(s.UnknownGuestIDs)
 	dec := json.NewDecoder(r.Body)
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&s); err != nil {
@@ -186,6 +188,9 @@ func (l *Lab) postSettings(r *http.Request) (any, error) {
 	l.mu.Lock()
 	if s.FreeBytes == nil {
 		s.FreeBytes = l.settings.FreeBytes
+	}
+	if s.HardwareMax == nil {
+		s.HardwareMax = l.settings.HardwareMax
 	}
 	l.settings = s
 	l.mu.Unlock()

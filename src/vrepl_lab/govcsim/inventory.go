@@ -355,6 +355,7 @@ func (l *Lab) addVM(v *inventoryVM, folder, pool, host types.ManagedObjectRefere
 	ctx.WithLock(vm, func() {
 		enabled := v.CBT
 		vm.Config.ChangeTrackingEnabled = &enabled
+		l.trackDisks(vm, st, &types.VirtualMachineConfigSpec{ChangeTrackingEnabled: &enabled}, enabled)
 		if v.Power == "poweredOn" {
 			setPower(ctx, vm, types.VirtualMachinePowerStatePoweredOn)
 			if err = l.startTracking(vm, st); err != nil {

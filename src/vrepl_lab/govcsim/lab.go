@@ -65,7 +65,7 @@ type settings struct {
 func defaultSettings() settings {
 	return settings{
 		LockLingerS: 5, CBTBlockSize: grainSize, VCenterConnections: 52, CBTPage: 2000, BootMS: 500, Quiesce: "ok",
-		NFCLimitMiB: map[string]float64{}, FreeBytes: map[string]int64{},
+		NFCLimitMiB: map[string]float64{}, FreeBytes: map[string]int64{}, unkind: defaultUnkind(),
 	}
 }
 
@@ -100,7 +100,9 @@ type vmState struct {
 	noTools    bool                      // they were stopped by hand and stay so
 	guestHost  string
 	guestIP    string
-	generation int // of change-tracking uuids
+	generation int            // of change-tracking uuids
+	ctk        map[int32]bool // by device key: change tracking was set for this disk
+	stun       bool           // the next snapshot is the first after it was enabled on a running VM
 }
 
 // snapshotState is what the lab keeps of one snapshot.

@@ -32,7 +32,7 @@ func (l *Lab) powerOn(ctx *simulator.Context, vm *simulator.VirtualMachine, st *
 		}
 		for _, leaf := range l.leafs(vm) {
 			if l.anyHandle(leaf) {
-				fault = genericConfig("Failed to lock the file " + leaf.dsPath)
+				fault = fileLocked(leaf.dsPath)
 				return
 			}
 		}

@@ -79,6 +79,10 @@ func (l *Lab) reconfigure(
 			grow[disk.Key] = size
 		}
 	}
+	if fault := l.unknownTo(ctx, *vm.Runtime.Host, "", spec.GuestId); fault != nil {
+		return fault
+	}
+	tracked := vm.Config.ChangeTrackingEnabled != nil && *vm.Config.ChangeTrackingEnabled
 	res := vm.ReconfigVMTask(ctx, req).(*methods.ReconfigVM_TaskBody)
 	if _, fault := inner(ctx, res.Res.Returnval); fault != nil {
 		return fault
@@ -86,6 +90,7 @@ func (l *Lab) reconfigure(
 	if track := spec.ChangeTrackingEnabled; track != nil && !*track {
 		l.stopTracking(st)
 	}
+	l.trackDisks(vm, st, spec, tracked)
 	for key, size := range grow {
 		if err := was[key].extend(size); err != nil {
 			return systemError(err)

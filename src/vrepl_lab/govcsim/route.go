@@ -24,6 +24,7 @@ func (l *Lab) install(registry *simulator.Registry) {
 		"Datastore":              &datastoreMethods{lab: l},
 		"AuthorizationManager":   &authorizationMethods{lab: l},
 		"ServiceInstance":        &instanceMethods{lab: l},
+		"EnvironmentBrowser":     &environmentMethods{lab: l},
 	}
 	for kind, obj := range shadows {
 		self := types.ManagedObjectReference{Type: "Lab" + kind, Value: "lab-" + strings.ToLower(kind)}

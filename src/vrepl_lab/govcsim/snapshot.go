@@ -68,7 +68,10 @@ func (l *Lab) createSnapshot(
 		var ref types.ManagedObjectReference
 		var fault types.BaseMethodFault
 		ctx.WithLock(vm, func() {
-			if fault = l.maySnapshot(vm, &memory, &quiesce); fault == nil {
+			if fault = l.maySnapshot(vm, &memory, &quiesce); fault != nil {
+				return
+			}
+			if fault = l.stunned(st, quiesce); fault == nil {
 				ref, fault = l.splitDisks(ctx, vm, st, name, description, memory, quiesce)
 			}
 		})
@@ -112,7 +115,11 @@ func (l *Lab) maySnapshot(vm *simulator.VirtualMachine, memory, quiesce *bool) t
 	}
 	if *quiesce {
 		if vm.Guest.ToolsRunningStatus != string(types.VirtualMachineToolsRunningStatusGuestToolsRunning) {
-			return &types.ToolsUnavailable{}
+			if l.config().QuiesceWithoutTools == "refused" {
+				return &types.ToolsUnavailable{}
+			}
+			*quiesce = false
+			return nil
 		}
 		if l.config().Quiesce == "fail" {
 			f := &types.ApplicationQuiesceFault{}
@@ -130,6 +137,7 @@ func (l *Lab) splitDisks(
 	if err := l.startTracking(vm, st); err != nil {
 		return vm.Self, systemError(err)
 	}
+	description = l.kept(description)
 	req := &types.CreateSnapshotEx_Task{This: vm.Self, Name: name, Description: description, Memory: memory}
 	if quiesce {
 		req.QuiesceSpec = &types.VirtualMachineGuestQuiesceSpec{}
@@ -188,7 +196,7 @@ func (l *Lab) startTracking(vm *simulator.VirtualMachine, st *vmState) error {
 	size := l.config().CBTBlockSize
 	for _, disk := range disks(vm.Config.Hardware.Device) {
 		leaf := l.link(diskPath(disk))
-		if leaf == nil || !snapshotted(disk) || st.trackers[disk.Key] != nil {
+		if leaf == nil || !snapshotted(disk) || st.trackers[disk.Key] != nil || !l.tracks(st, disk.Key) {
 			continue
 		}
 		t, err := startTracker(trackerFile(leaf, vm.Self.Value), leaf.capacity, size, l.identifier("ctk"))
@@ -238,7 +246,7 @@ func (m *snapshotMethods) RenameSnapshot(ctx *simulator.Context, req *types.Rena
 				node.Name = req.Name
 			}
 			if req.Description != "" {
-				node.Description = req.Description
+				node.Description = m.lab.kept(req.Description)
 			}
 		}
 		publishSnapshots(own, vm, info)

@@ -98,7 +98,7 @@ func (l *Lab) run(
 			}
 		}()
 		result, fault := body(ctx, t)
-		finishTask(ctx, t, result, fault, "")
+		finishTask(ctx, t, result, l.wrapped(method, fault), "")
 	}()
 	return t.Self
 }

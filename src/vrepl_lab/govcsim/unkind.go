@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"os"
+	"unicode/utf8"
 
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -14,6 +15,18 @@ type unkind struct {
 	CBTFalse     float64 `json:"cbt_false"`
 	CBTMiss      float64 `json:"cbt_miss"`
 	CBTWholeDisk bool    `json:"cbt_whole_disk"`
+	CBTPerDisk   bool    `json:"cbt_per_disk"`
+	CBTStunMS    int     `json:"cbt_stun_ms"`
+
+	WrappedFaults       bool           `json:"wrapped_faults"`
+	QuiesceWithoutTools string         `json:"quiesce_without_tools"` // ignored or refused
+	DescriptionLimit    int            `json:"description_limit"`     // bytes; 0: none
+	HardwareMax         map[string]int `json:"hardware_max"`          // by host name, or * for all
+	UnknownGuestIDs     []string       `json:"unknown_guest_ids"`
+}
+
+func defaultUnkind() unkind {
+	return unkind{WrappedFaults: true, QuiesceWithoutTools: "ignored", HardwareMax: map[string]int{}}
 }
 
 // draw is a number in [0, 1) that follows from the words alone: the same question gets the same answer on every page and
@@ -55,4 +68,16 @@ func (l *Lab) told(areas []extent, table string, since uint64) ([]extent, types.
 		}
 	}
 	return said, nil
+}
+
+// kept is what remains of a snapshot's description where the host cuts it.
+func (l *Lab) kept(description string) string {
+	limit := l.config().DescriptionLimit
+	if limit <= 0 || len(description) <= limit {
+		return description
+	}
+	for limit > 0 && !utf8.RuneStart(description[limit]) {
+		limit--
+	}
+	return description[:limit]
 }

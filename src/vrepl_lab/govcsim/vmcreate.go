@@ -78,6 +78,9 @@ func (l *Lab) createVM(
 	if config.Version == "" {
 		config.Version = "vmx-19"
 	}
+	if fault := l.unknownTo(ctx, *req.Host, config.Version, config.GuestId); fault != nil {
+		return nil, fault
+	}
 	l.nameDisks(config)
 	res := folder.CreateVMTask(ctx, req).(*methods.CreateVM_TaskBody)
 	result, fault := inner(ctx, res.Res.Returnval)
@@ -98,6 +101,7 @@ func (l *Lab) createVM(
 		if fault = l.adopt(ctx, vm, st, nil); fault != nil {
 			return
 		}
+		l.trackDisks(vm, st, config, false)
 		ctx.Update(vm, []types.PropertyChange{
 			{Name: "capability.changeTrackingSupported", Val: true},
 			{Name: "runtime.consolidationNeeded", Val: false},
