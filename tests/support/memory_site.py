@@ -409,6 +409,42 @@ class MemorySite:
             del config[key]
         self.after_call("set_extra_config")
 
+    # -- power and networks -------------------------------------------------------------------------------------------
+
+    def current_time(self) -> dt.datetime:
+        return self._clock()
+
+    def power_on(self, vm_ref: str) -> None:
+        self._call("power_on")
+        vm = self._vm(vm_ref)
+        if vm.writers:
+            raise DiskLockedError(f"a disk of {vm.name} is open for writing")
+        vm.power = PowerState.ON
+        self.after_call("power_on")
+
+    def power_off(self, vm_ref: str) -> None:
+        self._call("power_off")
+        self._vm(vm_ref).power = PowerState.OFF
+        self.after_call("power_off")
+
+    def shut_down_guest(self, vm_ref: str, *, within: float) -> None:
+        del within
+        self._call("shut_down_guest")
+        vm = self._vm(vm_ref)
+        if not vm.tools_running:
+            raise VsphereError(f"{vm.name} has no VMware Tools", fault="ToolsUnavailable")
+        vm.power = PowerState.OFF
+        self.after_call("shut_down_guest")
+
+    def connect_networks(self, vm_ref: str, networks: Mapping[str, str]) -> list[str]:
+        self._call("connect_networks")
+        vm = self._vm(vm_ref)
+        adapters = tuple(
+            replace(one, network=networks.get(one.network, one.network)) for one in vm.hardware.network_adapters
+        )
+        vm.hardware = replace(vm.hardware, network_adapters=adapters)
+        return []
+
     def read_vm_file(self, vm: VirtualMachine, name: str) -> bytes | None:
         self._call("read_vm_file")
         return self._vm(vm.ref).files.get(name)

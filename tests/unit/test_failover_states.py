@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.memory_site import MemorySite
-from vrepl.engine import states
-from vrepl.engine.states import SLOTS, ReplicaStates, decode, encode
+from vrepl.engine.failover import states
+from vrepl.engine.failover.states import SLOTS, ReplicaStates, decode, encode
 from vrepl.errors import LockedError, RepositoryError
 from vrepl.model import PowerState, ReplicaState, VirtualMachine
 from vrepl.model.failover import FailoverRecord, FailoverTest

@@ -44,6 +44,24 @@ class SanMark:
         return _description("san-snapshot", self.repository_id, self.run_id)
 
 
+@dataclass(frozen=True, slots=True)
+class FailoverMark:
+    """Which repository's replica a snapshot was taken of in a failover; `epoch` is that of the record then."""
+
+    repository_id: str
+    epoch: int
+
+    def description(self, what: str) -> str:
+        body = {"vrepl": 1, "kind": "failover", "repository": self.repository_id, "run": str(self.epoch)}
+        return f"{what}\n{json.dumps(body)}"
+
+
+def failover_mark_of(snapshot: Snapshot, name: str) -> FailoverMark | None:
+    """The mark of a snapshot of this name, or of one that begins with it; None where vrepl did not make it."""
+    found = _parse(snapshot, name, "failover")
+    return FailoverMark(found[0], int(found[1])) if found and found[1].isdecimal() else None
+
+
 def source_mark_of(snapshot: Snapshot) -> SourceMark | None:
     """The mark that a snapshot carries; None where vrepl did not make it."""
     found = _parse(snapshot, SOURCE_SNAPSHOT_PREFIX, "source-snapshot")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Mapping
 from typing import Protocol
 
-from vrepl.model import VirtualMachine
+from vrepl.model import SnapshotState, VirtualMachine
 
 
 class ReplicaFiles(Protocol):
@@ -19,4 +21,54 @@ class ReplicaFiles(Protocol):
 
     def write_vm_file(self, vm: VirtualMachine, name: str, content: bytes) -> None:
         """Replaces it. Cut off in the middle, the file may hold anything."""
+        ...
+
+
+class Power(Protocol):
+    """Switches VMs on and off. Each returns when it is done, or raises; a VM that is so already is fine."""
+
+    def power_on(self, vm_ref: str) -> None: ...
+
+    def power_off(self, vm_ref: str) -> None:
+        """Hard."""
+        ...
+
+    def shut_down_guest(self, vm_ref: str, *, within: float) -> None:
+        """Through VMware Tools, waiting for so many seconds. Raises VsphereError (ToolsUnavailable, Timedout)."""
+        ...
+
+
+class FailoverTarget(ReplicaFiles, Power, Protocol):
+    """The replica's site, as a transition of its state uses it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def current_time(self) -> dt.datetime:
+        """The site's clock, UTC."""
+        ...
+
+    def read_vm(self, vm_ref: str) -> VirtualMachine:
+        """Raises NotFoundError if it is gone."""
+        ...
+
+    def read_snapshot(self, snapshot_ref: str) -> SnapshotState: ...
+
+    def create_snapshot(self, vm_ref: str, name: str, description: str, *, quiesce: bool) -> SnapshotState:
+        """Without memory; fails where a snapshot of that name exists."""
+        ...
+
+    def remove_snapshot(self, vm_ref: str, snapshot_ref: str) -> bool:
+        """Not its children; returns the VM's `consolidationNeeded` afterwards."""
+        ...
+
+    def consolidate(self, vm_ref: str) -> None: ...
+
+    def revert_to_snapshot(self, vm_ref: str, snapshot_ref: str) -> None: ...
+
+    def connect_networks(self, vm_ref: str, networks: Mapping[str, str]) -> list[str]:
+        """Move adapters from the networks that are keys to those that are values, connected at power-on.
+
+        Returns what was changed, in words. Raises NotFoundError for an unknown network.
+        """
         ...

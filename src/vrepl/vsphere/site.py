@@ -24,6 +24,7 @@ from vrepl.vsphere.datastore_files import DatastoreFiles
 from vrepl.vsphere.facts import EsxiHost
 from vrepl.vsphere.guest import Guests, GuestState
 from vrepl.vsphere.inventory import Inventory
+from vrepl.vsphere.networks import connect
 from vrepl.vsphere.placement import find_place
 from vrepl.vsphere.privileges import Missing, Role, Scope, missing
 from vrepl.vsphere.reconcile import Reconciler
@@ -209,6 +210,9 @@ class VsphereSite:
     def shut_down_guest(self, vm_ref: str, *, within: float) -> None:
         """Through VMware Tools, waiting for so many seconds. Raises VsphereError (ToolsUnavailable, Timedout)."""
         self._guests.shut_down(vm_ref, within=within)
+
+    def connect_networks(self, vm_ref: str, networks: Mapping[str, str]) -> list[str]:
+        return connect(self._session, self._tasks, self._inventory, vm_ref, networks)
 
     # --- files beside a VM
 

@@ -1,0 +1,49 @@
+"""What the target shows of a replica, for the planner: restore points, the base that a failover stands on, tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vrepl.engine.knowledge import restore_point_snapshots
+from vrepl.engine.marks import failover_mark_of
+from vrepl.model import Snapshot, VirtualMachine
+from vrepl.model.failover import FAILOVER_BASE, KEPT_STATE
+from vrepl.planner.failover import SeenReplica
+from vrepl.ports.failover import FailoverTarget
+
+
+def look(
+    target: FailoverTarget, replica_ref: str, *, tests: Sequence[str] = (), source_runs: bool | None = None
+) -> SeenReplica:
+    """One read of the replica, and one of its base if it has one. Raises NotFoundError where the replica is gone."""
+    vm = target.read_vm(replica_ref)
+    base = _marked(vm, FAILOVER_BASE)
+    kept = [one for one in vm.snapshots if failover_mark_of(one, KEPT_STATE) is not None]
+    return SeenReplica(
+        vm=vm,
+        restore_points=restore_point_snapshots(vm),
+        base=base,
+        base_change_ids=None if base is None else base_change_ids(target, base.ref),
+        kept_state=next((one for one in kept if base is not None and one.parent_ref == base.ref), None),
+        tests=tuple(tests),
+        source_runs=source_runs,
+    )
+
+
+def base_change_ids(target: FailoverTarget, snapshot_ref: str) -> dict[int, str | None]:
+    """By the replica's disk key."""
+    return {disk.key: disk.change_id for disk in target.read_snapshot(snapshot_ref).disks}
+
+
+def free_name(vm: VirtualMachine, name: str) -> str:
+    """`name`, or with the first number behind it that no snapshot of the VM has yet."""
+    taken = {one.name for one in vm.snapshots}
+    number = 2
+    free = name
+    while free in taken:
+        free, number = f"{name} {number}", number + 1
+    return free
+
+
+def _marked(vm: VirtualMachine, name: str) -> Snapshot | None:
+    return next((one for one in vm.snapshots if failover_mark_of(one, name) is not None), None)
