@@ -9,7 +9,7 @@ from typing import Any
 from vrepl.model import Controller, Disk, Hardware, NetworkAdapter, ReplicaSpec
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.mapping import encode_name
-from vrepl.vsphere.placement import Place
+from vrepl.vsphere.placement import Place, mapped_network
 
 CONTROLLER_CLASSES: Mapping[str, str] = {
     "pvscsi": "ParaVirtualSCSIController",
@@ -110,6 +110,9 @@ def adapter_backing(network: str, place: Place) -> Any:
         key, switch = place.portgroups[network]
         port = vim.dvs.PortConnection(portgroupKey=key, switchUuid=switch)
         return card.DistributedVirtualPortBackingInfo(port=port)
+    if network in place.opaque:
+        network_id, network_type = place.opaque[network]
+        return card.OpaqueNetworkBackingInfo(opaqueNetworkId=network_id, opaqueNetworkType=network_type)
     return card.NetworkBackingInfo(deviceName=network, network=found)
 
 
@@ -158,11 +161,6 @@ def cdrom_places(hardware: Hardware, disks: Sequence[Disk]) -> Iterator[tuple[in
             for unit in range(units):
                 if (controller.key, unit) not in taken:
                     yield temporary_key(controller.key), unit
-
-
-def mapped_network(name: str, networks: Mapping[str, str]) -> str:
-    """The target's network for one of the source's; unmapped ones keep their name."""
-    return networks.get(name, name)
 
 
 def options(settings: Mapping[str, str]) -> list[Any]:

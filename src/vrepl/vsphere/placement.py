@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from vrepl.errors import NotFoundError
-from vrepl.model import ReplicaPlacement
+from vrepl.errors import NotFoundError, UsageError
+from vrepl.model import Hardware, ReplicaPlacement
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import kind_of, ref_of, vim
+from vrepl.vsphere.hosts import Environments, HostOffer, in_order, too_long, unknown_guest, with_placed
 from vrepl.vsphere.inventory import near_names
 from vrepl.vsphere.mapping import decode_name
 from vrepl.vsphere.session import Session
@@ -21,7 +25,24 @@ _HOST_PATHS = (
     "network",
     "runtime.connectionState",
     "runtime.inMaintenanceMode",
+    "vm",
 )
+
+LISTING_LAST = 30.0
+"""Seconds that the listing of hosts, folders and pools is kept: a plan over many VMs asks for each of them."""
+
+
+def mapped_network(name: str, networks: Mapping[str, str]) -> str:
+    """The target's network for one of the source's; unmapped ones keep their name."""
+    return networks.get(name, name)
+
+
+@dataclass(frozen=True, slots=True)
+class NewReplica:
+    """What a replica that is still to be made asks of its place."""
+
+    name: str
+    hardware: Hardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +59,8 @@ class Place:
     """Networks of the host by name."""
     portgroups: Mapping[str, tuple[str, str]]
     """Distributed port group by name -> (its key, its switch's uuid)."""
+    opaque: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Network of NSX's own switch by name -> (its network id, its type)."""
 
     def network(self, name: str) -> Any:
         """Raises NotFoundError with near names."""
@@ -50,36 +73,132 @@ class Place:
         return self.networks[name]
 
 
-def find_place(session: Session, placement: ReplicaPlacement) -> Place:
-    """Look everything up by name. Raises NotFoundError with near names."""
-    found = collector.below(
-        session,
-        {
-            vim.HostSystem: _HOST_PATHS,
-            vim.Datastore: ["name"],
-            vim.Datacenter: ["name", "vmFolder", "parent"],
-            vim.Folder: ["name", "parent"],
-            vim.ComputeResource: ["name", "resourcePool", "parent"],
-            vim.ResourcePool: ["name", "parent", "owner"],
-        },
-    )
-    things = {one.ref: one for one in found}
-    host = _host(found, things, placement)
-    host_name = _name(host)
-    datastores = _of(things, host.get("datastore", []))
-    datastore = _pick(datastores, placement.datastore, f"host {host_name} has no datastore", "it has")
-    compute = things.get(ref_of(host.get("parent"))) if host.get("parent") is not None else None
-    networks, portgroups = _networks(session, host)
-    return Place(
-        host=host.object,
-        host_name=host_name,
-        datastore=datastore.object,
-        datastore_name=_name(datastore),
-        folder=_folder(found, things, host, placement.folder),
-        pool=_pool(found, things, compute, placement.resource_pool, host_name),
-        networks=networks,
-        portgroups=portgroups,
-    )
+class Places:
+    """Looks places up by name. Thread-safe; keeps the listing for a moment, and counts what it has placed."""
+
+    def __init__(self, session: Session, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._session = session
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._listing: list[collector.Found] = []
+        self._listed_at: float | None = None
+        self._environments = Environments()
+        self._placed: Counter[str] = Counter()
+
+    def find(self, placement: ReplicaPlacement) -> Place:
+        """Where things of a replica go that exists, or that goes to a host by name. Raises NotFoundError."""
+        with self._lock:
+            found = self._list()
+        things = {one.ref: one for one in found}
+        return self._place(found, things, _hosts(found, things, placement)[0], placement)
+
+    def find_for(self, replica: NewReplica, placement: ReplicaPlacement) -> Place:
+        """The place of a replica that is still to be made: without a host by name, replicas spread over those that can.
+
+        Raises NotFoundError with near names, UsageError where a datastore's name is ambiguous, and NotReplicableError
+        for a name, hardware version, guest OS or network that the target does not take.
+        """
+        error = too_long(replica.name)
+        if error is not None:
+            raise error
+        with self._lock:
+            found = self._list()
+            things = {one.ref: one for one in found}
+            hosts = {host.ref: host for host in _hosts(found, things, placement)}
+            hardware = replica.hardware
+            networks = [mapped_network(one.network, placement.networks) for one in hardware.network_adapters]
+            offers = [self._offer(things, host) for host in hosts.values()]
+            if len(hosts) == 1:
+                # A single host's networks are looked up by name later, where near names are known.
+                networks = []
+            able = in_order([with_placed(offer, self._placed) for offer in offers], hardware, networks)
+            for offer in able:
+                host = hosts[offer.ref]
+                browser = _browser(things, host)
+                if self._environments.knows_guest(browser, host.object, hardware.version, hardware.guest_id):
+                    place = self._place(found, things, host, placement)
+                    for network in networks or [
+                        mapped_network(one.network, placement.networks) for one in hardware.network_adapters
+                    ]:
+                        place.network(network)
+                    return place
+            raise unknown_guest(able[0], hardware.guest_id)
+
+    def count(self, place: Place) -> None:
+        """A replica was made there."""
+        with self._lock:
+            self._placed[ref_of(place.host)] += 1
+
+    def _list(self) -> list[collector.Found]:
+        """The caller holds the lock."""
+        now = self._monotonic()
+        if self._listed_at is None or now - self._listed_at > LISTING_LAST:
+            self._listing = collector.below(
+                self._session,
+                {
+                    vim.HostSystem: _HOST_PATHS,
+                    vim.Datastore: ["name"],
+                    vim.Datacenter: ["name", "vmFolder", "parent"],
+                    vim.Folder: ["name", "parent"],
+                    vim.ComputeResource: ["name", "resourcePool", "parent", "environmentBrowser"],
+                    vim.ResourcePool: ["name", "parent", "owner"],
+                    vim.Network: ["name"],
+                },
+            )
+            self._listed_at = now
+            self._placed.clear()  # the hosts' VMs are counted anew
+        return self._listing
+
+    def _offer(self, things: Mapping[str, collector.Found], host: collector.Found) -> HostOffer:
+        return HostOffer(
+            ref=host.ref,
+            name=_name(host),
+            vms=len(host.get("vm", [])),
+            versions=self._environments.versions(_browser(things, host), host.ref),
+            networks=frozenset(_name(one) for one in _of(things, host.get("network", []))),
+        )
+
+    def _place(
+        self,
+        found: list[collector.Found],
+        things: Mapping[str, collector.Found],
+        host: collector.Found,
+        placement: ReplicaPlacement,
+    ) -> Place:
+        host_name = _name(host)
+        stores = _of(things, host.get("datastore", []))
+        datastore = _stores_named(placement.datastore, things, host)
+        if not datastore:
+            _pick(stores, placement.datastore, f"host {host_name} has no datastore", "it has")
+        compute = _compute(things, host)
+        networks, portgroups, opaque = _networks(self._session, host)
+        return Place(
+            host=host.object,
+            host_name=host_name,
+            datastore=datastore[0].object,
+            datastore_name=_name(datastore[0]),
+            folder=_folder(found, things, host, placement.folder),
+            pool=_pool(found, things, compute, placement.resource_pool, host_name),
+            networks=networks,
+            portgroups=portgroups,
+            opaque=opaque,
+        )
+
+
+def _compute(things: Mapping[str, collector.Found], host: collector.Found) -> collector.Found | None:
+    return things.get(ref_of(host.get("parent"))) if host.get("parent") is not None else None
+
+
+def _browser(things: Mapping[str, collector.Found], host: collector.Found) -> Any:
+    compute = _compute(things, host)
+    return compute.get("environmentBrowser") if compute is not None else None
+
+
+def _stores_named(wanted: str, things: Mapping[str, collector.Found], host: collector.Found) -> list[collector.Found]:
+    """Datastores of the host that `name` or `datacenter/name` means."""
+    datacenter = _datacenter(things, host)
+    prefix = f"{_name(datacenter)}/" if datacenter is not None else ""
+    return [one for one in _of(things, host.get("datastore", [])) if wanted in {_name(one), prefix + _name(one)}]
 
 
 def _name(one: collector.Found) -> str:
@@ -100,18 +219,19 @@ def _pick(candidates: list[collector.Found], name: str, missing: str, others: st
     return match[0]
 
 
-def _host(
+def _hosts(
     found: list[collector.Found], things: Mapping[str, collector.Found], placement: ReplicaPlacement
-) -> collector.Found:
+) -> list[collector.Found]:
+    """The host that the job names, or all connected ones that mount the datastore, by name; at least one."""
     hosts = sorted((one for one in found if isinstance(one.object, vim.HostSystem)), key=_name)
     if placement.host is not None:
-        return _pick(hosts, placement.host, "the target site has no host", "it has")
+        return [_pick(hosts, placement.host, "the target site has no host", "it has")]
     usable = [
         host
         for host in hosts
         if str(host.get("runtime.connectionState", "connected")) == "connected"
         and not host.get("runtime.inMaintenanceMode", False)
-        and placement.datastore in {_name(one) for one in _of(things, host.get("datastore", []))}
+        and _stores_named(placement.datastore, things, host)
     ]
     if not usable:
         known = {_name(one) for one in found if isinstance(one.object, vim.Datastore)}
@@ -119,7 +239,13 @@ def _host(
             f"no connected host of the target site has datastore {placement.datastore}",
             hint=near_names(placement.datastore, known) or "set host and datastore of the job's target",
         )
-    return usable[0]
+    meant = {store.ref for host in usable for store in _stores_named(placement.datastore, things, host)}
+    if len(meant) > 1:
+        raise UsageError(
+            f"the target site has {len(meant)} datastores named {placement.datastore}",
+            hint="write the datacenter before the name in target_datastore (datacenter/name), or name a target_host",
+        )
+    return usable
 
 
 def _datacenter(things: Mapping[str, collector.Found], start: collector.Found) -> collector.Found | None:
@@ -193,13 +319,16 @@ def _pool(
     return match[0]
 
 
-def _networks(session: Session, host: collector.Found) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
-    """The host's networks by name, and what a distributed port group needs besides (2 calls at most)."""
+def _networks(
+    session: Session, host: collector.Found
+) -> tuple[dict[str, Any], dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
+    """The host's networks by name, and what distributed port groups and NSX's need besides (2 calls at most)."""
     found = collector.these(
         session,
         host.get("network", []),
         {
             vim.dvs.DistributedVirtualPortgroup: ["name", "key", "config.distributedVirtualSwitch"],
+            vim.OpaqueNetwork: ["name", "summary"],
             vim.Network: ["name"],
         },
     )
@@ -214,9 +343,13 @@ def _networks(session: Session, host: collector.Found) -> tuple[dict[str, Any], 
     }
     networks: dict[str, Any] = {}
     portgroups: dict[str, tuple[str, str]] = {}
+    opaque: dict[str, tuple[str, str]] = {}
     for one in found:
         networks[_name(one)] = one.object
         switch = one.get("config.distributedVirtualSwitch")
         if "Portgroup" in kind_of(one.object) and switch is not None:
             portgroups[_name(one)] = (str(one.get("key", one.ref)), uuids.get(ref_of(switch), ""))
-    return networks, portgroups
+        summary = one.get("summary")
+        if getattr(summary, "opaqueNetworkId", None):
+            opaque[_name(one)] = (str(summary.opaqueNetworkId), str(summary.opaqueNetworkType or ""))
+    return networks, portgroups, opaque

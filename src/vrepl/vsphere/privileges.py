@@ -1,7 +1,9 @@
 """The privileges that vrepl's roles need in vSphere: one table, which `vrepl check` asks about and the manual prints.
 
-Names are vSphere's privilege IDs. Sources: VDDK Programming Guide (credentials and privileges for VMware access;
-PrepareForAccess), vSphere Web Services API reference (the "Required privileges" of each method used here).
+Names are vSphere's privilege IDs. Sources: VDDK Programming Guide, "Credentials and Privileges for VMDK Access" (what
+counts on the VMs, and what on the proxy VM) and PrepareForAccess; vSphere Security, "Virtual Machine Provisioning
+Privileges" (GetVmFiles and PutVmFiles are "Required On: Root host or vCenter Server") and "Cryptographic Operations
+Privileges"; vSphere Web Services API reference (the "Required privileges" of each method used here).
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ class Scope(StrEnum):
     SITE = "site"
     """The root folder, without propagation."""
     VM = "vm"
+    ENCRYPTED_VM = "encrypted-vm"
+    """A VM of which a disk is encrypted."""
     FOLDER = "folder"
     POOL = "pool"
     DATASTORE = "datastore"
@@ -58,7 +62,8 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
     Role.SOURCE: (
         *_READ,
         Need("VirtualMachine.Provisioning.DiskRandomRead", Scope.VM, "read disks through VDDK"),
-        Need("VirtualMachine.Provisioning.GetVmFiles", Scope.VM, "read disks through VDDK"),
+        Need("VirtualMachine.Provisioning.GetVmFiles", Scope.SITE, "read disks through VDDK"),
+        Need("Cryptographer.Access", Scope.ENCRYPTED_VM, "read encrypted disks"),
         Need("VirtualMachine.Config.DiskLease", Scope.VM, "open disks through VDDK"),
         Need("VirtualMachine.Config.ChangeTracking", Scope.VM, "enable change tracking"),
         Need("VirtualMachine.Config.Settings", Scope.VM, "enable change tracking"),
@@ -87,8 +92,8 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
         Need("VirtualMachine.Config.DiskLease", Scope.VM, "open disks through VDDK"),
         Need("VirtualMachine.Provisioning.DiskRandomAccess", Scope.VM, "write disks through VDDK"),
         Need("VirtualMachine.Provisioning.DiskRandomRead", Scope.VM, "verify restore points"),
-        Need("VirtualMachine.Provisioning.GetVmFiles", Scope.VM, "verify restore points"),
-        Need("VirtualMachine.Provisioning.PutVmFiles", Scope.VM, "write disks through VDDK"),
+        Need("VirtualMachine.Provisioning.GetVmFiles", Scope.SITE, "verify restore points"),
+        Need("VirtualMachine.Provisioning.PutVmFiles", Scope.SITE, "write disks through VDDK"),
         Need("VirtualMachine.State.CreateSnapshot", Scope.VM, "seal restore points"),
         Need("VirtualMachine.State.RemoveSnapshot", Scope.VM, "retention"),
         Need("VirtualMachine.State.RevertToSnapshot", Scope.VM, "give up a half-written leaf"),
@@ -106,7 +111,9 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
         Need("VirtualMachine.Provisioning.Clone", Scope.VM, "linked clones for test failover"),
     ),
     Role.HOTADD_PROXY: (
+        Need("Datastore.AllocateSpace", Scope.DATASTORE, "attach disks to the proxy"),
         Need("VirtualMachine.Config.AddExistingDisk", Scope.VM, "attach disks to the proxy"),
+        Need("VirtualMachine.Config.AddNewDisk", Scope.VM, "attach disks to the proxy"),
         Need("VirtualMachine.Config.AddRemoveDevice", Scope.VM, "attach disks to the proxy"),
         Need("VirtualMachine.Config.RemoveDisk", Scope.VM, "detach disks from the proxy"),
         Need("VirtualMachine.Config.Settings", Scope.VM, "attach disks to the proxy"),

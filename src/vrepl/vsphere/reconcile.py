@@ -10,7 +10,7 @@ from vrepl.vsphere import collector, hardware
 from vrepl.vsphere.api import kind_of, vim
 from vrepl.vsphere.inventory import Inventory
 from vrepl.vsphere.mapping import VM_PATHS, adapters_of, virtual_machine
-from vrepl.vsphere.placement import Place, find_place
+from vrepl.vsphere.placement import Place, Places, mapped_network
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
 
@@ -29,8 +29,9 @@ _PLAIN: tuple[tuple[str, str, str], ...] = (
 class Reconciler:
     """Finds the differences, and applies them in one reconfiguration."""
 
-    def __init__(self, session: Session, running: Tasks, inventory: Inventory) -> None:
+    def __init__(self, session: Session, running: Tasks, inventory: Inventory, places: Places) -> None:
         self._session = session
+        self._places = places
         self._tasks = running
         self._inventory = inventory
 
@@ -72,7 +73,7 @@ class Reconciler:
         if self._adapters_differ(have, wanted, placement, keep_macs=keep_macs):
             cards = [one for one in devices if isinstance(one, vim.vm.device.VirtualEthernetCard)]
             cards.sort(key=lambda card: int(card.key))
-            place = find_place(self._session, _where(placement, replica.host))
+            place = self._places.find(placed_on(placement, replica.host))
             changes += self._adapters(cards, wanted, placement, place, changed, keep_macs=keep_macs)
         if changes:
             config.deviceChange = changes
@@ -93,9 +94,7 @@ class Reconciler:
             return kind, network, adapter.connected, mac
 
         mine = [facts(one, one.network) for one in have.network_adapters]
-        theirs = [
-            facts(one, hardware.mapped_network(one.network, placement.networks)) for one in wanted.network_adapters
-        ]
+        theirs = [facts(one, mapped_network(one.network, placement.networks)) for one in wanted.network_adapters]
         return mine != theirs
 
     def _adapters(
@@ -112,7 +111,7 @@ class Reconciler:
         changes: list[Any] = []
         present = adapters_of(cards, self._inventory.names())
         for number, adapter in enumerate(wanted.network_adapters):
-            network = hardware.mapped_network(adapter.network, placement.networks)
+            network = mapped_network(adapter.network, placement.networks)
             key = -200_000 - number
             if number >= len(cards):
                 device = hardware.adapter_device(adapter, key=key, network=network, place=place, keep_mac=keep_macs)
@@ -144,6 +143,8 @@ class Reconciler:
         return changes
 
 
-def _where(placement: ReplicaPlacement, host: str) -> ReplicaPlacement:
-    """Networks are those of the host that the replica is on now (DRS may have moved it), wherever the job put it."""
-    return ReplicaPlacement(host, placement.datastore, networks=placement.networks)
+def placed_on(placement: ReplicaPlacement, host: str) -> ReplicaPlacement:
+    """Networks and datastores are those of the host that the replica is on now (DRS may have moved it), wherever the
+    job put it; one whose host may not be read has those of the job's.
+    """
+    return ReplicaPlacement(host or placement.host, placement.datastore, networks=placement.networks)

@@ -12,7 +12,8 @@ from vrepl.vsphere import collector, hardware
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.inventory import Inventory
 from vrepl.vsphere.mapping import encode_name, links_of
-from vrepl.vsphere.placement import find_place
+from vrepl.vsphere.placement import NewReplica, Places
+from vrepl.vsphere.reconcile import placed_on
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
 
@@ -22,8 +23,11 @@ log = logging.getLogger(__name__)
 class Replicas:
     """What is done to replicas at the target site. VMs are named by their refs."""
 
-    def __init__(self, session: Session, running: Tasks, inventory: Inventory, *, new_uuid: Callable[[], str]) -> None:
+    def __init__(
+        self, session: Session, running: Tasks, inventory: Inventory, places: Places, *, new_uuid: Callable[[], str]
+    ) -> None:
         self._session = session
+        self._places = places
         self._tasks = running
         self._inventory = inventory
         self._new_uuid = new_uuid
@@ -33,7 +37,7 @@ class Replicas:
 
         Raises NotFoundError for a host, datastore, folder, pool or network that does not exist.
         """
-        place = find_place(self._session, spec.placement)
+        place = self._places.find_for(NewReplica(spec.name, spec.hardware), spec.placement)
         config = hardware.replica_config(spec, place, self._new_uuid)
         what = f"create replica {spec.name} on host {place.host_name}"
 
@@ -52,6 +56,7 @@ class Replicas:
         try:
             vm = self._inventory.read_vm(ref_of(made))
             self._check_disks(vm, spec)
+            self._places.count(place)
         except BaseException:
             self._undo(ref_of(made), what)
             raise
@@ -60,8 +65,8 @@ class Replicas:
     def add_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int) -> VirtualMachine:
         """Add the empty counterpart of the source disk with this index, and its controller if it is missing."""
         disk = next(disk for disk in spec.disks if disk.index == disk_index)
-        place = find_place(self._session, spec.placement)
         vm = self._inventory.read_vm(vm_ref)
+        place = self._places.find(placed_on(spec.placement, vm.host))
         kind, bus = _position(spec, disk)
         own = next((one for one in vm.hardware.controllers if (one.kind, one.bus_number) == (kind, bus)), None)
         changes = []
@@ -91,9 +96,11 @@ class Replicas:
     def remove_disk(self, vm_ref: str, disk_key: int) -> None:
         """Remove the disk from the VM; one that is gone already is fine.
 
-        Its files are destroyed only if it has no parent link: a parent belongs to a snapshot that still needs it, and
-        the files of the chain go with that snapshot, or with the VM.
+        Its files are destroyed only while the VM has no snapshots at all: any of them may stand for a configuration
+        that needs the files, whatever the chain of the disk looks like now. Files that stay go with the last snapshot
+        that names them, or with the VM; what no snapshot names is said in the log.
         """
+        vm = self._inventory.read_vm(vm_ref)
         device = next(
             (
                 one
@@ -103,7 +110,10 @@ class Replicas:
             None,
         )
         if device is not None:
-            change = hardware.removed(device, destroy_file=len(list(links_of(device.backing))) == 1)
+            alone = len(list(links_of(device.backing))) == 1
+            change = hardware.removed(device, destroy_file=alone and not vm.snapshots)
+            if alone and vm.snapshots:
+                log.info("%s: %s stays on its datastore, for the VM has snapshots", vm.name, device.backing.fileName)
             self._reconfigure(vm_ref, vim.vm.ConfigSpec(deviceChange=[change]), f"remove disk {disk_key} of {vm_ref}")
 
     def rename(self, vm_ref: str, name: str) -> None:

@@ -25,8 +25,8 @@ from vrepl.vsphere.facts import EsxiHost
 from vrepl.vsphere.guest import Guests, GuestState
 from vrepl.vsphere.inventory import Inventory
 from vrepl.vsphere.networks import connect
-from vrepl.vsphere.placement import find_place
-from vrepl.vsphere.privileges import Missing, Role, Scope, missing
+from vrepl.vsphere.placement import NewReplica, Places
+from vrepl.vsphere.privileges import NEEDS, Missing, Role, Scope, missing
 from vrepl.vsphere.reconcile import Reconciler
 from vrepl.vsphere.replica import Replicas
 from vrepl.vsphere.session import Session, SiteSettings
@@ -54,9 +54,10 @@ class VsphereSite:
         self._inventory = Inventory(self._session, monotonic=monotonic)
         self._guests = Guests(self._session, self._tasks, monotonic=monotonic)
         self._snapshots = Snapshots(self._session, self._tasks, self._inventory)
-        self._replicas = Replicas(self._session, self._tasks, self._inventory, new_uuid=new_uuid)
+        self._places = Places(self._session, monotonic=monotonic)
+        self._replicas = Replicas(self._session, self._tasks, self._inventory, self._places, new_uuid=new_uuid)
         self._files = DatastoreFiles(self._session)
-        self._reconciler = Reconciler(self._session, self._tasks, self._inventory)
+        self._reconciler = Reconciler(self._session, self._tasks, self._inventory, self._places)
 
     # --- the site itself
 
@@ -158,8 +159,15 @@ class VsphereSite:
             Scope.VM: [self._session.object(vim.VirtualMachine, ref) for ref in vm_refs],
             Scope.DATASTORE: [self._session.object(vim.Datastore, ref) for ref in datastore_refs],
         }
+        if any(need.scope is Scope.ENCRYPTED_VM for need in NEEDS[role]):
+            encrypted = {vm.ref for vm in self._inventory.read_vms(vm_refs) if any(disk.encrypted for disk in vm.disks)}
+            entities[Scope.ENCRYPTED_VM] = [self._session.object(vim.VirtualMachine, ref) for ref in sorted(encrypted)]
+        if role is Role.HOTADD_PROXY:
+            # Space counts where the proxy itself lies (VDDK Programming Guide: "On the backup appliance …").
+            stores = {disk.datastore_ref for vm in self._inventory.read_vms(vm_refs) for disk in vm.disks} - {""}
+            entities[Scope.DATASTORE] = [self._session.object(vim.Datastore, ref) for ref in sorted(stores)]
         if placement is not None:
-            place = find_place(self._session, placement)
+            place = self._places.find(placement)
             entities[Scope.FOLDER] = [place.folder]
             entities[Scope.POOL] = [place.pool]
             entities[Scope.DATASTORE] = [place.datastore]
@@ -223,6 +231,10 @@ class VsphereSite:
         self._files.write(vm, name, content)
 
     # --- replicas
+
+    def check_place(self, name: str, hardware: Hardware, placement: ReplicaPlacement) -> None:
+        """Raises what would keep a replica of this name and hardware from being made there; makes nothing."""
+        self._places.find_for(NewReplica(name, hardware), placement)
 
     def create_replica(self, spec: ReplicaSpec) -> VirtualMachine:
         return self._replicas.create(spec)
