@@ -11,7 +11,7 @@ from vrepl.vsphere import collector, hardware
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.inventory import Inventory
 from vrepl.vsphere.mapping import VM_PATHS, virtual_machine
-from vrepl.vsphere.placement import find_place
+from vrepl.vsphere.placement import Places
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
 
@@ -43,7 +43,7 @@ def connect(
     if not moved:
         return []
     datastore = replica.vm_path.partition("]")[0].removeprefix("[")
-    place = find_place(session, ReplicaPlacement(host=replica.host, datastore=datastore))
+    place = Places(session).find(ReplicaPlacement(host=replica.host, datastore=datastore))
     changes: list[Any] = []
     for adapter, network in moved:
         card = cards[adapter.key]
