@@ -7,9 +7,14 @@ repr are asterisks; `get_secret_value()` is called where a login or a data mover
 from __future__ import annotations
 
 import os
+import select
+import signal
 import stat
 import subprocess
-from collections.abc import MutableMapping
+import time
+import unicodedata
+from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +24,8 @@ from vrepl.errors import UsageError
 
 COMMAND_TIMEOUT = 30.0
 """Seconds that a password command may take."""
+LONGEST = 64 * 1024
+"""Bytes that are read of any source: no password is longer, and a mistaken source must not fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,12 @@ class Secrets:
                 raise UsageError(f"there is no kind of secret called {kind!r}")
         if not text:
             raise UsageError(f"the password from {reference} is empty")
+        if any(unicodedata.category(char) == "Cc" for char in text):
+            # Refused here, where it can be said why: a vCenter, or XML on the way to it, would only refuse the login.
+            raise UsageError(
+                f"the password from {reference} has a control character in it",
+                hint="is it one line of text? a line end of another system (CR), a tab or a NUL got into it",
+            )
         return text
 
     def _read_environment(self, name: str) -> str:
@@ -85,60 +98,103 @@ class Secrets:
                 hint=f"run as a systemd unit that has LoadCredential={name}:PATH or LoadCredentialEncrypted=",
             )
         # Who may read it was decided by systemd, which shows an ACL as group bits.
-        try:
-            return (Path(folder) / name).read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"the systemd credential {name!r} cannot be read: {_reason(error)}",
-                hint=f"give the unit LoadCredential={name}:PATH",
-            ) from error
+        path = Path(folder) / name
+        return _read_whole(path, f"the systemd credential {name!r}", f"give the unit LoadCredential={name}:PATH")
 
 
 def _read_file(path: Path) -> str:
+    def judge(status: os.stat_result) -> None:
+        mode = stat.S_IMODE(status.st_mode)
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise UsageError(
+                f"the secret file {path} is open to group or others (mode {mode:04o})",
+                hint=f"chmod 600 {path}",
+            )
+
+    hint = "write the password into it, readable by the user that runs vrepl alone (mode 600)"
+    return _read_whole(path, f"the secret file {path}", hint, judge)
+
+
+def _read_whole(
+    path: Path, title: str, hint: str, judge: Callable[[os.stat_result], None] = lambda status: None
+) -> str:
+    """The text of a regular file, without the line end. The open file is judged: nothing is swapped in between."""
     try:
-        with path.open(encoding="utf-8") as file:
-            # The open file is judged, so that nothing can be swapped in between.
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        # O_NONBLOCK: a FIFO is opened, and then refused, instead of waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise UsageError(
-                    f"the secret file {path} is open to group or others (mode {mode:04o})",
-                    hint=f"chmod 600 {path}",
+                    f"{title} is no regular file", hint="what prints a password is named by { command = … } instead"
                 )
-            return file.read().rstrip("\r\n")
+            judge(status)
+            data = file.read(LONGEST + 1)
+        if len(data) > LONGEST:
+            raise UsageError(f"{title} has more than {LONGEST} bytes: that is no password", hint=hint)
+        return data.decode("utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"the secret file {path} cannot be read: {_reason(error)}",
-            hint="write the password into it, readable by the user that runs vrepl alone (mode 600)",
-        ) from error
+        raise UsageError(f"{title} cannot be read: {_reason(error)}", hint=hint) from error
 
 
 def _run(command: tuple[str, ...]) -> str:
     """The first line that the command prints (as `pass` has it)."""
     title = f"the password command {command[0]}"
     try:
-        done = subprocess.run(
+        # In a session of its own, so that what it started itself is ended with it. What it complains about is not
+        # shown: that may hold what it was to keep.
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=COMMAND_TIMEOUT,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        # `from None`: the exception holds what the command printed, which may be the password.
-        raise UsageError(
-            f"{title} did not end within {COMMAND_TIMEOUT:.0f} s",
-            hint="run it by hand; it must not ask for anything",
-        ) from None
     except OSError as error:
         raise UsageError(f"{title} cannot be run: {_reason(error)}", hint="give its full path") from error
-    if done.returncode != 0:
-        complaint = done.stderr.decode(errors="replace").strip().splitlines()
+    try:
+        printed = _read_bounded(process, title)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+    if process.returncode != 0:
         raise UsageError(
-            f"{title} ended with status {done.returncode}" + (f": {complaint[-1]}" if complaint else ""),
-            hint="run it by hand as the user that runs vrepl",
+            f"{title} ended with status {process.returncode}", hint="run it by hand as the user that runs vrepl"
         )
-    lines = done.stdout.decode(errors="replace").splitlines()
-    return lines[0] if lines else ""
+    lines = printed.decode(errors="replace").split("\n")
+    return lines[0].rstrip("\r")
+
+
+def _read_bounded(process: subprocess.Popen[bytes], title: str) -> bytes:
+    """All that the process prints until it has ended. Raises UsageError where that is too much, or takes too long."""
+    until = time.monotonic() + COMMAND_TIMEOUT
+    too_long = UsageError(
+        f"{title} did not end within {COMMAND_TIMEOUT:.0f} s", hint="run it by hand; it must not ask for anything"
+    )
+    assert process.stdout is not None
+    descriptor = process.stdout.fileno()
+    printed = b""
+    while True:
+        readable, _, _ = select.select([descriptor], [], [], max(0.0, until - time.monotonic()))
+        if not readable:
+            raise too_long
+        piece = os.read(descriptor, 65536)
+        if not piece:
+            break
+        printed += piece
+        if len(printed) > LONGEST:
+            raise UsageError(
+                f"{title} prints more than {LONGEST} bytes: that is no password",
+                hint="it must print the password alone",
+            )
+    try:
+        process.wait(max(0.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise too_long from None
+    return printed
 
 
 def _read_keyring(entry: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +78,55 @@ def test_a_command_gives_its_first_line_and_sees_no_shell() -> None:
     assert resolve("command", sys.executable, "-c", code, "$HOME; echo") == "$HOME; echo"
 
 
-def test_a_failing_command_shows_its_complaint_and_not_its_output() -> None:
-    code = "import sys; print('s3cret'); print('store is locked', file=sys.stderr); sys.exit(3)"
-    with pytest.raises(UsageError, match="status 3: store is locked") as caught:
-        resolve("command", sys.executable, "-c", code)
-    assert "s3cret" not in str(caught.value)
+def test_a_failing_command_shows_neither_its_output_nor_its_complaint() -> None:
+    with pytest.raises(UsageError, match="ended with status 3") as caught:
+        Secrets().resolve(SecretReference("command", ("sh", "-c", "echo hunter2; echo token-17 >&2; exit 3")))
+    assert "hunter2" not in f"{caught.value} {caught.value.hint}"
+    assert "token-17" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_command_that_prints_without_end_is_ended() -> None:
+    """Neither its bytes nor its time are unbounded; what it started goes with it."""
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="prints more than 65536 bytes"):
+        Secrets().resolve(SecretReference("command", ("sh", "-c", "yes hunter2 | cat")))
+    assert time.monotonic() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1 << 21
+
+
+def test_a_command_that_drips_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vrepl.secrets.COMMAND_TIMEOUT", 0.5)
+    drip = "import time\nwhile True: print('x', end='', flush=True); time.sleep(0.05)"
+    with pytest.raises(UsageError, match="did not end"):
+        Secrets().resolve(SecretReference("command", (sys.executable, "-c", drip)))
+
+
+def test_a_command_whose_child_keeps_the_pipe_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vrepl.secrets.COMMAND_TIMEOUT", 0.5)
+    with pytest.raises(UsageError, match="did not end"):
+        Secrets().resolve(SecretReference("command", ("sh", "-c", "echo hunter2; sleep 60 &")))
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "secret", 0o600)
+    with pytest.raises(UsageError, match="is no regular file"):
+        Secrets().resolve(SecretReference("file", (str(tmp_path / "secret"),)))
+
+
+def test_a_file_that_is_too_long_is_no_password(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"x" * (64 * 1024 + 1))
+    (tmp_path / "secret").chmod(0o600)
+    with pytest.raises(UsageError, match="more than 65536 bytes"):
+        Secrets().resolve(SecretReference("file", (str(tmp_path / "secret"),)))
+
+
+@pytest.mark.parametrize("text", ["two\nlines", "tab\tin it", "nul\0", "carriage\rreturn", "\x1b[0m", "\x9b"])
+def test_control_characters_are_refused_at_home(tmp_path: Path, text: str) -> None:
+    (tmp_path / "secret").write_text(text)
+    (tmp_path / "secret").chmod(0o600)
+    with pytest.raises(UsageError, match="control character") as caught:
+        Secrets().resolve(SecretReference("file", (str(tmp_path / "secret"),)))
+    assert text not in str(caught.value)
 
 
 def test_a_command_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,14 @@ def test_a_log_is_its_owners_alone_whatever_the_umask(folder: Path, umask: str) 
     assert stat.S_IMODE(os.stat(folder / "log").st_mode) == 0o600
 
 
+@pytest.mark.parametrize("umask", ["000", "777"])
+def test_the_repository_is_its_owners_alone_whatever_the_umask(folder: Path, umask: str) -> None:
+    assert shell(folder, f"umask {umask}; vrepl history").returncode == 0
+    for path in (folder / "repository").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    assert stat.S_IMODE((folder / "repository").stat().st_mode) == 0o700
+
+
 def test_a_log_that_is_there_keeps_its_mode(folder: Path) -> None:
     (folder / "log").touch()
     (folder / "log").chmod(0o640)
@@ -113,3 +121,13 @@ def test_json_log_lines_have_times_with_an_offset(folder: Path) -> None:
     told = json.loads((folder / "log").read_text().splitlines()[-1])
     assert (told["level"], told["logger"], told["message"]) == ("warning", "vrepl.x", "a\nb")
     assert told["time"][-6] in "+-"
+
+
+@pytest.mark.parametrize("kilobytes", [50000, 60000, 70000, 90000])
+def test_too_little_memory_is_said_in_words(folder: Path, kilobytes: int) -> None:
+    (folder / "password").write_text("x")
+    (folder / "password").chmod(0o600)
+    done = shell(folder, f"ulimit -v {kilobytes}; vrepl vms prod")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "too little memory" in done.stderr or "connection refused" in done.stderr

@@ -67,12 +67,21 @@ class Sites:
             task_timeout=60.0 * table.task_timeout_minutes,
         )
 
-    def hurry(self) -> None:
-        """The operator asked to stop: nobody waits for a task of vSphere any longer than clean-up needs."""
+    def hurry(self, silent: Callable[[str], None] = lambda site: None) -> None:
+        """The operator asked to stop: nobody waits for a task of vSphere any longer than clean-up needs.
+
+        `silent` is told, from another thread, of a site that no longer answers, and was given up.
+        """
         with self._lock:
             sites = list(self._open.values())
         for site in sites:
             site.hurry()
+
+            def watch(site: VsphereSite = site) -> None:
+                if site.give_up_if_silent():
+                    silent(site.name)
+
+            threading.Thread(target=watch, name=f"watch-{site.name}", daemon=True).start()
 
     def close(self) -> None:
         """Log out everywhere."""
@@ -190,6 +199,17 @@ class Workshop:
         """Log in now, while Ctrl-C still ends the process at once, instead of in the middle of a run."""
         for name in dict.fromkeys(sites):
             self.sites(name).login()
+
+    def stop(self, engine: Engine, silent: Callable[[str], None]) -> None:
+        """Ask a run to end soon, leaving the sites clean; `silent` is told of a site that does not answer any more."""
+
+        def give_up(site: str) -> None:
+            for movers in list(self._movers.values()):
+                movers.give_up_on(site)
+            silent(site)
+
+        engine.stop()
+        self.sites.hurry(give_up)
 
     def __enter__(self) -> Workshop:
         return self

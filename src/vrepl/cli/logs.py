@@ -28,7 +28,8 @@ class LineFormatter(logging.Formatter):
         if self.usesTime():
             record.asctime = self.formatTime(record, self.datefmt)
         text = self.formatMessage(record)
-        if record.exc_info:
+        # Where memory is short, the place where it was noticed says nothing.
+        if record.exc_info and not isinstance(record.exc_info[1], MemoryError):
             text += "\n" + "\n".join(printable(one) for one in self.formatException(record.exc_info).split("\n"))
         return text
 

@@ -111,11 +111,11 @@ def replicate(
             engine = workshop.engine(route)
             workshop.load_vddk(route, job)
 
-            def stop() -> None:
-                engine.stop()
-                workshop.sites.hurry()
-
-            with running.stop_on_signals(stop, workshop.stopped, "stopping: removing what this run made on the source"):
+            with running.stop_on_signals(
+                lambda: workshop.stop(engine, running.left_behind(workshop.repository)),
+                workshop.stopped,
+                "stopping: removing what this run made on the source",
+            ):
                 return running.with_retries(
                     lambda names: engine.replicate(job, names, lock_wait=lock_wait, mapping=mapping),
                     selection.vms,

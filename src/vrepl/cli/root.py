@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import logging
+import os
 import re
 import signal
 import sys
@@ -25,6 +26,8 @@ from vrepl.report.model import FORMAT_VERSION
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
+PRIVATE = 0o077
+"""The umask of every command; what others are to read (metrics, pages) is given its mode where it is written."""
 COMMANDS_OF_OTHERS = "vrepl.commands"
 """Group of entry points: a package that brings a command of `vrepl` names a click command there."""
 
@@ -89,6 +92,8 @@ class RootGroup(LazyGroup):
         arguments = list(sys.argv[1:] if args is None else args)
         state = State()
         _end_on_sigterm()
+        # Whatever the user's: state and logs are their owner's alone, and their owner can get at them.
+        os.umask(PRIVATE)
         hold_standard_streams()
         make_standard_streams_endure()
         try:
@@ -161,6 +166,12 @@ def _as_vrepl_error(error: Exception) -> VreplError:
             return UsageError(" ".join(error.format_message().split()), hint=_help_hint(error.ctx))
         case click.ClickException():
             return UsageError(" ".join(error.format_message().split()))
+        case _ if is_lack_of_memory(error):
+            return VreplError(
+                f"there is too little memory: {error or type(error).__name__}",
+                hint="raise the limit (ulimit -v, MemoryMax= of the unit), or run fewer VMs and disks at once "
+                "(parallel_vms, parallel_disks)",
+            )
         case OSError(errno=errno.ENOSPC):
             return VreplError(f"cannot write: {error}", hint="free some space; `vrepl report` tells of a run again")
         case _:
@@ -168,6 +179,20 @@ def _as_vrepl_error(error: Exception) -> VreplError:
                 f"unexpected {type(error).__name__}: {error}",
                 hint="this is a mistake in vrepl; run again with -v for the place, and report it",
             )
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether the machine, or a limit (setrlimit(2), RLIMIT_AS), gave no more memory: it has several faces."""
+    match error:
+        case MemoryError():
+            return True
+        case OSError():
+            return error.errno in {errno.ENOMEM, errno.EAGAIN}
+        case ImportError():
+            return "failed to map segment" in str(error) or "cannot allocate memory" in str(error).lower()
+        case RuntimeError():
+            return "can't start new thread" in str(error)
+    return False
 
 
 def _help_hint(context: click.Context | None) -> str | None:

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from vrepl.cli.state import State
     from vrepl.config import LoadedConfig
     from vrepl.engine import EngineEvents
+    from vrepl.repository.replica import ReplicaFolder
+    from vrepl.repository.store import Repository
+
+
+REST_SECONDS = 4.0
+"""From when a site was given up to the end of the process at the latest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +209,40 @@ def stop_on_signals(stop: Callable[[], None], stopped: threading.Event, saying: 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def left_behind(repository: Repository) -> Callable[[str], None]:
+    """Says what a site that was given up is left with, and ends the process if the rest of it does not end soon."""
+
+    def tell(site: str) -> None:
+        say(f"{site} does not answer; what cannot be cleaned up there is left to the next run:")
+        for folder in repository.unfinished():
+            for line in _leavings(folder, site):
+                say(f"  {line}")
+
+        def end() -> None:
+            say("ending without the rest")
+            os._exit(EXIT_INTERRUPTED)
+
+        # What else may hang, on whichever thread: the operator was promised an end.
+        timer = threading.Timer(REST_SECONDS, end)
+        timer.daemon = True
+        timer.start()
+
+    return tell
+
+
+def _leavings(folder: ReplicaFolder, site: str) -> Iterator[str]:
+    intent, record = folder.intent(), folder.record
+    if intent is None or site not in {record.source_site, record.target_site}:
+        return
+    if site == record.source_site:
+        yield f"{record.source_name}: the snapshot {intent.source_snapshot_name}, if it was made"
+    for access in intent.journal.prepared_for_access:
+        if access.site == site:
+            yield f"VM {access.vm_ref}: migration disabled as {access.identity}"
+    if site == record.target_site:
+        yield f"{record.target_name or record.source_name}: the unfinished leaf, which is gone on with"
 
 
 def events_for(state: State) -> AbstractContextManager[EngineEvents]:

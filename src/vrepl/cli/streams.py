@@ -98,18 +98,11 @@ def _enduring(
 
 
 def open_log(path: Path) -> TextIO:
-    """For appending, readable by its owner alone if it is made now, whatever the umask. Raises OSError.
+    """For appending, readable by its owner alone if it is made now. Raises OSError.
 
     A log that cannot be written any longer is said once, on stderr.
     """
-    made = False
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    except FileNotFoundError:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, LOG_MODE)
-        made = True
-    if made:
-        os.fchmod(descriptor, LOG_MODE)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, LOG_MODE)
 
     def on_loss(error: OSError) -> None:
         say(f"warning: the log file {path} cannot be written any longer: {error.strerror}")

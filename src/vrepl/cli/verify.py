@@ -45,7 +45,11 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
         folders = [find_replica(known, vm) for vm in dict.fromkeys(vms)] or known
         workshop.log_in(*(folder.record.target_site for folder in folders))
         engine = workshop.engine(verification_route(loaded, [folder.record for folder in folders]))
-        with running.stop_on_signals(engine.stop, workshop.stopped):
+
+        def stop() -> None:
+            workshop.stop(engine, running.left_behind(workshop.repository))
+
+        with running.stop_on_signals(stop, workshop.stopped):
             report = engine.verify(
                 folders, restore_point_id=restore_point, jobs={job.name: job for job in loaded.jobs(())}
             )

@@ -78,6 +78,8 @@ class VddkMovers:
         self._busy: set[MoverProcess | MoverPair] = set()
         self._smaller: dict[str, MoverSettings] = {}
         self._stopped = False
+        self._undoing: dict[MoverProcess, str] = {}
+        """Movers that give things back after a stop, and the site each of them asks."""
 
     def transfer(self, order: TransferOrder, progress: Callable[[TransferProgress], None]) -> TransferResult:
         """As `ports.DataMovers.transfer`."""
@@ -135,6 +137,13 @@ class VddkMovers:
             busy = list(self._busy)
         for mover in busy:
             mover.stop()
+
+    def give_up_on(self, site: str) -> None:
+        """The site does not answer, and a stop was asked for: what is being given back there is left."""
+        with self._lock:
+            vain = [mover for mover, asked in self._undoing.items() if asked == site]
+        for mover in vain:
+            mover.give_up_in(0)
 
     def close(self) -> None:
         """End every mover. Idempotent."""
@@ -241,12 +250,17 @@ class VddkMovers:
         mover = MoverProcess(settings, self._spawner)
         try:
             mover.give_up_in(UNDO_SECONDS)
+            with self._lock:
+                self._undoing[mover] = site
             return mover.request(operation, None, sites=self._sites([site]), **arguments)
         except InterruptedRunError as error:
             raise DiskError(
-                f"VDDK did not do it within {UNDO_SECONDS:.0f} s of the stop", hint="the next run does it"
+                f"VDDK did not do it within {UNDO_SECONDS:.0f} s of the stop, or its site does not answer",
+                hint="the next run does it",
             ) from error
         finally:
+            with self._lock:
+                self._undoing.pop(mover, None)
             mover.close()
 
     def _sites(self, names: list[str]) -> Mapping[str, Json]:

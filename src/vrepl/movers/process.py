@@ -210,8 +210,12 @@ class MoverProcess:
         self._inbox.replies.put({"id": 0})  # wakes who waits, so that the time counts
 
     def give_up_in(self, seconds: float) -> None:
-        """The next request must be answered within so many seconds; else the mover is killed and it is interrupted."""
+        """The next request must be answered within so many seconds; else the mover is killed and it is interrupted.
+
+        From any thread, also about the request that is under way.
+        """
         self._stop_at = time.monotonic() + seconds
+        self._inbox.replies.put({"id": 0})  # wakes who waits, so that the time counts
 
     def set_rate(self, rate: int) -> None:
         """Bytes per second (0: no limit) that may be read, and as many that may be written; takes effect at once."""

@@ -10,9 +10,11 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -53,6 +55,14 @@ _WITHOUT_SESSION = frozenset({"RetrieveServiceContent", "Login", "Logout", "Fetc
 
 FIRST_ANSWER = 15.0
 """Seconds for the first answer of a server: a wrong address or a firewall must not look like patience."""
+
+SILENCE = 4.0
+"""Seconds without an answer after which a stop no longer counts on a site; a clean-up that it would have answered in
+that time is done."""
+BRIEF = 3.0
+"""Seconds for the answer to a logout, which nothing depends on."""
+LONGEST_VERSIONS = 1 << 20
+"""Bytes of a list of API versions; vCenter's has a few thousand."""
 
 _DISCONNECTED = (OSError, HTTPException, ExpatError)
 
@@ -116,6 +126,9 @@ class Session:
         self._hurried = threading.Event()
         self._stirred = threading.Event()
         """Set by whatever ends a pause early."""
+        self._silent = threading.Event()
+        self._heard = 0
+        """Answers so far, whatever they said."""
         self._sleep = sleep or self._wait
         self._retrier = Retrier(settings.retry, self._sleep)
         self._context = tls.make_context(ca_file=settings.ca_file, thumbprint=settings.thumbprint)
@@ -237,6 +250,42 @@ class Session:
         self._hurried.set()
         self._stirred.set()
 
+    def give_up_if_silent(self) -> bool:
+        """Watch the site until `close`; once it has answered nothing for SILENCE seconds, every call fails at once.
+
+        For a thread of its own, after a stop. True: it was silent, and was given up.
+        """
+        while not self._closed.is_set():
+            heard = self._heard
+            probe = threading.Thread(target=self._probe, name=f"probe-{self.settings.name}", daemon=True)
+            probe.start()
+            until = time.monotonic() + SILENCE
+            while probe.is_alive() and self._heard == heard and time.monotonic() < until:
+                if self._closed.wait(0.1):
+                    return False
+            if self._heard == heard:
+                self._silent.set()
+                self._stirred.set()
+                self._context.cut_off()
+                return True
+            if self._closed.wait(1.0):
+                break
+        return False
+
+    def refuse_if_silent(self) -> None:
+        """Raises VsphereError, which nobody tries again, once the site was given up."""
+        if self._silent.is_set():
+            settings = self.settings
+            raise VsphereError(
+                f"{settings.server}:{settings.port} has stopped answering, and a stop was asked for",
+                hint=f"what is left on site {settings.name} is seen to by the next run",
+            )
+
+    def _probe(self) -> None:
+        with suppress(VreplError):
+            self._newest_version()
+            self._heard += 1
+
     def close(self) -> None:
         """Log out, as far as the server still answers; every later call raises InterruptedRunError."""
         if self._closed.is_set():
@@ -246,8 +295,8 @@ class Session:
         if self._stub is None:
             return
         try:
-            self._stub.expect_no_answer_later_than(5.0)
-            if self._content is not None:
+            self._stub.expect_no_answer_later_than(BRIEF)
+            if self._content is not None and not self._silent.is_set():
                 self._content.sessionManager.Logout()
         except VreplError as error:
             log.debug("%s: logout: %s", self.settings.name, error)
@@ -264,12 +313,16 @@ class Session:
         def once() -> Any:
             if method != "Logout":
                 self._refuse_if_closed()
+            self.refuse_if_silent()
             generation = self._generation
             with self._count_lock:
                 self._calls += 1
             try:
-                return send()
+                answer = send()
+                self._heard += 1
+                return answer
             except vmodl.MethodFault as fault:
+                self._heard += 1
                 dead = fault_name(fault) == "NotAuthenticated"
                 if dead and method in _WITHOUT_SESSION:
                     # An answer to the question whether the session lives, and no passing trouble: asking on is idle.
@@ -282,6 +335,7 @@ class Session:
                     ) from fault
                 raise error_of(fault, doing=doing) from fault
             except _DISCONNECTED as cause:
+                self.refuse_if_silent()
                 error = self._disconnected(cause, doing)
                 if method in NOT_REPEATABLE and error.retryable and may_have_happened(cause):
                     raise OutcomeUnknownError(error.message, hint=error.hint) from cause
@@ -366,7 +420,7 @@ class Session:
         try:
             connection.request("GET", "/sdk/vimServiceVersions.xml")
             reply = connection.getresponse()
-            status, reason, content = reply.status, reply.reason, reply.read()
+            status, reason, content = reply.status, reply.reason, _read_all(reply, FIRST_ANSWER)
             if status != 200:
                 raise HTTPException(f"{status} {reason}")
             # The peer is verified, and expat refuses entities that grow.
@@ -436,6 +490,19 @@ class Session:
     def _refuse_if_closed(self) -> None:
         if self._closed.is_set():
             raise InterruptedRunError(f"the connection to site {self.settings.name} was closed")
+
+
+def _read_all(reply: HTTPResponse, seconds: float) -> bytes:
+    """A short answer, whole: neither a flood nor a drip keeps anybody."""
+    until = time.monotonic() + seconds
+    read = b""
+    while piece := reply.read1(65536):
+        read += piece
+        if len(read) > LONGEST_VERSIONS:
+            raise HTTPException(f"the answer is longer than {LONGEST_VERSIONS} bytes")
+        if time.monotonic() > until:
+            raise TimeoutError(f"the answer was not complete within {seconds:.0f} s")
+    return read
 
 
 def _words(target: Any) -> str:

@@ -83,12 +83,20 @@ class VsphereSite:
         self._tasks.hurry()
         self._session.hurry()
 
+    def give_up_if_silent(self) -> bool:
+        """After `hurry`, for a thread of its own: True once the site has answered nothing for some seconds.
+
+        From then on everything that is asked of it fails at once.
+        """
+        return self._session.give_up_if_silent()
+
     def login(self) -> None:
         """Connect and log in now instead of at first use."""
         self._session.login()
 
     def connection(self) -> SiteConnection:
         settings = self._session.settings
+        self._session.refuse_if_silent()
         return SiteConnection(
             server=settings.server,
             port=settings.port,

@@ -10,6 +10,8 @@ import hashlib
 import re
 import socket
 import ssl
+import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +53,30 @@ class WrongCertificateError(ssl.SSLCertVerificationError):
     """The peer's certificate is not the pinned one."""
 
 
+class _CountedSocket(ssl.SSLSocket):
+    """Known to its context from before the handshake, in which a peer that is frozen keeps it waiting."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        if isinstance(self.context, VerifiedContext):
+            self.context.sockets.add(self)
+        super().do_handshake(block)
+
+
 class VerifiedContext(ssl.SSLContext):
     """A client context that remembers the certificate of the last peer that it verified (`peer`, DER)."""
 
     peer: bytes | None = None
     pinned: bytes | None = None
+    sslsocket_class = _CountedSocket
+    sockets: weakref.WeakSet[ssl.SSLSocket]
+    """Those made with this context."""
+
+    def cut_off(self) -> None:
+        """Whoever waits for one of these peers meets the end of the stream, now; from any thread."""
+        for one in list(self.sockets):
+            with suppress(OSError):
+                # Not SSLSocket's own: that takes the TLS state away under the thread that waits.
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
 
     def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
         wrapped = super().wrap_socket(*args, **kwargs)
@@ -73,6 +94,7 @@ def make_context(*, ca_file: Path | None, thumbprint: str | None) -> VerifiedCon
     A pin names one certificate, so with it neither the issuer, the host name nor the dates are asked.
     """
     context = VerifiedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sockets = weakref.WeakSet()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if thumbprint is not None:
         context.pinned = parse_thumbprint(thumbprint)
