@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_interruptions import api_fault_fired, change, disk_calls, until
-from vrepl_runs import VREPL, Runs
 
+from tests.support.vrepl_runs import VREPL, Runs, api_fault_fired, change, disk_calls, until
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from pyVmomi import vim
 
 from tests.support import plain_api
 from tests.support.plain_api import vm_named
-from tests.support.vrepl_runs import GRAIN, VREPL, Runs, moved
+from tests.support.vrepl_runs import GRAIN, VREPL, Runs, api_fault_fired, change, disk_calls, moved, until
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
@@ -50,24 +49,6 @@ def start(runs: Runs, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not reached():
-        assert process.poll() is None, f"the run ended first: {process.communicate()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def api_fault_fired(lab: Lab, site: str) -> bool:
-    return any(rule["fired"] for rule in lab.control(site).get("/faults"))
-
-
-def disk_calls(lab: Lab, site: str) -> int:
-    """Calls that the first fault rule of VixDiskLib has seen (docs/lab.md, section 5)."""
-    (seen,) = struct.unpack_from("<Q", (lab.folder / site / "settings.bin").read_bytes(), 128 + 40)
-    return int(seen)
-
-
 def find_on(site: str, lab: Lab, name: str) -> tuple[list[str], list[str]]:
     """Snapshots and disabled methods of a VM, asked by another client."""
     with plain_api.session(lab, site) as api:
@@ -96,13 +77,6 @@ def assert_equal(runs: Runs, report: Any) -> None:
     assert_source_clean(runs)
     assert "RelocateVM_Task" not in find_on("dr", runs.lab, f"{runs.vm}-replica")[1]
     assert runs.json("repository", "check")["sound"]
-
-
-def change(runs: Runs) -> None:
-    for grain, count in ((1, 40), (80, 3)):
-        runs.write(grain, count, seed=str(time.monotonic_ns()))
-    if runs.vm.startswith(("busy", "new")):
-        runs.write(5, 4, index=1, seed=str(time.monotonic_ns()))
 
 
 # -- killed -----------------------------------------------------------------------------------------------------------

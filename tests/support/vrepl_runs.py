@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -151,3 +152,28 @@ def moved(report: Any) -> int:
 
 def kinds(report: Any) -> list[str]:
     return [disk["kind"] for disk in report["disks"]]
+
+
+def until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert process.poll() is None, f"the run ended first: {process.communicate()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def api_fault_fired(lab: Lab, site: str) -> bool:
+    return any(rule["fired"] for rule in lab.control(site).get("/faults"))
+
+
+def disk_calls(lab: Lab, site: str) -> int:
+    """Calls that the first fault rule of VixDiskLib has seen (docs/lab.md, section 5)."""
+    (seen,) = struct.unpack_from("<Q", (lab.folder / site / "settings.bin").read_bytes(), 128 + 40)
+    return int(seen)
+
+
+def change(runs: Runs) -> None:
+    for grain, count in ((1, 40), (80, 3)):
+        runs.write(grain, count, seed=str(time.monotonic_ns()))
+    if runs.vm.startswith(("busy", "new")):
+        runs.write(5, 4, index=1, seed=str(time.monotonic_ns()))
