@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any
 
+from vrepl import trace
 from vrepl.errors import InterruptedRunError, LibraryError, MoverError
 from vrepl.movers import messages
 from vrepl.movers.engine import EngineSettings
@@ -265,6 +266,7 @@ class MoverProcess:
         )
 
     def _send(self, message: Mapping[str, Any]) -> None:
+        self._trace("to_mover", message)
         try:
             with self._send_lock:
                 stream = self._pipe(self._process.stdin)
@@ -292,6 +294,7 @@ class MoverProcess:
         try:
             for line in stream:
                 message = messages.from_line(line)
+                self._trace("from_mover", message)
                 match message.get("event"):
                     case "progress":
                         report = self._inbox.on_progress
@@ -312,6 +315,13 @@ class MoverProcess:
             self._stderr.append(f"{type(error).__name__}: {error}")
             self.kill()
         self._inbox.replies.put(None)
+
+    def _trace(self, what: str, message: Mapping[str, Any]) -> None:
+        tracing = trace.current()
+        if tracing is not None:
+            for site in message.get("sites", {}).values():
+                tracing.hide(site["password"])
+            tracing.event(what, {"mover": self.pid, "message": message})
 
     def _listen(self) -> None:
         """Thread: whatever the mover and its libraries print."""

@@ -22,6 +22,7 @@ from xml.parsers.expat import ExpatError
 
 from pyVmomi import SoapAdapter, VmomiSupport
 
+from vrepl import trace
 from vrepl.errors import (
     AuthenticationError,
     ConnectionFailedError,
@@ -41,6 +42,7 @@ from vrepl.vsphere.faults import (
     transport_error,
 )
 from vrepl.vsphere.retry import Retrier, RetryPolicy
+from vrepl.vsphere.tracing import traced, traced_exchange
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +107,15 @@ class Stub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc,unused-ignore]
         setup: Any = super().__init__
         setup(host=server, port=port, version=version, sslContext=context, httpConnectionTimeout=timeout)
         self._invoke = invoke
+        self._place = f"{server}:{port}"
 
     def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:
         send: Any = super().InvokeMethod
-        return self._invoke(mo, info, lambda: send(mo, info, args, outerStub))
+        tracing = trace.current()
+        if tracing is None:
+            return self._invoke(mo, info, lambda: send(mo, info, args, outerStub))
+        call: Callable[[], Any] = lambda: send(mo, info, args, outerStub)  # noqa: E731
+        return self._invoke(mo, info, lambda: traced(tracing, self._place, mo, info, args, call))
 
     def expect_no_answer_later_than(self, seconds: float) -> None:
         """For connections made from now on; those in the pool are dropped."""
@@ -131,6 +138,9 @@ class Session:
         """Answers so far, whatever they said."""
         self._sleep = sleep or self._wait
         self._retrier = Retrier(settings.retry, self._sleep)
+        tracing = trace.current()
+        if tracing is not None:
+            tracing.hide(settings.password)
         self._context = tls.make_context(ca_file=settings.ca_file, thumbprint=settings.thumbprint)
         self._lock = threading.RLock()
         self._count_lock = threading.Lock()
@@ -399,6 +409,10 @@ class Session:
             raise self._disconnected(cause, what) from cause
         finally:
             connection.close()
+        tracing = trace.current()
+        if tracing is not None:
+            place = f"{settings.server}:{settings.port}"
+            traced_exchange(tracing, place, method, target, len(body or b""), int(reply.status), len(content))
         if len(content) > limit:
             raise VsphereError(f"{what}: the answer is longer than {limit} bytes")
         return int(reply.status), content
