@@ -53,7 +53,7 @@ def test_a_pair_copies_and_stays_warm(site: VddkSite, movers: VddkMovers) -> Non
     assert (result.source_mode, result.target_mode) == ("nbdssl", "nbdssl")
     first = the_pair(movers)
     assert first.source.pid != first.target.pid
-    movers.transfer(site.order(attempt=2, read_target=True, fresh=False), ignore)
+    movers.transfer(site.order(attempt=2, compare_with_target=True, fresh=False), ignore)
     assert the_pair(movers) is first
     assert {lock.state for lock in site.lab.nfc.locks} == {"released"}
 
@@ -63,7 +63,7 @@ def test_a_comparison_across_a_pair_moves_only_what_differs(site: VddkSite, move
     data = bytearray(site.target.flat().read_bytes())
     data[4 * GRAIN] ^= 1
     site.target.flat().write_bytes(bytes(data))
-    result = movers.transfer(site.order(attempt=2, read_target=True, fresh=False), ignore)
+    result = movers.transfer(site.order(attempt=2, compare_with_target=True, fresh=False), ignore)
     assert result.bytes_moved == GRAIN
     assert site.target.content() == site.source.content()
 

@@ -86,7 +86,7 @@ def test_comparing_with_a_target_of_which_nothing_is_known(site: VddkSite, mover
     data = bytearray(flat.read_bytes())
     data[5 * GRAIN + 100] ^= 1
     flat.write_bytes(bytes(data))
-    result = movers.transfer(site.order(attempt=2, read_target=True, fresh=False), ignore)
+    result = movers.transfer(site.order(attempt=2, compare_with_target=True, fresh=False), ignore)
     assert result.bytes_moved == GRAIN
     assert site.target.content() == site.source.content()
 

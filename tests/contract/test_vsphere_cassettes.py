@@ -227,7 +227,7 @@ def test_revert_and_consolidate(open_site: OpenSite) -> None:
         assert site.read_vm(vm.ref).current_snapshot_ref == made.ref
     finally:
         site.remove_snapshot(vm.ref, made.ref)
-    site.settle_tasks(vm.ref)
+    site.wait_for_tasks(vm.ref)
     site.consolidate(vm.ref)
 
 

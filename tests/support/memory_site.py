@@ -1,4 +1,4 @@
-"""A site in memory that implements `ports.Site`: snapshots, CBT and locks behave as vSphere's do, bytes are real.
+"""A site in memory that plays every role of `ports.sites`: snapshots, CBT and locks are vSphere's, bytes are real.
 
 It is the fast half of the proof (the lab is the slow one): a snapshot keeps a whole copy of each disk and of its
 change tracking, so that it is right by being simple.
@@ -185,7 +185,7 @@ class MemorySite:
     def _tracking_id(self) -> str:
         return f"52 {next(self._numbers):04x}"
 
-    # -- ports.Site ---------------------------------------------------------------------------------------------------
+    # -- ports.sites --------------------------------------------------------------------------------------------------
 
     @property
     def soap_calls(self) -> int:
@@ -226,7 +226,7 @@ class MemorySite:
             raise NotFoundError(f"VM {vm_ref} is gone")
         return self.vms[vm_ref]
 
-    def settle_tasks(self, vm_ref: str) -> None:
+    def wait_for_tasks(self, vm_ref: str) -> None:
         pass
 
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
@@ -396,10 +396,6 @@ class MemorySite:
         self._call("remove_replica_disk")
         vm = self._vm(vm_ref)
         vm.disks = [disk for disk in vm.disks if disk.key != disk_key]
-
-    def rename_vm(self, vm_ref: str, name: str) -> None:
-        self._call("rename_vm")
-        self._vm(vm_ref).name = name
 
     def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None:
         self._call("set_extra_config")

@@ -54,7 +54,7 @@ class VddkSite:
         *,
         dirty: list[Extent] | None = None,
         attempt: int = 1,
-        read_target: bool = False,
+        compare_with_target: bool = False,
         fresh: bool = True,
         regions: list[Extent] | None = None,
     ) -> TransferOrder:
@@ -66,7 +66,7 @@ class VddkSite:
             allocated_only=True,
             dirty=dirty or [],
             parent=DigestFiles(None, fresh=fresh),
-            read_target=read_target,
+            compare_with_target=compare_with_target,
             log=self.folder / "transfer.log",
             attempt=attempt,
         )

@@ -12,7 +12,7 @@ from typing import Any
 from tests.support.local_movers import LocalMovers
 from tests.support.memory_disk import MemoryDisk
 from tests.support.memory_site import MemoryOpener, MemorySite, MemoryVm
-from vrepl.engine import Engine
+from vrepl.engine import Engine, Services
 from vrepl.engine.context import Patience
 from vrepl.engine.events import SilentEvents
 from vrepl.engine.marks import source_mark_of
@@ -22,7 +22,9 @@ from vrepl.model import (
     ModeChoice,
     ReplicaPlacement,
     RetentionPolicy,
+    Side,
     Snapshot,
+    TransferLimits,
     TransportMode,
     TransportPlan,
     VirtualMachine,
@@ -49,10 +51,10 @@ class TickingClock:
 
 
 class NbdOnly:
-    """ports.TransportAdvisor for sites that have one way in."""
+    """ports.ModeChooser for sites that have one way in."""
 
     def plan(
-        self, side: str, site: str, vm: VirtualMachine, disk: Disk, *, first_run: bool, allowed: object
+        self, side: Side, site: str, vm: VirtualMachine, disk: Disk, *, first_run: bool, allowed: object
     ) -> TransportPlan:
         del side, site, vm, disk, first_run, allowed
         return TransportPlan((ModeChoice(TransportMode.NBDSSL, "the only one"),))
@@ -80,6 +82,29 @@ class RecordedEvents(SilentEvents):
         self.steps.append(step)
 
 
+class MortalMovers(LocalMovers):
+    """Data movers of a process that may be killed whenever it asks something of them."""
+
+    def __init__(self, live: Callable[[str], None], *arguments: Any, **options: Any) -> None:
+        """`live` raises SimulatedKill once the process is dead."""
+        super().__init__(*arguments, **options)
+        self._live = live
+
+    def prepare_for_access(self, site: str, vm_ref: str, identity: str) -> None:
+        self._live(f"before {site} prepare_for_access")
+        super().prepare_for_access(site, vm_ref, identity)
+        self._live(f"after {site} prepare_for_access")
+
+    def end_access(self, site: str, vm_ref: str, identity: str) -> None:
+        self._live(f"before {site} end_access")
+        super().end_access(site, vm_ref, identity)
+        self._live(f"after {site} end_access")
+
+    def cleanup(self, site: str, vm_ref: str, proxy: str | None = None) -> int:
+        self._live(f"before {site} cleanup")
+        return super().cleanup(site, vm_ref, proxy)
+
+
 class World:
     """`kill_at`, once set, is asked at every site call and every point of a transfer; True means SIGKILL there."""
 
@@ -97,7 +122,7 @@ class World:
             placement=ReplicaPlacement(host=None, datastore="dr-ds"),
             retention=RetentionPolicy(last=retention),
             parallel_vms=1,
-            parallel_disks=1,
+            limits=TransferLimits(parallel_disks=1),
         )
         self.events = RecordedEvents()
         self.orders: list[TransferOrder] = []
@@ -127,25 +152,28 @@ class World:
         for site in (self.source, self.target):
             for vm in site.vms.values():
                 vm.writers = vm.readers = 0
-        movers = LocalMovers(
+        movers = MortalMovers(
+            self._pass,
             MemoryOpener([self.source, self.target]),
             open_lookup,
             lambda order: TransferLogWriter(order.log, order.target.capacity, order.attempt),
             hook=self._transfer_point,
         )
         return Engine(
-            repository=Repository.open(self.folder),
-            sites=lambda name: {"prod": self.source, "dr": self.target}[name],
-            movers=movers,
-            transports=NbdOnly(),
-            clock=self.clock,
-            new_id=lambda: f"{next(self._ids):06x}",
-            events=self.events,
-            patience=Patience((0, 0)),
+            Services(
+                repository=Repository.open(self.folder),
+                movers=movers,
+                modes=NbdOnly(),
+                clock=self.clock,
+                new_id=lambda: f"{next(self._ids):06x}",
+                events=self.events,
+                patience=Patience((0, 0)),
+            ),
+            lambda name: {"prod": self.source, "dr": self.target}[name],
         )
 
     def run(self, map_to: str | None = None) -> RunReport:
-        return self.engine().replicate(self.job, mapping={"web-01": map_to} if map_to else {})
+        return self.engine().replicate(self.job, replica_map={"web-01": map_to} if map_to else {})
 
     def run_vm(self, map_to: str | None = None) -> VmReport:
         [vm] = self.run(map_to).vms

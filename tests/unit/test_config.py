@@ -167,13 +167,13 @@ def test_defaults_reach_the_engine(tmp_path: Path) -> None:
 def test_the_slots_of_a_proxy_bound_the_disks_at_once(tmp_path: Path) -> None:
     path = tmp_path / "vrepl.toml"
     path.write_text(f'{MINIMAL}parallel_disks = 9\nproxy = "p"\n[proxies.p]\nslots = 2\n')
-    assert load(path).job("demo").parallel_disks == 2
+    assert load(path).job("demo").limits.parallel_disks == 2
 
 
 def test_the_engine_knows_what_memory_a_disk_takes_of_a_host(tmp_path: Path) -> None:
     path = tmp_path / "vrepl.toml"
     path.write_text(f"{MINIMAL}[vddk]\nnfc_buffer_kib = 512\nnfc_buffer_count = 3\n")
-    assert load(path).job("demo").nfc_mib_per_disk == 1.5
+    assert load(path).job("demo").limits.nfc_mib_per_disk == 1.5
 
 
 def test_one_disks_buffers_must_fit_the_budget() -> None:
@@ -192,7 +192,7 @@ def test_a_job_may_name_a_proxy_for_each_side(tmp_path: Path) -> None:
     proxies = '[proxies.p]\nslots = 3\nsites = ["prod"]\n[proxies.q]\nslots = 2\nsites = ["dr"]\n'
     path.write_text(f'{MINIMAL}parallel_disks = 9\nproxy = {{ source = "p", target = "q" }}\n{proxies}')
     job = load(path).job("demo")
-    assert (job.source_proxy, job.target_proxy, job.parallel_disks) == ("p", "q", 2)
+    assert (job.source_proxy, job.target_proxy, job.limits.parallel_disks) == ("p", "q", 2)
     assert (job.proxy_at("prod"), job.proxy_at("dr")) == ("p", "q")
     assert effective(load(path).config)["jobs"]["demo"]["proxy"] == {"source": "p", "target": "q"}
     path.write_text(f'{MINIMAL}proxy = {{ source = "p" }}\n{proxies}')

@@ -35,7 +35,7 @@ def order_of(
     regions: list[Extent] | None = None,
     allocated_only: bool = True,
     dirty: list[Extent] | None = None,
-    read_target: bool = False,
+    compare_with_target: bool = False,
 ) -> TransferOrder:
     address = DiskAddress("prod", "vm-1", None, "[a] b.vmdk", capacity, (TransportMode.NBDSSL,), "web-01", "disk 0")
     return TransferOrder(
@@ -46,7 +46,7 @@ def order_of(
         allocated_only=allocated_only,
         dirty=dirty or [],
         parent=DigestFiles(None),
-        read_target=read_target,
+        compare_with_target=compare_with_target,
         log=Path("unused"),
     )
 
@@ -81,7 +81,7 @@ FATE = st.tuples(BYTE, BYTE, st.one_of(st.just("untouched"), BYTE), st.booleans(
 @given(
     fates=st.lists(FATE, min_size=24, max_size=24),
     allocated_only=st.booleans(),
-    read_target=st.booleans(),
+    compare_with_target=st.booleans(),
     splits_zeros=st.booleans(),
     knows=st.booleans(),
     block=st.sampled_from([MIB, LARGEST]),
@@ -90,7 +90,7 @@ FATE = st.tuples(BYTE, BYTE, st.one_of(st.just("untouched"), BYTE), st.booleans(
 def test_a_transfer_makes_its_regions_equal_and_touches_nothing_else(
     fates: list[tuple[int | None, int | None, int | str | None, bool, bool]],
     allocated_only: bool,
-    read_target: bool,
+    compare_with_target: bool,
     splits_zeros: bool,
     knows: bool,
     block: int,
@@ -116,7 +116,7 @@ def test_a_transfer_makes_its_regions_equal_and_touches_nothing_else(
     writer = CountingDisk(MemoryHandle(target, writable=True, splits_zeros=splits_zeros, block=block))
     order = order_of(
         capacity, regions=wanted, allocated_only=allocated_only,
-        dirty=from_grains(dirty, capacity), read_target=read_target,
+        dirty=from_grains(dirty, capacity), compare_with_target=compare_with_target,
     )  # fmt: skip
 
     pipeline = copy_disk(

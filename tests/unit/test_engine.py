@@ -305,7 +305,7 @@ def test_waiting_for_another_run_is_said_and_can_be_stopped(world: World) -> Non
             said.append(message)
             engine.stop()
 
-    engine.events = Said()
+    engine.services.events = Said()
     with world.repository.job_lock("demo"), pytest.raises(InterruptedRunError, match="waiting for another run of job"):
         engine.replicate(world.job, lock_wait=600)
     assert len(said) == 1

@@ -156,7 +156,7 @@ def test_two_restore_points_of_one_second_are_told_apart(world: World, monkeypat
 
     def engine() -> Engine:
         made = make()
-        made.clock, made.new_id = (lambda: next(moments)), (lambda: next(names))
+        made.services.clock, made.services.new_id = (lambda: next(moments)), (lambda: next(names))
         return made
 
     monkeypatch.setattr(world, "engine", engine)

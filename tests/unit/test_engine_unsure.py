@@ -157,7 +157,7 @@ def mapped(world: World, name: str = "from-tape") -> VmReport:
 
 
 def test_a_mapped_vm_becomes_the_replica_and_only_what_differs_crosses(world: World, seed: MemoryVm) -> None:
-    [planned] = world.engine().plan(world.job, mapping={"web-01": "from-tape"}).vms
+    [planned] = world.engine().plan(world.job, replica_map={"web-01": "from-tape"}).vms
     assert (planned.replica, planned.disks[0].kind) == ("from-tape", TransferKind.COMPARE)
     assert seed.extra_config == {}
     report = mapped(world)

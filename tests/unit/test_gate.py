@@ -14,20 +14,16 @@ from vrepl.errors import InterruptedRunError, NoSpaceError, VreplError
 from vrepl.model import (
     Disk,
     Hardware,
-    JobSettings,
     ModeChoice,
     PowerState,
-    ReplicaPlacement,
+    TransferLimits,
     TransportMode,
     VirtualMachine,
 )
 from vrepl.ports import DiskAddress
 
 SAN, HOTADD, NBDSSL, NBD = TransportMode.SAN, TransportMode.HOTADD, TransportMode.NBDSSL, TransportMode.NBD
-JOB = JobSettings(
-    "job", "prod", "dr", ("web",), ReplicaPlacement(None, "ds"), parallel_disks=2, nfc_mib_per_disk=4.0,
-    snapshots_per_datastore=1,
-)  # fmt: skip
+LIMITS = TransferLimits(parallel_disks=2, nfc_mib_per_disk=4.0, snapshots_per_datastore=1)
 HARDWARE = Hardware(19, "other", "efi", False, 1, 1, 512)
 
 
@@ -45,7 +41,7 @@ def needs(source: TransportMode, target: TransportMode, target_site: str = "dr")
         End(address("prod", source), machine("esx-1"), False, ModeChoice(source, "")),
         End(address(target_site, target), machine("esx-1"), True, ModeChoice(target, "")),
     )
-    return dict(disk_demand(JOB, 1, ends, 0).needs)
+    return dict(disk_demand(LIMITS, 1, ends, 0).needs)
 
 
 PROD, DR = Resource(Scarce.NFC, "esx-1 (prod)"), Resource(Scarce.NFC, "esx-1 (dr)")
@@ -68,7 +64,7 @@ VIA_PROD, VIA_DR = Resource(Scarce.CONNECTIONS, "prod"), Resource(Scarce.CONNECT
     ],
 )
 def test_what_a_disk_takes(source: TransportMode, target: TransportMode, expected: dict[Resource, float]) -> None:
-    assert needs(source, target) == expected | {Resource(Scarce.DISKS, "job"): 1.0}
+    assert needs(source, target) == expected | {Resource(Scarce.DISKS, "this run"): 1.0}
 
 
 def test_both_ends_on_one_host_take_it_twice() -> None:
@@ -76,7 +72,7 @@ def test_both_ends_on_one_host_take_it_twice() -> None:
 
 
 def test_the_free_scsi_slots_of_the_proxy_bound_what_is_hot_added() -> None:
-    gate = Gate(replace(JOB, parallel_disks=9), lambda: None)
+    gate = Gate(replace(LIMITS, parallel_disks=9), lambda: None)
     choice = ModeChoice(HOTADD, "", places=3)
     ends = [End(address("dr", HOTADD), machine("esx-1"), True, choice)]
     with gate.hold_disk(1, ends, 0), gate.hold_disk(2, ends, 0), gate.hold_disk(3, ends, 0):
@@ -99,11 +95,11 @@ def test_a_snapshot_takes_a_place_on_each_datastore() -> None:
 
 
 def disk(key: object) -> Demand:
-    return Demand(key, {Resource(Scarce.DISKS, "job"): 1.0})
+    return Demand(key, {Resource(Scarce.DISKS, "this run"): 1.0})
 
 
 def test_who_waits_starts_when_another_has_ended() -> None:
-    gate = Gate(JOB, lambda: None)
+    gate = Gate(LIMITS, lambda: None)
     order: list[str] = []
     leave = [gate.enter(disk(1)), gate.enter(disk(2))]
 
@@ -127,7 +123,7 @@ def test_who_waits_is_woken_by_a_stop_and_takes_nothing_along() -> None:
         if stopped.is_set():
             raise InterruptedRunError("stopped")
 
-    gate = Gate(JOB, check)
+    gate = Gate(LIMITS, check)
     leave = [gate.enter(disk(1)), gate.enter(disk(2))]
     seen: list[BaseException] = []
 
@@ -154,7 +150,7 @@ def refusal(free: int) -> VreplError:
 
 
 def test_vms_side_by_side_do_not_count_on_the_same_bytes() -> None:
-    gate = Gate(JOB, lambda: None)
+    gate = Gate(LIMITS, lambda: None)
     free = 100
     give_up = gate.promise_room("a", "ds", 70, lambda: free, refusal)
     gate.promise_room("elsewhere", "other", 70, lambda: free, refusal)
@@ -168,12 +164,12 @@ def test_vms_side_by_side_do_not_count_on_the_same_bytes() -> None:
 
 
 def test_without_room_and_without_others_it_is_refused() -> None:
-    gate = Gate(JOB, lambda: None)
+    gate = Gate(LIMITS, lambda: None)
     with pytest.raises(NoSpaceError, match="50 free"):
         gate.promise_room("a", "ds", 70, lambda: 50, refusal)
 
 
 def test_a_job_may_take_more_snapshots_at_once() -> None:
-    gate = Gate(replace(JOB, snapshots_per_datastore=2), lambda: None)
+    gate = Gate(replace(LIMITS, snapshots_per_datastore=2), lambda: None)
     for vm in ("vm-1", "vm-2"):
         gate.enter(snapshot_demand("prod", replace(machine("esx-1", "a"), ref=vm)))

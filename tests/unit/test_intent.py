@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tests.support.crash import dying
 from vrepl.errors import RepositoryError
 from vrepl.extents import GRAIN, Extent
-from vrepl.model import TransferKind
+from vrepl.model import Side, TransferKind
 from vrepl.repository.intent import (
     DiskIntent,
+    HotAddedDisks,
     Intent,
     Journal,
     PreparedAccess,
@@ -39,13 +40,10 @@ INTENT = Intent(
     run_id="0a1b2c",
     restore_point_id="20240314T130000Z-0a1b2d",
     job="nightly",
-    source_snapshot_name="vrepl 0a1b2c",
     disks=(DISK,),
     journal=Journal(
-        source_snapshot_ref="snapshot-7",
-        target_snapshot_ref="snapshot-9",
-        made_target_disks=(2001,),
         prepared_for_access=(PreparedAccess("prod", "vm-1", "vrepl-0a1b2c"),),
+        hotadd_cleanup=(HotAddedDisks(Side.SOURCE, "vm-1", ""), HotAddedDisks(Side.TARGET, "vm-2", "far:proxy")),
         notes={"ü": "ö"},
     ),
 )
@@ -65,6 +63,18 @@ def test_an_intent_comes_back_as_it_was(tmp_path: Path) -> None:
     clear_intent(path)
     clear_intent(path)
     assert load_intent(path) is None
+
+
+def test_hotadd_entries_are_read_as_every_vrepl_wrote_them(tmp_path: Path) -> None:
+    path = tmp_path / "intent.json"
+    save_intent(path, INTENT)
+    content = json.loads(path.read_text())
+    assert content["journal"]["hotadd_cleanup"] == ["source:vm-1:", "target:vm-2:far:proxy"]
+    content["journal"] |= {"hotadd_cleanup": ["target:vm-2"], "source_vm_ref": None, "made_target_vm": False}
+    path.write_text(json.dumps(content))
+    loaded = load_intent(path)
+    assert loaded is not None
+    assert loaded.journal.hotadd_cleanup == (HotAddedDisks(Side.TARGET, "vm-2", None),)
 
 
 def test_a_newer_intent_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -111,7 +121,7 @@ def test_after_dying_in_a_save_the_old_or_the_new_one_is_there(
 ) -> None:
     path = tmp_path_factory.mktemp("intent") / "intent.json"
     save_intent(path, INTENT)
-    newer = Intent("other", "point", "job", "name")
+    newer = Intent("other", "point", "job")
     with dying(die_at, tear=tear) as steps:
         save_intent(path, newer)
     assert load_intent(path) == (newer if "replace" in steps.made[:die_at] else INTENT)
@@ -123,7 +133,7 @@ def test_a_hundred_thousand_extents_are_fine(tmp_path: Path) -> None:
     path = tmp_path / "intent.json"
     many = tuple(Extent(at * 2 * GRAIN, GRAIN) for at in range(100_000))
     disk = DiskIntent(2000, TransferKind.COMPARE, 1 << 40, 1, many, None, None, True, many)
-    save_intent(path, Intent("run", "point", "job", "name", (disk,)))
+    save_intent(path, Intent("run", "point", "job", (disk,)))
     loaded = load_intent(path)
     assert loaded is not None
     assert loaded.disks == (disk,)

@@ -79,7 +79,9 @@ def a_flush_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def dirty_grains_are_suppressed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros, and digests of the parent, are believed for grains that an interrupted attempt may have written."""
-    monkeypatch.setattr("vrepl.engine.moving.TransferOrder", lambda **fields: TransferOrder(**{**fields, "dirty": ()}))
+    monkeypatch.setattr(
+        "vrepl.engine.disk_crossing.TransferOrder", lambda **fields: TransferOrder(**{**fields, "dirty": ()})
+    )
 
 
 def unallocated_grains_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,10 +154,10 @@ def test_what_a_users_snapshot_changes_of_the_path_is_no_reason_to_distrust() ->
         ({"made_empty": False}, COMPARE, None, 0, False, True),
         ({"made_empty": False, "unfinished": unfinished()}, COMPARE, None, 0, False, True),
         # and still is not, until a comparison is done
-        ({"unfinished": unfinished(compared_with_target=True)}, COMPARE, "52 aa/7", 20, False, True),
-        ({"sealed": True, "unfinished": unfinished(compared_with_target=True)}, COMPARE, "52 aa/7", 20, False, True),
+        ({"unfinished": unfinished(compare_with_target=True)}, COMPARE, "52 aa/7", 20, False, True),
+        ({"sealed": True, "unfinished": unfinished(compare_with_target=True)}, COMPARE, "52 aa/7", 20, False, True),
         (
-            {"made_empty": False, "unfinished": unfinished(compared_with_target=True, change_id="52 bb/1")},
+            {"made_empty": False, "unfinished": unfinished(compare_with_target=True, change_id="52 bb/1")},
             COMPARE,
             None,
             0,

@@ -109,7 +109,7 @@ def transfer(folder: ReplicaFolder, number: int, parent: RestorePoint | None) ->
                 (),
             )
         )
-    folder.save_intent(Intent(sealed.run_id, sealed.id, "nightly", "vrepl", tuple(disks), Journal()))
+    folder.save_intent(Intent(sealed.run_id, sealed.id, "nightly", tuple(disks), Journal()))
     for key in KEYS:
         log = TransferLogWriter(folder.transfer_log(key), CAPACITY, 1)
         log.allow(CAPACITY)
@@ -233,7 +233,7 @@ def test_what_the_system_refuses_names_the_path_and_what_to_do(
     monkeypatch.setattr(os, "pwrite", failing)
     for action in (
         lambda: folder.save_record(RECORD),
-        lambda: folder.save_intent(Intent("r", "p", "j", "s")),
+        lambda: folder.save_intent(Intent("r", "p", "j")),
         lambda: folder.mark_verified(sealed.id, Verification(START, True)),
         lambda: repository.save_run("r", {}),
         repository.check_writable,
@@ -575,7 +575,7 @@ def test_check_names_each_thing_that_is_wrong(repository: Repository, folder: Re
     base = bytearray((folder.path / "disks" / "2016" / "base.digests").read_bytes())
     base[5000] ^= 1
     (folder.path / "disks" / "2016" / "base.digests").write_bytes(base)
-    folder.save_intent(Intent("r", "p", "j", "s"))
+    folder.save_intent(Intent("r", "p", "j"))
     (repository.path / "runs").mkdir()
     (repository.path / "runs" / "torn.json").write_text("{")
     (repository.path / "replicas" / "empty").mkdir()

@@ -15,7 +15,7 @@ from vrepl.extents import GRAIN
 from vrepl.model import Datastore, TransportMode
 from vrepl.planner.modes import ProxyFacts
 from vrepl.ports import DiskAddress
-from vrepl.proxy.chooser import RuleAdvisor
+from vrepl.proxy.chooser import RuleModeChooser
 from vrepl.report.model import Result, VmReport
 
 CAPACITY = 12 * GRAIN
@@ -26,7 +26,7 @@ class SanWorld(World):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.advisors: list[RuleAdvisor] = []
+        self.choosers: list[RuleModeChooser] = []
         self.san_fails_at_write = 0
         vm = self.source.add_vm("web-01", [CAPACITY, 4 * GRAIN])
         vm.disks[0].thin = False
@@ -39,13 +39,13 @@ class SanWorld(World):
         stores = {
             name: [Datastore("d", f"{name}-ds", "VMFS", 10**15, 10**15, luns=("naa.1",))] for name in ("prod", "dr")
         }
-        advisor = RuleAdvisor(
+        chooser = RuleModeChooser(
             lambda site: ProxyFacts("p", visible_luns=frozenset({"naa.1"})), lambda site: stores[site]
         )
-        self.advisors.append(advisor)
+        self.choosers.append(chooser)
         engine = super().engine()
-        engine.transports = advisor
-        engine.movers._opener = SanOpener(self)  # type: ignore[attr-defined]
+        engine.services.modes = chooser
+        engine.services.movers._opener = SanOpener(self)  # type: ignore[attr-defined]
         return engine
 
     def assert_right(self, report: VmReport) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from vrepl.errors import DiskError
-from vrepl.model import Controller, Datastore, Disk, Hardware, PowerState, TransportMode, VirtualMachine
-from vrepl.planner.modes import DiskQuestion, ProxyFacts, ProxyVm, Side, choose_modes
+from vrepl.model import Controller, Datastore, Disk, Hardware, PowerState, Side, TransportMode, VirtualMachine
+from vrepl.planner.modes import DiskQuestion, ProxyFacts, ProxyVm, choose_modes
 from vrepl.planner.preflight import not_replicable_reason, unreplicable_disk_reason
-from vrepl.proxy.chooser import RuleAdvisor
+from vrepl.proxy.chooser import RuleModeChooser
 
 SAN, HOTADD, NBDSSL, NBD = TransportMode.SAN, TransportMode.HOTADD, TransportMode.NBDSSL, TransportMode.NBD
 DEFAULT = (SAN, HOTADD, NBDSSL)
@@ -224,50 +224,50 @@ def test_a_virtual_mode_rdm_and_a_plain_disk_are_not_refused() -> None:
     assert not_replicable_reason(VM) is None
 
 
-class TestAdvisor:
+class TestModeChooser:
     """What is asked of the site once, and what failed."""
 
-    def advisor(self, asked: list[str]) -> RuleAdvisor:
+    def chooser(self, asked: list[str]) -> RuleModeChooser:
         def facts(site: str) -> ProxyFacts:
             asked.append(site)
             return ABLE
 
-        return RuleAdvisor(facts, lambda site: [STORE])
+        return RuleModeChooser(facts, lambda site: [STORE])
 
     def test_facts_are_asked_for_once_per_site(self) -> None:
         asked: list[str] = []
-        advisor = self.advisor(asked)
+        chooser = self.chooser(asked)
         for site in ("prod", "prod", "dr"):
-            assert advisor.plan("source", site, VM, DISK, first_run=True, allowed=DEFAULT).modes == DEFAULT
+            assert chooser.plan(Side.SOURCE, site, VM, DISK, first_run=True, allowed=DEFAULT).modes == DEFAULT
         assert asked == ["prod", "dr"]
 
     def test_a_mode_that_failed_is_not_offered_again_for_that_datastore(self) -> None:
-        advisor = self.advisor([])
-        advisor.failed("prod", "a", SAN, "VixError 13")
-        plan = advisor.plan("source", "prod", VM, DISK, first_run=True, allowed=DEFAULT)
+        chooser = self.chooser([])
+        chooser.failed("prod", "a", SAN, "VixError 13")
+        plan = chooser.plan(Side.SOURCE, "prod", VM, DISK, first_run=True, allowed=DEFAULT)
         assert plan.modes == (HOTADD, NBDSSL)
         assert "failed earlier in this run (VixError 13)" in plan.ruled_out[0].reason
-        assert SAN in advisor.plan("source", "dr", VM, DISK, first_run=True, allowed=DEFAULT).modes
+        assert SAN in chooser.plan(Side.SOURCE, "dr", VM, DISK, first_run=True, allowed=DEFAULT).modes
 
     def test_without_any_mode_the_error_says_why_of_each(self) -> None:
-        advisor = self.advisor([])
+        chooser = self.chooser([])
         with pytest.raises(DiskError) as caught:
-            advisor.plan("target", "dr", VM, replace(DISK, thin=True), first_run=True, allowed=(SAN,))
+            chooser.plan(Side.TARGET, "dr", VM, replace(DISK, thin=True), first_run=True, allowed=(SAN,))
         assert "san: writing over SAN needs a thick disk" in caught.value.message
         assert caught.value.hint
 
     def test_what_hangs_on_the_proxy_is_known_by_its_folder_and_forgotten_once_detached(self) -> None:
         left = replace(PROXY_VM, disk_paths=frozenset({"[a] proxy/proxy.vmdk", "[a] web/web-000002.vmdk"}))
-        advisor = RuleAdvisor(lambda site: replace(ABLE, vm=left), lambda site: [STORE])
+        chooser = RuleModeChooser(lambda site: replace(ABLE, vm=left), lambda site: [STORE])
         web = replace(VM, disks=(replace(DISK, path="[a] web/web.vmdk", base_path="[a] web/web.vmdk"),))
         other = replace(VM, disks=(replace(DISK, path="[a] web-2/web.vmdk", base_path=""),))
-        assert advisor.left_on_proxy("prod", web)
-        assert not advisor.left_on_proxy("prod", other)
-        assert not advisor.left_on_proxy("prod", replace(web, ref=left.ref))
-        advisor.detached("prod", other, 5)
-        advisor.detached("prod", web, 2)
-        assert not advisor.left_on_proxy("prod", web)
-        plan = advisor.plan("source", "prod", web, web.disks[0], first_run=True, allowed=(HOTADD,))
+        assert chooser.left_on_proxy("prod", web)
+        assert not chooser.left_on_proxy("prod", other)
+        assert not chooser.left_on_proxy("prod", replace(web, ref=left.ref))
+        chooser.detached("prod", other, 5)
+        chooser.detached("prod", web, 2)
+        assert not chooser.left_on_proxy("prod", web)
+        plan = chooser.plan(Side.SOURCE, "prod", web, web.disks[0], first_run=True, allowed=(HOTADD,))
         assert [choice.places for choice in plan.usable] == [left.free_scsi_slots + 2]
 
     def test_two_datacenters_with_equal_datastore_names_get_the_modes_of_their_own(self) -> None:
@@ -276,23 +276,23 @@ class TestAdvisor:
         first = replace(STORE, datacenter="dc")
         far = replace(VM, ref="vm-2", host="esx-9", datacenter="dc-2")
         for stores in ([first, nfs], [nfs, first]):
-            advisor = RuleAdvisor(lambda site: ABLE, lambda site, stores=stores: stores)  # type: ignore[misc]
+            chooser = RuleModeChooser(lambda site: ABLE, lambda site, stores=stores: stores)  # type: ignore[misc]
             here = replace(DISK, datastore_ref="datastore-1")
             there = replace(DISK, datastore_ref="datastore-2")
-            assert advisor.plan("source", "prod", VM, here, first_run=True, allowed=DEFAULT).modes == DEFAULT
-            assert advisor.plan("source", "prod", far, there, first_run=True, allowed=DEFAULT).modes == (NBDSSL,)
+            assert chooser.plan(Side.SOURCE, "prod", VM, here, first_run=True, allowed=DEFAULT).modes == DEFAULT
+            assert chooser.plan(Side.SOURCE, "prod", far, there, first_run=True, allowed=DEFAULT).modes == (NBDSSL,)
             # A disk that is still to be made is known by name, and by the host or datacenter of its VM.
-            assert advisor.plan("target", "prod", far, DISK, first_run=True, allowed=DEFAULT).modes == (NBDSSL,)
-            advisor.failed("prod", there.store, NBDSSL, "VixError 13")
-            assert NBDSSL in advisor.plan("source", "prod", VM, here, first_run=True, allowed=DEFAULT).modes
+            assert chooser.plan(Side.TARGET, "prod", far, DISK, first_run=True, allowed=DEFAULT).modes == (NBDSSL,)
+            chooser.failed("prod", there.store, NBDSSL, "VixError 13")
+            assert NBDSSL in chooser.plan(Side.SOURCE, "prod", VM, here, first_run=True, allowed=DEFAULT).modes
 
     def test_a_proxy_of_another_datacenter_has_nothing_left_of_a_vm(self) -> None:
         left = replace(PROXY_VM, datacenter="dc-2", disk_paths=frozenset({"[a] web/web-000002.vmdk"}))
-        advisor = RuleAdvisor(lambda site: replace(ABLE, vm=left), lambda site: [STORE])
-        assert not advisor.left_on_proxy("prod", VM)
+        chooser = RuleModeChooser(lambda site: replace(ABLE, vm=left), lambda site: [STORE])
+        assert not chooser.left_on_proxy("prod", VM)
 
     def test_a_datastore_that_is_not_known_rules_out_san(self) -> None:
-        plan = self.advisor([]).plan(
-            "source", "prod", VM, replace(DISK, datastore="elsewhere"), first_run=True, allowed=DEFAULT
+        plan = self.chooser([]).plan(
+            Side.SOURCE, "prod", VM, replace(DISK, datastore="elsewhere"), first_run=True, allowed=DEFAULT
         )
         assert plan.modes == (NBDSSL,)

@@ -45,8 +45,7 @@ def test_a_stop_that_falls_into_the_regular_way_out_does_not_either() -> None:
 
     def leave() -> None:
         with Undo(told.append) as undo:
-            undo.push("remove the source snapshot", action)
-            undo.settle("remove the source snapshot")
+            undo.push("remove the source snapshot", action).release()
 
     with pytest.raises(InterruptedRunError):
         leave()
@@ -66,3 +65,33 @@ def test_an_undo_that_fails_hides_no_error_and_keeps_no_other_from_running() -> 
         )
     assert order == ["third", "first"]
     assert told == ["could not second: no"]
+
+
+def test_what_was_released_is_not_undone_again() -> None:
+    told: list[str] = []
+    first, second = Action(), Action()
+    with Undo(told.append) as undo:
+        undo.push("the same words", first)
+        token = undo.push("the same words", second)
+        token.release()
+        token.release()
+        assert (first.calls, second.calls) == (0, 1)
+    assert (first.calls, second.calls) == (1, 1)
+    assert told == []
+
+
+def test_a_window_that_closes_with_an_error_still_undoes_the_rest_and_raises() -> None:
+    told: list[str] = []
+    order: list[str] = []
+
+    def close() -> None:
+        with Undo(told.append) as undo:
+            undo.push("first", lambda: order.append("first"))
+            undo.push("second", Action(VsphereError("no")))
+            undo.push("third", lambda: order.append("third"))
+            undo.release_all()
+
+    with pytest.raises(VsphereError, match="no"):
+        close()
+    assert order == ["third", "first"]
+    assert told == [], "the second try went well"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrepl.config import LoadedConfig
-from vrepl.engine import Engine, EngineEvents, SilentEvents
+from vrepl.engine import Engine, EngineEvents, Services, SilentEvents
 from vrepl.errors import UsageError
 from vrepl.model import Bandwidth, JobSettings, ReplicaRecord
 from vrepl.planner.modes import ProxyFacts
-from vrepl.proxy.chooser import RuleAdvisor
+from vrepl.proxy.chooser import RuleModeChooser
 from vrepl.proxy.facts import gather_facts
 from vrepl.repository.store import Repository
 from vrepl.secrets import Secrets
@@ -177,13 +177,15 @@ class Workshop:
     def engine(self, route: Route) -> Engine:
         """An engine for one run, whose data movers take this route."""
         return Engine(
-            repository=self.repository,
-            sites=self.sites,
-            movers=self._movers_on(route),
-            transports=make_advisor(self.loaded, route, self.sites),
-            clock=now,
-            new_id=new_id,
-            events=self._events,
+            Services(
+                repository=self.repository,
+                movers=self._movers_on(route),
+                modes=mode_chooser(self.loaded, route, self.sites),
+                clock=now,
+                new_id=new_id,
+                events=self._events,
+            ),
+            self.sites,
         )
 
     def load_vddk(self, route: Route, job: JobSettings) -> None:
@@ -252,14 +254,14 @@ def make_movers(
     )
 
 
-def make_advisor(loaded: LoadedConfig, route: Route, sites: Sites) -> RuleAdvisor:
+def mode_chooser(loaded: LoadedConfig, route: Route, sites: Sites) -> RuleModeChooser:
     """Transport modes by rule, over what this route's machines can reach."""
 
     def facts(name: str) -> ProxyFacts:
         place = route.place(name)
         return gather_facts(place.name, place.sysroot, sites(name), loaded.config.sites[name].nfc_port)
 
-    return RuleAdvisor(facts=facts, datastores=lambda name: sites(name).datastores())
+    return RuleModeChooser(facts=facts, datastores=lambda name: sites(name).datastores())
 
 
 def now() -> dt.datetime:

@@ -101,7 +101,7 @@ def replicate(
 
     loaded = state.config()
     selections = running.select(loaded, jobs, vms)
-    mapping = running.mapping_of(selections, mappings)
+    replica_map = running.mapping_of(selections, mappings)
     with events_for(state) as events, Workshop(loaded, events) as workshop:
 
         def run(selection: Selection) -> RunReport:
@@ -117,7 +117,7 @@ def replicate(
                 "stopping: removing what this run made on the source",
             ):
                 return running.with_retries(
-                    lambda names: engine.replicate(job, names, lock_wait=lock_wait, mapping=mapping),
+                    lambda names: engine.replicate(job, names, lock_wait=lock_wait, replica_map=replica_map),
                     selection.vms,
                     retries=retries,
                     wait=retry_wait,
@@ -147,12 +147,12 @@ def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...], mappings: t
 
     loaded = state.config()
     selections = running.select(loaded, jobs, vms)
-    mapping = running.mapping_of(selections, mappings)
+    replica_map = running.mapping_of(selections, mappings)
     with Workshop(loaded) as workshop:
 
         def plan(selection: Selection) -> RunReport:
             engine = workshop.engine(route_of(loaded, selection.job))
-            return engine.plan(selection.job, selection.vms, mapping=mapping)
+            return engine.plan(selection.job, selection.vms, replica_map=replica_map)
 
         outcomes = running.go_through(selections, plan, workshop.stopped)
 

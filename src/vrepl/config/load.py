@@ -42,8 +42,11 @@ class LoadedConfig:
         slots = [self.config.proxies[proxy].slots for proxy in table.proxy.names if proxy is not None]
         return replace(
             settings,
-            parallel_disks=min(settings.parallel_disks, *slots) if slots else settings.parallel_disks,
-            nfc_mib_per_disk=self.config.vddk.nfc_mib_per_disk,
+            limits=replace(
+                settings.limits,
+                parallel_disks=min([settings.limits.parallel_disks, *slots]),
+                nfc_mib_per_disk=self.config.vddk.nfc_mib_per_disk,
+            ),
         )
 
     def jobs(self, names: typing.Sequence[str] = ()) -> list[JobSettings]:

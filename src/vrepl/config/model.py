@@ -23,6 +23,7 @@ from vrepl.model import (
     Quiesce,
     ReplicaPlacement,
     RetentionPolicy,
+    TransferLimits,
     TransportMode,
 )
 from vrepl.secrets import SecretReference
@@ -296,10 +297,12 @@ class JobTable(Table):
             keep_macs=self.keep_macs,
             thin=None if self.thin == "source" else self.thin,
             parallel_vms=self.parallel_vms,
-            parallel_disks=self.parallel_disks,
-            nfc_budget_mib=self.nfc_budget_mib,
-            vcenter_connections=self.vcenter_connections,
-            snapshots_per_datastore=self.snapshots_per_datastore,
+            limits=TransferLimits(
+                parallel_disks=self.parallel_disks,
+                nfc_budget_mib=self.nfc_budget_mib,
+                vcenter_connections=self.vcenter_connections,
+                snapshots_per_datastore=self.snapshots_per_datastore,
+            ),
             bandwidth=self.bandwidth.bandwidth(),
             source_proxy=self.proxy.source,
             target_proxy=self.proxy.target,

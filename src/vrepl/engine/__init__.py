@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from vrepl.engine.context import Services
 from vrepl.engine.events import EngineEvents, SilentEvents
 from vrepl.engine.run import Engine
 
-__all__ = ["Engine", "EngineEvents", "SilentEvents"]
+__all__ = ["Engine", "EngineEvents", "Services", "SilentEvents"]

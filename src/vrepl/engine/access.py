@@ -6,52 +6,70 @@ in the journal of a dead run is ever given back by another one.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 
-from vrepl.engine.context import RunContext
-from vrepl.engine.moving import IntentKeeper
+from vrepl.engine.context import Services
+from vrepl.engine.events import Note
+from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.undo import Undo
 from vrepl.errors import DiskError, MoverError, VreplError
-from vrepl.ports import DataMovers
+from vrepl.model import Side
+from vrepl.ports import AccessGuard, Inventory
 from vrepl.repository.intent import PreparedAccess
 
 
-def prepare_access(
-    context: RunContext, undo: Undo, keeper: IntentKeeper, vm_name: str, *, source_ref: str, target_ref: str
-) -> None:
-    """PrepareForAccess on both VMs, each journalled before it is made and given back by `undo`."""
-    for side, site, vm_ref in (("source", context.source, source_ref), ("target", context.target, target_ref)):
-        if not site.is_vcenter:
-            continue
-        access = PreparedAccess(site.name, vm_ref, f"vrepl-{context.run_id}"[:50])
-        keeper.change(
-            lambda intent, access=access: replace(  # type: ignore[misc]
-                intent,
-                journal=replace(intent.journal, prepared_for_access=(*intent.journal.prepared_for_access, access)),
-            )
+@dataclass(frozen=True, slots=True)
+class GuardedVm:
+    """A VM whose disks are going to be opened."""
+
+    side: Side
+    """For messages alone."""
+    site: Inventory
+    ref: str
+
+
+@contextmanager
+def access_window(
+    services: Services, keeper: IntentKeeper, vm_name: str, guarded: Sequence[GuardedVm], note: Note
+) -> Iterator[None]:
+    """PrepareForAccess on each VM, in this order, and EndAccess on every way out, the last one first.
+
+    `vm_name`: whom events speak of. A standalone ESXi host knows neither: its VMs are passed over.
+    """
+    with Undo(note) as undo:
+        for vm in guarded:
+            if vm.site.is_vcenter:
+                _guard(services, undo, keeper, vm_name, vm)
+        yield
+        undo.release_all()
+
+
+def _guard(services: Services, undo: Undo, keeper: IntentKeeper, vm_name: str, vm: GuardedVm) -> None:
+    access = PreparedAccess(vm.site.name, vm.ref, f"vrepl-{keeper.intent.run_id}"[:50])
+    keeper.change(
+        lambda intent: replace(
+            intent, journal=replace(intent.journal, prepared_for_access=(*intent.journal.prepared_for_access, access))
         )
+    )
 
-        def end(access: PreparedAccess = access) -> None:
-            context.movers.end_access(access.site, access.vm_ref, access.identity)
-            _forget_access(keeper, access)
+    def end() -> None:
+        services.movers.end_access(access.site, access.vm_ref, access.identity)
+        _forget(keeper, access)
 
-        try:
-            context.patiently(
-                vm_name,
-                f"prepare access at the {side}",
-                lambda access=access: _prepare(context.movers, access),  # type: ignore[misc]
-            )
-        except DiskError:
-            _forget_access(keeper, access)
-            raise
-        except VreplError:
-            undo.push(f"end access at the {side}", end)  # it may have taken effect
-            raise
-        undo.push(f"end access at the {side}", end)
+    try:
+        services.patiently(vm_name, f"prepare access at the {vm.side}", lambda: _prepare(services.movers, access))
+    except DiskError:
+        _forget(keeper, access)
+        raise
+    except VreplError:
+        undo.push(f"end access at the {vm.side}", end)  # it may have taken effect
+        raise
+    undo.push(f"end access at the {vm.side}", end)
 
 
-def _prepare(movers: DataMovers, access: PreparedAccess) -> None:
+def _prepare(movers: AccessGuard, access: PreparedAccess) -> None:
     """A mover that dies in the middle may have disabled the methods already: a second try would find them so."""
     try:
         movers.prepare_for_access(access.site, access.vm_ref, access.identity)
@@ -61,7 +79,7 @@ def _prepare(movers: DataMovers, access: PreparedAccess) -> None:
         raise
 
 
-def _forget_access(keeper: IntentKeeper, access: PreparedAccess) -> None:
+def _forget(keeper: IntentKeeper, access: PreparedAccess) -> None:
     keeper.change(
         lambda intent: replace(
             intent,

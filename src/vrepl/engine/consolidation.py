@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import logging
 
-from vrepl.engine.context import RunContext
+from vrepl.engine.context import Services
 from vrepl.errors import InterruptedRunError, VreplError
 from vrepl.model import VirtualMachine
+from vrepl.ports import SnapshottedSite
 
 logger = logging.getLogger(__name__)
 
 
-def consolidate_source(context: RunContext, vm: VirtualMachine, *, wait_for_locks: bool) -> bool:
-    """Consolidate the disks of a source VM; False if it still needs it afterwards.
+def consolidate(services: Services, site: SnapshottedSite, vm: VirtualMachine, *, wait_for_locks: bool) -> bool:
+    """Consolidate the disks of a VM that is replicated; False if it still needs it afterwards.
 
     `wait_for_locks`: try again while a disk is locked, as long as the run's patience lasts.
     """
     try:
         if wait_for_locks:
-            context.patiently(vm.name, "consolidate the source's disks", lambda: context.source.consolidate(vm.ref))
+            services.patiently(vm.name, "consolidate the source's disks", lambda: site.consolidate(vm.ref))
         else:
-            context.source.consolidate(vm.ref)
+            site.consolidate(vm.ref)
     except InterruptedRunError:
         raise
     except VreplError as error:
         logger.warning("VM %s: consolidation failed: %s", vm.name, error)
-    return not context.source.read_vm(vm.ref).consolidation_needed
+    return not site.read_vm(vm.ref).consolidation_needed

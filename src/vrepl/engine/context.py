@@ -1,18 +1,30 @@
-"""What one run of one job has at hand, passed to everything that works for it."""
+"""What a command has at hand: services, which every command has, and the sides that it really needs.
+
+Only a replication has a source, a job and a run. A verification and a failover must work with the source dead.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from vrepl.engine.events import EngineEvents
+from vrepl.engine.events import EngineEvents, SilentEvents
 from vrepl.engine.gate import Gate
 from vrepl.errors import VreplError, stopped_on_request
-from vrepl.model import JobSettings
-from vrepl.ports import Clock, DataMovers, NewId, Site, TransportAdvisor
+from vrepl.model import JobSettings, TransportMode
+from vrepl.ports import (
+    Clock,
+    DataMovers,
+    Inventory,
+    ModeChooser,
+    NewId,
+    SourceSite,
+    TargetSite,
+)
+from vrepl.ports.failover import FailoverTarget
 from vrepl.repository.store import Repository
 
 Result = TypeVar("Result")
@@ -25,22 +37,18 @@ class Patience:
     waits: tuple[float, ...] = (1, 2, 5, 10, 20, 30)
 
 
-@dataclass(frozen=True, slots=True)
-class RunContext:
+@dataclass(slots=True)
+class Services:
+    """What every command has, whatever it works at."""
+
     repository: Repository
-    source: Site
-    target: Site
     movers: DataMovers
-    transports: TransportAdvisor
-    job: JobSettings
-    run_id: str
+    modes: ModeChooser
     clock: Clock
     new_id: NewId
-    events: EngineEvents
-    stop: threading.Event
-    gate: Gate
-    """Which disk may be in transfer now, and which VM may have a snapshot open."""
-    patience: Patience = Patience()
+    events: EngineEvents = field(default_factory=SilentEvents)
+    stop: threading.Event = field(default_factory=threading.Event)
+    patience: Patience = field(default_factory=Patience)
 
     def check_stop(self) -> None:
         """Raises InterruptedRunError once the operator asked to stop."""
@@ -69,6 +77,38 @@ class RunContext:
             else:
                 self.wait(seconds)
         return action()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicationContext:
+    """One run of one job."""
+
+    services: Services
+    source: SourceSite
+    target: TargetSite
+    job: JobSettings
+    run_id: str
+    gate: Gate
+    """Which disk may be in transfer now, and which VM may have a snapshot open."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationContext:
+    """Reading restore points back: the replicas' site alone."""
+
+    services: Services
+    target: Inventory
+    modes: tuple[TransportMode, ...]
+    """What may be used to read the replica's disks, in order."""
+    gate: Gate
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverContext:
+    """Bringing replicas into service, at the site that is left."""
+
+    services: Services
+    target: FailoverTarget
 
 
 def timestamped_id(moment: dt.datetime, unique: str) -> str:

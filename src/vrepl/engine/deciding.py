@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vrepl.engine.changes import changed_extents
-from vrepl.engine.context import RunContext
+from vrepl.engine.context import ReplicationContext
+from vrepl.engine.disk_crossing import DiskMove, first_intent
+from vrepl.engine.events import Note
+from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import leaf_identity
-from vrepl.engine.moving import DiskMove, IntentKeeper, first_intent
 from vrepl.engine.replica import PreparedReplica
-from vrepl.engine.source_snapshot import Note, TakenSnapshot
+from vrepl.engine.source_snapshot import TakenSnapshot
 from vrepl.errors import CbtError, VsphereError
 from vrepl.model import Disk, SnapshotState, TransferKind, VirtualMachine
 from vrepl.planner.disks import decide_disk, regions_of, without_cbt
@@ -30,7 +32,7 @@ def every_grain_is_known(files: DigestFiles, capacity: int) -> bool:
         digests.close()
 
 
-def tracked_too_late(context: RunContext, vm: VirtualMachine) -> dict[int, str]:
+def tracked_too_late(context: ReplicationContext, vm: VirtualMachine) -> dict[int, str]:
     """Keys of the source's disks whose CBT was enabled while a snapshot existed, each with that snapshot's name.
 
     Such tracking may miss changes (VMware KB 1020128: enable it without snapshots). What tells is a snapshot below the
@@ -48,7 +50,7 @@ def tracked_too_late(context: RunContext, vm: VirtualMachine) -> dict[int, str]:
 
 
 def find_changes(
-    context: RunContext,
+    context: ReplicationContext,
     folder: ReplicaFolder,
     keeper: IntentKeeper,
     plan: VmPlan,
@@ -75,7 +77,7 @@ def find_changes(
                 hint="its hardware changed during the run: run the job again",
             )
         moves.append(_decide(context, folder, plan, known, replica, taken.state, source_disk, replica_disk, note))
-    notes = {f"leaf:{move.replica_disk.key}": leaf_identity(move.replica_disk) for move in moves}
+    notes = {f"leaf:{move.written_disk.key}": leaf_identity(move.written_disk) for move in moves}
     keeper.change(
         lambda intent: replace(
             intent,
@@ -99,7 +101,7 @@ def _refuse_unplanned(plan: VmPlan, taken: TakenSnapshot) -> None:
 
 
 def _decide(
-    context: RunContext,
+    context: ReplicationContext,
     folder: ReplicaFolder,
     plan: VmPlan,
     known: ReplicaKnowledge,
@@ -153,11 +155,12 @@ def _decide(
         digests = folder.digest_files(key, last.id)
     attempts = read_log(folder.transfer_log(key)).last
     return DiskMove(
-        vm=plan.vm,
-        source_snapshot=snapshot,
-        source_disk=source_disk,
-        replica=replica.vm,
-        replica_disk=replica_disk,
+        key=key,
+        read_vm=plan.vm,
+        read_snapshot=snapshot,
+        read_disk=source_disk,
+        written_vm=replica.vm,
+        written_disk=replica_disk,
         decision=decision,
         regions=regions_of(decision, changed, source_disk.capacity),
         parent_restore_point_id=last.id if last else None,

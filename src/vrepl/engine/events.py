@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from vrepl.ports import TransferProgress
 from vrepl.report.model import VmReport
+
+Note = Callable[[str], None]
+"""Says something of one VM that an operator should know, and keeps it for the report."""
 
 
 class EngineEvents(Protocol):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from vrepl.admission import Admission, Demand, Resource, Room, Scarce, room
 from vrepl.errors import VreplError
-from vrepl.model import JobSettings, ModeChoice, TransportMode, VirtualMachine
+from vrepl.model import ModeChoice, TransferLimits, TransportMode, VirtualMachine
 from vrepl.ports import DiskAddress
 
 POLL = 0.2
@@ -36,21 +36,21 @@ class End:
 class Gate:
     """Thread-safe. Everything that waits here wakes when the operator asks to stop."""
 
-    def __init__(self, job: JobSettings, check_stop: Callable[[], None]) -> None:
+    def __init__(self, limits: TransferLimits, check_stop: Callable[[], None]) -> None:
         """`check_stop` raises InterruptedRunError."""
-        limits = {
-            Scarce.DISKS: job.parallel_disks,
-            Scarce.NFC: job.nfc_budget_mib,
-            Scarce.CONNECTIONS: job.vcenter_connections,
-            Scarce.SNAPSHOTS: job.snapshots_per_datastore,
+        at_most = {
+            Scarce.DISKS: limits.parallel_disks,
+            Scarce.NFC: limits.nfc_budget_mib,
+            Scarce.CONNECTIONS: limits.vcenter_connections,
+            Scarce.SNAPSHOTS: limits.snapshots_per_datastore,
         }
         self._scsi_slots: dict[str, int] = {}
         self._admission = Admission(
             lambda resource: float(
-                self._scsi_slots[resource.name] if resource.kind is Scarce.HOTADD else limits[resource.kind]
+                self._scsi_slots[resource.name] if resource.kind is Scarce.HOTADD else at_most[resource.kind]
             )
         )
-        self._job = job
+        self._limits = limits
         self._check_stop = check_stop
         self._changed = threading.Condition()
         self._started: set[object] = set()
@@ -77,7 +77,7 @@ class Gate:
             for end in ends:
                 if end.choice.places is not None:
                     self._scsi_slots.setdefault(end.address.site, max(end.choice.places, DIRECT_READ_HANDLES))
-        with self.hold(disk_demand(self._job, key, ends, size)):
+        with self.hold(disk_demand(self._limits, key, ends, size)):
             yield
 
     @contextmanager
@@ -129,20 +129,20 @@ class Gate:
             self._changed.notify_all()
 
 
-def disk_demand(job: JobSettings, key: object, ends: Iterable[End], size: int) -> Demand:
+def disk_demand(limits: TransferLimits, key: object, ends: Iterable[End], size: int) -> Demand:
     """What one attempt at a disk takes.
 
     Over `nbd` and `nbdssl` an open disk holds its NFC buffers on its VM's host. A disk that is written directly, or
     reached by HotAdd at all, is first compared with what NBD reads, so it counts as well.
     """
     needs: dict[Resource, float] = defaultdict(float)
-    needs[Resource(Scarce.DISKS, job.name)] = 1.0
+    needs[Resource(Scarce.DISKS, "this run")] = 1.0
     for end in ends:
         mode, site = end.choice.mode, end.address.site
         direct = mode in {TransportMode.SAN, TransportMode.HOTADD}
         handles = DIRECT_READ_HANDLES if direct and not end.written else 1
         if end.written or mode is not TransportMode.SAN:
-            needs[Resource(Scarce.NFC, f"{end.vm.host} ({site})")] += job.nfc_mib_per_disk
+            needs[Resource(Scarce.NFC, f"{end.vm.host} ({site})")] += limits.nfc_mib_per_disk
         if mode is TransportMode.HOTADD:
             needs[Resource(Scarce.HOTADD, site)] += handles
         needs[Resource(Scarce.CONNECTIONS, site)] += handles

@@ -14,7 +14,7 @@ from vrepl.model import Disk, DiskPoint, PowerState, RestorePoint, VirtualMachin
 from vrepl.planner.disks import UnfinishedDisk, change_id_uuid
 from vrepl.planner.mapping import MappingRequest
 from vrepl.planner.vm import NameTaken, ReplicaKnowledge
-from vrepl.ports import Site
+from vrepl.ports import Inventory, TrackedInventory
 from vrepl.repository.commit_record import parse_commit_record, read_mark
 from vrepl.repository.intent import Intent
 from vrepl.repository.replica import ReplicaFolder
@@ -25,7 +25,7 @@ from vrepl.repository.transferlog import read_log
 class TargetNames:
     """Finds what stands in the way of a new replica's name: the target is listed once, and only if a run asks."""
 
-    def __init__(self, target: Site) -> None:
+    def __init__(self, target: Inventory) -> None:
         self._target = target
         self._lock = threading.Lock()
         self._by_name: Mapping[str, VirtualMachine] | None = None
@@ -42,7 +42,7 @@ def gather(
     vm: VirtualMachine,
     replica_name: str,
     repository_id: str,
-    target: Site,
+    target: TrackedInventory,
     names: TargetNames,
     mapping: MappingRequest | None = None,
 ) -> ReplicaKnowledge:
@@ -85,7 +85,7 @@ def gather(
 
 
 def mapping_request(
-    repository: Repository, vm: VirtualMachine, source: Site, target: Site, name: str
+    repository: Repository, vm: VirtualMachine, source: Inventory, target: Inventory, name: str
 ) -> MappingRequest:
     """The VM named `name` at the target, with what its mark says. Raises NotFoundError (hint: near names)."""
     [candidate] = target.find_vms([name])
@@ -127,7 +127,7 @@ def unfinished_disks(folder: ReplicaFolder, intent: Intent | None) -> dict[int, 
             capacity=disk.capacity,
             source_disk_uuid=disk.source_disk_uuid,
             source_base_path=disk.source_base_path,
-            compared_with_target=disk.compares_with_target,
+            compare_with_target=disk.compare_with_target,
         )
     return found
 
@@ -147,7 +147,7 @@ def _unaccounted_disks(folder: ReplicaFolder) -> dict[int, UnfinishedDisk]:
                 change_id=None,
                 dirty=(),
                 capacity=state.capacity,
-                compared_with_target=True,
+                compare_with_target=True,
             )
     return found
 
@@ -193,7 +193,7 @@ def _failed_verification(folder: ReplicaFolder, point: RestorePoint) -> bool:
 
 
 def _judge_leaf(
-    target: Site,
+    target: TrackedInventory,
     folder: ReplicaFolder,
     replica: VirtualMachine,
     last: RestorePoint | None,
@@ -239,7 +239,7 @@ def _leaf_replaced(replica: VirtualMachine, intent: Intent | None) -> str | None
 
 
 def _written_by_others(
-    target: Site,
+    target: TrackedInventory,
     replica: VirtualMachine,
     points: Sequence[DiskPoint],
     snapshot_ref: str,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
-from vrepl.engine.context import RunContext
+from vrepl.engine.context import ReplicationContext
+from vrepl.engine.events import Note
 from vrepl.engine.reporting import conflict_error, plan_side
-from vrepl.model import Datastore
+from vrepl.engine.undo import Undo
+from vrepl.errors import NoSpaceError, VreplError
+from vrepl.model import Datastore, Side
 from vrepl.planner.datastores import find_datastore
 from vrepl.planner.vm import VmPlan, space_conflict, space_needed
 
 
-def refuse_impossible(context: RunContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Datastore:
+def refuse_impossible(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Datastore:
     """The datastore that the replica lies on, or shall.
 
     Raises what the plan's conflict is, NotFoundError, UsageError or NoSpaceError for the target's datastore, or
@@ -21,14 +26,14 @@ def refuse_impossible(context: RunContext, plan: VmPlan, datastores: Sequence[Da
         raise conflict_error(plan.conflict)
     store = _require_space(context, plan, datastores)
     for disk_plan in plan.disks:
-        plan_side(context, "source", plan, disk_plan.disk)
+        plan_side(context, Side.SOURCE, plan, disk_plan.disk)
         if plan.replica is not None or context.job.placement.host:
             # Else its host is still to be chosen, and with it which ports matter.
-            plan_side(context, "target", plan, disk_plan.disk)
+            plan_side(context, Side.TARGET, plan, disk_plan.disk)
     return store
 
 
-def _require_space(context: RunContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Datastore:
+def _require_space(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Datastore:
     placement = context.job.placement
     host = placement.host or (plan.replica.host if plan.replica is not None else None)
     store = find_datastore(placement.datastore, datastores, site=context.target.name, host=host)
@@ -36,3 +41,21 @@ def _require_space(context: RunContext, plan: VmPlan, datastores: Sequence[Datas
     if conflict is not None:
         raise conflict_error(conflict)
     return store
+
+
+@contextmanager
+def room_kept(context: ReplicationContext, plan: VmPlan, store: Datastore, note: Note) -> Iterator[None]:
+    """Keep room on the target for what this VM may add, so that VMs side by side do not count on the same bytes."""
+    needed = space_needed(plan, context.job)
+
+    def now() -> Datastore:
+        return next(one for one in context.target.datastores() if one.ref == store.ref)
+
+    def refusal(free: int) -> VreplError:
+        conflict = space_conflict(needed, replace(now(), free=free))
+        return conflict_error(conflict) if conflict else NoSpaceError(f"datastore {store.name} has no room")
+
+    with Undo(note) as undo:
+        give_up = context.gate.promise_room(plan.vm.ref, store.ref, needed, lambda: now().free, refusal)
+        undo.push("give up the room that was kept on the target", give_up)
+        yield

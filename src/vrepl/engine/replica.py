@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from vrepl.engine.context import RunContext
+from vrepl.engine.context import ReplicationContext
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.model import Disk, ReplicaRecord, ReplicaSpec, RestorePoint, VirtualMachine
 from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
@@ -31,7 +31,7 @@ class PreparedReplica:
 
 
 def prepare_replica(
-    context: RunContext, folder: ReplicaFolder, plan: VmPlan, known: ReplicaKnowledge
+    context: ReplicationContext, folder: ReplicaFolder, plan: VmPlan, known: ReplicaKnowledge
 ) -> tuple[PreparedReplica, list[str]]:
     """Create the replica, or bring the one that exists up to the source; returns what was done, in words."""
     if plan.action is ReplicaAction.UPDATE and plan.replica is not None:
@@ -48,16 +48,16 @@ def prepare_replica(
     return _create(context, folder, plan), []
 
 
-def _mark(context: RunContext, plan: VmPlan, run_id: str) -> dict[str, str]:
+def _mark(context: ReplicationContext, plan: VmPlan, run_id: str) -> dict[str, str]:
     return ReplicaMark(
-        repository_id=context.repository.id,
+        repository_id=context.services.repository.id,
         source_site=context.source.name,
         source_instance_uuid=plan.vm.instance_uuid,
         run_id=run_id,
     ).to_extra_config()
 
 
-def _spec(context: RunContext, plan: VmPlan) -> ReplicaSpec:
+def _spec(context: ReplicationContext, plan: VmPlan) -> ReplicaSpec:
     return ReplicaSpec(
         name=plan.replica_name,
         placement=context.job.placement,
@@ -71,7 +71,7 @@ def _spec(context: RunContext, plan: VmPlan) -> ReplicaSpec:
     )
 
 
-def _create(context: RunContext, folder: ReplicaFolder, plan: VmPlan) -> PreparedReplica:
+def _create(context: ReplicationContext, folder: ReplicaFolder, plan: VmPlan) -> PreparedReplica:
     replica = context.target.create_replica(_spec(context, plan))
     record = replace(
         folder.record,
@@ -88,7 +88,7 @@ def _create(context: RunContext, folder: ReplicaFolder, plan: VmPlan) -> Prepare
 
 
 def _map(
-    context: RunContext, folder: ReplicaFolder, plan: VmPlan, candidate: VirtualMachine
+    context: ReplicationContext, folder: ReplicaFolder, plan: VmPlan, candidate: VirtualMachine
 ) -> tuple[PreparedReplica, list[str]]:
     """Make a VM that exists the replica. Marked first: cut off after that, the same mapping goes through again."""
     target = context.target
@@ -124,7 +124,7 @@ def _match_disks(vm: VirtualMachine, sources: list[Disk], replica: VirtualMachin
 
 
 def _update(
-    context: RunContext, folder: ReplicaFolder, plan: VmPlan, known: ReplicaKnowledge, replica: VirtualMachine
+    context: ReplicationContext, folder: ReplicaFolder, plan: VmPlan, known: ReplicaKnowledge, replica: VirtualMachine
 ) -> tuple[PreparedReplica, list[str]]:
     done: list[str] = []
     target = context.target
@@ -148,7 +148,9 @@ def _update(
     return PreparedReplica(record, fresh, frozenset(newly_made)), done
 
 
-def _revert(context: RunContext, folder: ReplicaFolder, point: RestorePoint, replica: VirtualMachine) -> VirtualMachine:
+def _revert(
+    context: ReplicationContext, folder: ReplicaFolder, point: RestorePoint, replica: VirtualMachine
+) -> VirtualMachine:
     """Back to a restore point, its disks included. Those that were added since go first: else their files stay."""
     target = context.target
     snapshot_ref = restore_point_snapshots(replica)[point.id]
@@ -181,7 +183,7 @@ def _place(vm: VirtualMachine, disk: Disk) -> tuple[str, int, int]:
 
 
 def _reconcile_disks(
-    context: RunContext, folder: ReplicaFolder, plan: VmPlan, replica: VirtualMachine, done: list[str]
+    context: ReplicationContext, folder: ReplicaFolder, plan: VmPlan, replica: VirtualMachine, done: list[str]
 ) -> tuple[dict[int, int], list[int]]:
     """Add what the source has and the replica lacks, and take away what the source no longer has."""
     known_keys = folder.record.disk_keys

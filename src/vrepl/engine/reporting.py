@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vrepl.engine.context import RunContext
+from vrepl.engine.context import ReplicationContext
 from vrepl.errors import DiskError, NoSpaceError, NotReadyError, NotReplicableError, VreplError
-from vrepl.model import Disk, JobSettings, TransportPlan, VirtualMachine
+from vrepl.model import Disk, JobSettings, Side, TransportPlan, VirtualMachine
 from vrepl.planner.preflight import Conflict, ConflictKind
 from vrepl.planner.vm import DiskPlan, VmPlan
 from vrepl.report.model import DiskReport, ErrorReport, Result, SideTransport, VmReport
@@ -22,7 +22,7 @@ def conflict_error(conflict: Conflict) -> VreplError:
     return kinds.get(conflict.kind, NotReplicableError)(conflict.message, hint=conflict.hint)
 
 
-def planned_vm_report(context: RunContext, plan: VmPlan, obstacle: VreplError | None) -> VmReport:
+def planned_vm_report(context: ReplicationContext, plan: VmPlan, obstacle: VreplError | None) -> VmReport:
     """What a run would do with one VM, as the report shows it; `obstacle`: what would stop it before it began."""
     report = VmReport(
         name=plan.vm.name,
@@ -38,7 +38,7 @@ def planned_vm_report(context: RunContext, plan: VmPlan, obstacle: VreplError | 
     return report
 
 
-def _planned_disk(context: RunContext, plan: VmPlan, disk_plan: DiskPlan) -> DiskReport:
+def _planned_disk(context: ReplicationContext, plan: VmPlan, disk_plan: DiskPlan) -> DiskReport:
     disk = disk_plan.disk
     return DiskReport(
         index=disk.index,
@@ -49,8 +49,8 @@ def _planned_disk(context: RunContext, plan: VmPlan, disk_plan: DiskPlan) -> Dis
         bytes_bound=disk_plan.upper_bound,
         last_bytes_moved=disk_plan.last_moved,
         resumed=bool(disk_plan.decision.carry or disk_plan.decision.dirty),
-        source=_side(context, "source", plan, disk),
-        target=_side(context, "target", plan, disk),
+        source=_side(context, Side.SOURCE, plan, disk),
+        target=_side(context, Side.TARGET, plan, disk),
     )
 
 
@@ -73,14 +73,14 @@ def _expected_replica(plan: VmPlan, job: JobSettings) -> VirtualMachine:
     return replace(plan.vm, ref="", name=plan.replica_name, host=host, datacenter="", disks=(), snapshots=())
 
 
-def plan_side(context: RunContext, side: str, plan: VmPlan, disk: Disk) -> TransportPlan:
+def plan_side(context: ReplicationContext, side: Side, plan: VmPlan, disk: Disk) -> TransportPlan:
     """How a run would reach this source disk, or the one that follows it at the target. Raises DiskError."""
     first_run = plan.replica is None or not plan.replica.snapshots
-    if side == "source":
-        return context.transports.plan(
+    if side is Side.SOURCE:
+        return context.services.modes.plan(
             side, context.source.name, plan.vm, disk, first_run=first_run, allowed=context.job.source_modes
         )
-    return context.transports.plan(
+    return context.services.modes.plan(
         side,
         context.target.name,
         _expected_replica(plan, context.job),
@@ -90,7 +90,7 @@ def plan_side(context: RunContext, side: str, plan: VmPlan, disk: Disk) -> Trans
     )
 
 
-def _side(context: RunContext, side: str, plan: VmPlan, disk: Disk) -> SideTransport:
+def _side(context: ReplicationContext, side: Side, plan: VmPlan, disk: Disk) -> SideTransport:
     try:
         transport = plan_side(context, side, plan, disk)
     except DiskError as error:

@@ -3,74 +3,62 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from vrepl.engine.context import Patience, RunContext, timestamped_id
-from vrepl.engine.events import EngineEvents, SilentEvents
+from vrepl.engine.context import ReplicationContext, Services, VerificationContext, timestamped_id
 from vrepl.engine.gate import Gate
-from vrepl.engine.knowledge import TargetNames, gather, mapping_request
+from vrepl.engine.knowledge import TargetNames
+from vrepl.engine.planning import look_and_plan
 from vrepl.engine.preflight import refuse_impossible
-from vrepl.engine.recovery import recover
+from vrepl.engine.recovery import Original, recover
 from vrepl.engine.reporting import planned_vm_report
 from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
-from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, UsageError, VreplError, stopped_on_request
-from vrepl.model import Datastore, JobSettings, ReplicaPlacement, VirtualMachine
-from vrepl.planner.vm import VmPlan, plan_vm
-from vrepl.ports import Clock, DataMovers, NewId, Site, TransportAdvisor
+from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, UsageError, VreplError
+from vrepl.model import DEFAULT_MODES, Datastore, JobSettings, TransferLimits, VirtualMachine
+from vrepl.planner.vm import VmPlan
+from vrepl.ports import Inventory, Site
 from vrepl.report import format as words
 from vrepl.report.model import ErrorReport, Result, RunReport, VerifyReport, VmReport
 from vrepl.repository.replica import ReplicaFolder
-from vrepl.repository.store import Repository
 
 logger = logging.getLogger(__name__)
 
-NO_MAPPING: Mapping[str, str] = MappingProxyType({})
+NO_REPLICA_MAP: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(slots=True)
 class Engine:
     """Takes everything it needs of the world as arguments, so that a test can give it a small one."""
 
-    repository: Repository
+    services: Services
     sites: Callable[[str], Site]
     """Site by configured name; logs in on first use."""
-    movers: DataMovers
-    transports: TransportAdvisor
-    clock: Clock
-    new_id: NewId
-    events: EngineEvents = field(default_factory=SilentEvents)
-    patience: Patience = field(default_factory=Patience)
-    _stop: threading.Event = field(default_factory=threading.Event)
 
     def stop(self) -> None:
         """Ask everything that runs to end soon, leaving the sites clean; from any thread or a signal handler."""
-        self._stop.set()
-        self.movers.stop()
+        self.services.stop.set()
+        self.services.movers.stop()
 
     # -- plan ---------------------------------------------------------------------------------------------------------
 
     def plan(
-        self, job: JobSettings, vm_names: Sequence[str] = (), *, mapping: Mapping[str, str] = NO_MAPPING
+        self, job: JobSettings, vm_names: Sequence[str] = (), *, replica_map: Mapping[str, str] = NO_REPLICA_MAP
     ) -> RunReport:
         """What `replicate` would do, without doing anything."""
-        source, target = self.sites(job.source), self.sites(job.target)
+        context = self._replication(job, run_id="")
+        source, target = context.source, context.target
         report = RunReport(job=job.name)
         names = TargetNames(target)
         found, missing = self._find(source, job, vm_names)
-        context = self._context(job, source, target, run_id="")
         datastores = target.datastores()
         for vm in found:
-            folder = self.repository.replica(source.name, vm.instance_uuid)
-            map_to = mapping.get(vm.name)
-            request = mapping_request(self.repository, vm, source, target, map_to) if map_to else None
-            known = gather(folder, vm, job.replica_name_of(vm.name), self.repository.id, target, names, request)
-            plan = plan_vm(vm, job, known)
+            folder = self.services.repository.replica(source.name, vm.instance_uuid)
+            plan, _ = look_and_plan(context, folder, vm, names, replica_map.get(vm.name))
             report.vms.append(planned_vm_report(context, plan, _obstacle(context, plan, datastores)))
         report.vms.extend(missing)
         report.soap_calls = {source.name: source.soap_calls, target.name: target.soap_calls}
@@ -84,29 +72,30 @@ class Engine:
         vm_names: Sequence[str] = (),
         *,
         lock_wait: float = 0.0,
-        mapping: Mapping[str, str] = NO_MAPPING,
+        replica_map: Mapping[str, str] = NO_REPLICA_MAP,
     ) -> RunReport:
         """Run the job. Raises LockedError if another run of it goes on after `lock_wait` seconds.
 
-        `mapping`: source VM name -> name of an existing VM of the target that shall become its replica.
+        `replica_map`: source VM name -> name of an existing VM of the target that shall become its replica.
         """
-        self.repository.check_writable()
+        services = self.services
+        services.repository.check_writable()
         with self._job_lock(job.name, lock_wait):
-            source, target = self.sites(job.source), self.sites(job.target)
-            calls_before = {site.name: site.soap_calls for site in (source, target)}
-            context = self._context(job, source, target, run_id=timestamped_id(self.clock(), self.new_id()))
-            report = RunReport(job=job.name, id=context.run_id, started=self.clock())
-            found, missing = self._find(source, job, vm_names)
-            names = TargetNames(target)
-            self.events.run_started(context.run_id, job.name, [vm.name for vm in found])
+            context = self._replication(job, run_id=timestamped_id(services.clock(), services.new_id()))
+            sites = (context.source, context.target)
+            calls_before = {site.name: site.soap_calls for site in sites}
+            report = RunReport(job=job.name, id=context.run_id, started=services.clock())
+            found, missing = self._find(context.source, job, vm_names)
+            names = TargetNames(context.target)
+            services.events.run_started(context.run_id, job.name, [vm.name for vm in found])
             report.vms.extend(missing)
             for vm in missing:
-                self.events.vm_finished(vm)
+                services.events.vm_finished(vm)
             self._recover_dropped(context)
-            report.vms.extend(self._run_all(context, found, names, mapping))
-            report.finished = self.clock()
-            report.interrupted = self._stop.is_set()
-            report.soap_calls = {site.name: site.soap_calls - calls_before[site.name] for site in (source, target)}
+            report.vms.extend(self._run_all(context, found, names, replica_map))
+            report.finished = services.clock()
+            report.interrupted = services.stop.is_set()
+            report.soap_calls = {site.name: site.soap_calls - calls_before[site.name] for site in sites}
             self._save(context.run_id, report)
             return report
 
@@ -123,58 +112,53 @@ class Engine:
 
         `jobs` by name say which transport modes a replica's job allows; a replica whose job is gone gets the defaults.
         """
-        started = self.clock()
+        services = self.services
+        started = services.clock()
         report = VerifyReport(started=started, finished=started)
         for folder in folders:
-            record = folder.record
-            target = self.sites(record.target_site)
-            settings = (jobs or {}).get(record.job) or JobSettings(
-                name=record.job,
-                source=record.source_site,
-                target=record.target_site,
-                vms=(record.source_name,),
-                placement=ReplicaPlacement(host=None, datastore=""),
-            )
-            context = self._context(settings, target, target, run_id="")
-            verification = verify_replica(context, folder, restore_point_id)
-            report.vms.append(verification)
-            if self._stop.is_set():
+            context = self._verification(folder.record.target_site, (jobs or {}).get(folder.record.job))
+            report.vms.append(verify_replica(context, folder, restore_point_id))
+            if services.stop.is_set():
                 break
-        report.finished = self.clock()
-        report.interrupted = self._stop.is_set()
+        report.finished = services.clock()
+        report.interrupted = services.stop.is_set()
         return report
 
     def _run_all(
-        self, context: RunContext, vms: Sequence[VirtualMachine], names: TargetNames, mapping: Mapping[str, str]
+        self,
+        context: ReplicationContext,
+        vms: Sequence[VirtualMachine],
+        names: TargetNames,
+        replica_map: Mapping[str, str],
     ) -> list[VmReport]:
         def run_one(vm: VirtualMachine) -> VmReport:
-            report = VmRun(context, vm, names, map_to=mapping.get(vm.name)).run()
-            self.events.vm_finished(report)
+            report = VmRun(context, vm, names, map_to=replica_map.get(vm.name)).run()
+            self.services.events.vm_finished(report)
             return report
 
         with ThreadPoolExecutor(max_workers=max(1, context.job.parallel_vms), thread_name_prefix="vm") as pool:
             return list(pool.map(run_one, vms))
 
-    def _recover_dropped(self, context: RunContext) -> None:
+    def _recover_dropped(self, context: ReplicationContext) -> None:
         """Clean up after runs that died over VMs that have left the job since: none of its runs would ever again."""
         job = context.job
-        for folder in self.repository.unfinished():
+        for folder in self.services.repository.unfinished():
             record = folder.record
             if (record.job, record.source_site, record.target_site) != (job.name, job.source, job.target):
                 continue
-            if record.source_name in job.vms or self._stop.is_set():
+            if record.source_name in job.vms or self.services.stop.is_set():
                 continue
             try:
                 vm = context.source.find_vm_by_instance_uuid(record.source_instance_uuid)
                 if vm is None or vm.name in job.vms:
                     continue
                 with folder.lock():
-                    for note in recover(context, folder, vm):
-                        self.events.note(vm.name, f"no longer in job {job.name}: {note}")
-            except (LockedError, InterruptedRunError):  # somebody sees to it; or the run ends, and says so
+                    for note in recover(self.services, folder, context.target, Original(context.source, vm)):
+                        self.services.events.note(vm.name, f"no longer in job {job.name}: {note}")
+            except (LockedError, InterruptedRunError):  # another run does it; or this one ends, and says so
                 continue
             except VreplError as error:
-                self.events.note(
+                self.services.events.note(
                     record.source_name,
                     f"no longer in job {job.name}, and what its unfinished run left cannot be cleaned up: {error}",
                 )
@@ -184,28 +168,28 @@ class Engine:
         """Says that it waits for another run, and stops waiting when asked to."""
 
         def pause(seconds: float) -> None:
-            if self._stop.wait(seconds):
+            if self.services.stop.wait(seconds):
                 raise InterruptedRunError(f"stopped while waiting for another run of job {job}")
 
         with ExitStack() as held:
             try:
-                held.enter_context(self.repository.job_lock(job))
+                held.enter_context(self.services.repository.job_lock(job))
             except LockedError as error:
                 if wait_seconds <= 0:
                     raise
                 patience = words.duration(wait_seconds)
-                self.events.note("", f"{error.message}; waiting up to {patience} for that to end")
-                held.enter_context(self.repository.job_lock(job, wait_seconds, sleep=pause))
+                self.services.events.note("", f"{error.message}; waiting up to {patience} for that to end")
+                held.enter_context(self.services.repository.job_lock(job, wait_seconds, sleep=pause))
             yield
 
     def _save(self, run_id: str, report: RunReport) -> None:
         try:
-            self.repository.save_run(run_id, report.to_json())
+            self.services.repository.save_run(run_id, report.to_json())
         except VreplError as error:
             logger.warning("the report of run %s could not be kept: %s", run_id, error)
 
     def _find(
-        self, source: Site, job: JobSettings, vm_names: Sequence[str]
+        self, source: Inventory, job: JobSettings, vm_names: Sequence[str]
     ) -> tuple[list[VirtualMachine], list[VmReport]]:
         """The job's VMs (or the named ones of them), and a failed report for each that does not exist."""
         foreign = [name for name in vm_names if name not in job.vms]
@@ -231,29 +215,26 @@ class Engine:
                 missing.append(VmReport(name=name, result=Result.FAILED, error=ErrorReport.of(error)))
         return found, missing
 
-    def _check_stop(self) -> None:
-        if self._stop.is_set():
-            raise stopped_on_request()
-
-    def _context(self, job: JobSettings, source: Site, target: Site, run_id: str) -> RunContext:
-        return RunContext(
-            repository=self.repository,
-            source=source,
-            target=target,
-            movers=self.movers,
-            transports=self.transports,
+    def _replication(self, job: JobSettings, run_id: str) -> ReplicationContext:
+        return ReplicationContext(
+            services=self.services,
+            source=self.sites(job.source),
+            target=self.sites(job.target),
             job=job,
             run_id=run_id,
-            clock=self.clock,
-            new_id=self.new_id,
-            events=self.events,
-            stop=self._stop,
-            gate=Gate(job, self._check_stop),
-            patience=self.patience,
+            gate=Gate(job.limits, self.services.check_stop),
+        )
+
+    def _verification(self, target: str, job: JobSettings | None) -> VerificationContext:
+        return VerificationContext(
+            services=self.services,
+            target=self.sites(target),
+            modes=job.target_modes if job else DEFAULT_MODES,
+            gate=Gate(job.limits if job else TransferLimits(), self.services.check_stop),
         )
 
 
-def _obstacle(context: RunContext, plan: VmPlan, datastores: Sequence[Datastore]) -> VreplError | None:
+def _obstacle(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> VreplError | None:
     """What would stop a run of this plan before it made anything."""
     try:
         refuse_impossible(context, plan, datastores)

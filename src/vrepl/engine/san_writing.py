@@ -14,16 +14,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
-from vrepl.engine.context import RunContext
+from vrepl.engine.disk_crossing import CrossingRoute, DiskCrossing
+from vrepl.engine.events import Note
+from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import leaf_identity
 from vrepl.engine.marks import SanMark
-from vrepl.engine.moving import DiskMover, IntentKeeper
 from vrepl.engine.recovery import REMOVE_SAN_SNAPSHOT, remove_san_snapshots
 from vrepl.engine.undo import Undo
 from vrepl.errors import InterruptedRunError, VreplError
 from vrepl.model import TransportMode, VirtualMachine
-
-Note = Callable[[str], None]
 
 
 def move_side_by_side(runs: Sequence[Callable[[], None]]) -> None:
@@ -36,52 +35,51 @@ def move_side_by_side(runs: Sequence[Callable[[], None]]) -> None:
         raise next((error for error in errors if isinstance(error, InterruptedRunError)), errors[0])
 
 
-def write_over_san(
-    context: RunContext, undo: Undo, keeper: IntentKeeper, replica_ref: str, movers: Sequence[DiskMover], note: Note
-) -> None:
+def write_over_san(route: CrossingRoute, disks: Sequence[DiskCrossing], note: Note) -> None:
     """Move those disks that SAN can write; whichever it could not is left unfinished, for another mode.
 
     The replica's change tracking is off afterwards, and has to be switched on before the first seal.
     """
-    chosen = [mover for mover in movers if not mover.finished and mover.writes_over_san()]
+    chosen = [disk for disk in disks if not disk.finished and disk.writes_over_san()]
     if not chosen:
         return
-    target = context.target
-    replica = target.read_vm(replica_ref)
+    services, target = route.services, route.written.site
+    replica = target.read_vm(chosen[0].move.written_vm.ref)
     if replica.cbt_enabled:
-        context.patiently(
-            replica.name, "switch off change tracking of the replica", lambda: target.disable_cbt(replica_ref)
+        services.patiently(
+            replica.name, "switch off change tracking of the replica", lambda: target.disable_cbt(replica.ref)
         )
-        _note_leaves(keeper, target.read_vm(replica_ref))
+        _note_leaves(route.keeper, target.read_vm(replica.ref))
 
     def discard() -> None:
-        target.settle_tasks(replica_ref)
-        remove_san_snapshots(context, target.read_vm(replica_ref), even_when_stopped=True)
+        target.wait_for_tasks(replica.ref)
+        remove_san_snapshots(services, target, target.read_vm(replica.ref), even_when_stopped=True)
 
-    mark = SanMark(context.repository.id, context.run_id)
-    undo.push(REMOVE_SAN_SNAPSHOT, discard)
-    try:
-        snapshot = context.patiently(
-            replica.name,
-            "create the replica's temporary snapshot",
-            lambda: target.create_snapshot(
-                replica_ref,
-                mark.snapshot_name,
-                mark.description(),
-                quiesce=False,
-            ),
-        )
-    except InterruptedRunError:
-        raise
-    except VreplError as error:
-        note(f"SAN cannot write to the replica, the next mode is taken: {error.message}")
-        for datastore in {disk.store for disk in replica.disks}:
-            context.transports.failed(
-                target.name, datastore, TransportMode.SAN, f"no temporary snapshot of the replica: {error.message}"
+    mark = SanMark(services.repository.id, route.keeper.intent.run_id)
+    with Undo(note) as undo:
+        undo.push(REMOVE_SAN_SNAPSHOT, discard)
+        try:
+            snapshot = services.patiently(
+                replica.name,
+                "create the replica's temporary snapshot",
+                lambda: target.create_snapshot(
+                    replica.ref,
+                    mark.snapshot_name,
+                    mark.description(),
+                    quiesce=False,
+                ),
             )
-    else:
-        move_side_by_side([lambda mover=mover: mover.run(snapshot) for mover in chosen])  # type: ignore[misc]
-    undo.settle(REMOVE_SAN_SNAPSHOT)
+        except InterruptedRunError:
+            raise
+        except VreplError as error:
+            note(f"SAN cannot write to the replica, the next mode is taken: {error.message}")
+            for datastore in {disk.store for disk in replica.disks}:
+                services.modes.failed(
+                    target.name, datastore, TransportMode.SAN, f"no temporary snapshot of the replica: {error.message}"
+                )
+        else:
+            move_side_by_side([lambda disk=disk: disk.run(snapshot) for disk in chosen])  # type: ignore[misc]
+        undo.release_all()
 
 
 def _note_leaves(keeper: IntentKeeper, replica: VirtualMachine) -> None:

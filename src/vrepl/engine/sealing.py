@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vrepl.engine.context import RunContext
+from vrepl.engine.context import ReplicationContext
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.engine.recovery import note_that_disks_were_sealed
 from vrepl.errors import VreplError
@@ -21,11 +21,11 @@ def snapshot_name(restore_point_id: str) -> str:
 
 
 def seal(
-    context: RunContext, folder: ReplicaFolder, record: ReplicaRecord, replica_ref: str, point: RestorePoint
+    context: ReplicationContext, folder: ReplicaFolder, record: ReplicaRecord, replica_ref: str, point: RestorePoint
 ) -> None:
     """Snapshot the replica and record the restore point; with this, and not before, its change IDs count."""
     commit = CommitRecord(
-        repository_id=context.repository.id,
+        repository_id=context.services.repository.id,
         source_site=record.source_site,
         source_instance_uuid=record.source_instance_uuid,
         source_name=record.source_name,
@@ -39,17 +39,17 @@ def seal(
             )
         except VreplError:
             # It may have been made, now or by the try before this one, and only the reply got lost.
-            context.target.settle_tasks(replica_ref)
+            context.target.wait_for_tasks(replica_ref)
             if point.id not in restore_point_snapshots(context.target.read_vm(replica_ref)):
                 raise
 
-    context.patiently(record.source_name, "seal the restore point", make)
+    context.services.patiently(record.source_name, "seal the restore point", make)
     note_that_disks_were_sealed(folder)
     folder.seal(point)
 
 
 def prune(
-    context: RunContext, folder: ReplicaFolder, vm_name: str, replica_ref: str, points: Sequence[RestorePoint]
+    context: ReplicationContext, folder: ReplicaFolder, vm_name: str, replica_ref: str, points: Sequence[RestorePoint]
 ) -> list[str]:
     """Remove what the policy lets go of `points`, oldest first and one at a time; returns the IDs that went.
 
@@ -57,9 +57,9 @@ def prune(
     What cannot be removed now is said and left for the next run: the new restore point is sealed already.
     """
     removed: list[str] = []
-    decisions = apply_retention(points, context.job.retention, context.clock())
+    decisions = apply_retention(points, context.job.retention, context.services.clock())
     for decision in decisions:
-        if decision.keep or context.stop.is_set():
+        if decision.keep or context.services.stop.is_set():
             continue
         point = decision.restore_point
         try:
@@ -71,7 +71,7 @@ def prune(
                     context.target.consolidate(replica_ref)
             folder.remove_restore_point(point.id)
         except VreplError as error:
-            context.events.note(vm_name, f"restore point {point.id} could not be removed: {error.message}")
+            context.services.events.note(vm_name, f"restore point {point.id} could not be removed: {error.message}")
             break
         removed.append(point.id)
     return removed

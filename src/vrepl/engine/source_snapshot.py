@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from vrepl.engine.consolidation import consolidate_source
-from vrepl.engine.context import RunContext, timestamped_id
+from vrepl.engine.consolidation import consolidate
+from vrepl.engine.context import ReplicationContext, timestamped_id
+from vrepl.engine.events import Note
+from vrepl.engine.gate import snapshot_demand
 from vrepl.engine.marks import SourceMark
 from vrepl.engine.recovery import remove_source_snapshots
 from vrepl.engine.undo import Undo
@@ -15,8 +18,6 @@ from vrepl.errors import VsphereError
 from vrepl.model import Consistency, PowerState, Quiesce, SnapshotState, VirtualMachine
 from vrepl.planner.vm import ReplicaKnowledge, VmPlan
 
-REMOVE = "remove the source snapshot"
-Note = Callable[[str], None]
 Pending = Callable[[bool], None]
 QUIESCE_FAULTS = frozenset(
     {"ApplicationQuiesceFault", "FilesystemQuiesceFault", "ToolsUnavailable", "QuiesceDatastoreIOForHAFailed"}
@@ -32,30 +33,42 @@ class TakenSnapshot:
     time: dt.datetime
 
 
-def take_snapshot(
-    context: RunContext, undo: Undo, plan: VmPlan, known: ReplicaKnowledge, note: Note, pending: Pending
-) -> TakenSnapshot:
-    """Snapshot the source, quiesced as the job wants; `undo` removes it by the name `REMOVE`.
+@contextmanager
+def snapshot_window(
+    context: ReplicationContext, plan: VmPlan, known: ReplicaKnowledge, note: Note, pending: Pending
+) -> Iterator[TakenSnapshot]:
+    """A snapshot of the source, quiesced as the job wants; removed on every way out.
 
-    `pending` is told whether the source needs consolidation once the snapshot is gone.
+    Waits for its place among the snapshots that may be open at once. `pending` is told whether the source needs
+    consolidation once the snapshot is gone.
     """
-    mark = SourceMark(context.repository.id, context.run_id)
-    moment = _after_all(context.clock(), known, note)
-    point_id = timestamped_id(moment, context.new_id())
+    with Undo(note) as undo:
+        leave = context.gate.enter(snapshot_demand(context.source.name, plan.vm))
+        undo.push("leave room for other snapshots", leave)
+        yield _take_snapshot(context, undo, plan, known, note, pending)
+        undo.release_all()
+
+
+def _take_snapshot(
+    context: ReplicationContext, undo: Undo, plan: VmPlan, known: ReplicaKnowledge, note: Note, pending: Pending
+) -> TakenSnapshot:
+    mark = SourceMark(context.services.repository.id, context.run_id)
+    moment = _after_all(context.services.clock(), known, note)
+    point_id = timestamped_id(moment, context.services.new_id())
 
     def remove() -> None:
         """Where creating it seemed to fail it may exist all the same: then it is found by its mark."""
         if not taken_ref:
-            context.source.settle_tasks(plan.vm.ref)
+            context.source.wait_for_tasks(plan.vm.ref)
             vm = context.source.read_vm(plan.vm.ref)
-            remove_source_snapshots(context, vm, even_when_stopped=True)
+            remove_source_snapshots(context.services, context.source, vm, even_when_stopped=True)
             return
         _mend_consolidation(
             context,
             plan.vm,
             note,
             pending,
-            context.patiently(
+            context.services.patiently(
                 plan.vm.name,
                 "remove the source snapshot",
                 lambda: context.source.remove_snapshot(plan.vm.ref, taken_ref[0]),
@@ -64,10 +77,10 @@ def take_snapshot(
         )
 
     taken_ref: list[str] = []
-    undo.push(REMOVE, remove)
+    undo.push("remove the source snapshot", remove)
 
     def create(quiesce: bool) -> SnapshotState:
-        return context.patiently(
+        return context.services.patiently(
             plan.vm.name,
             "create the source snapshot",
             lambda: context.source.create_snapshot(
@@ -107,10 +120,12 @@ def _after_all(now: dt.datetime, known: ReplicaKnowledge, note: Note) -> dt.date
     return newest + dt.timedelta(seconds=1)
 
 
-def _mend_consolidation(context: RunContext, vm: VirtualMachine, note: Note, pending: Pending, needed: bool) -> None:
+def _mend_consolidation(
+    context: ReplicationContext, vm: VirtualMachine, note: Note, pending: Pending, needed: bool
+) -> None:
     """After the snapshot is gone: mend a pending consolidation, and say so where it stays."""
     if not needed:
         return
-    if not consolidate_source(context, vm, wait_for_locks=False):
+    if not consolidate(context.services, context.source, vm, wait_for_locks=False):
         pending(True)
         note("a disk of the source is still locked: its snapshot is gone, but not yet the snapshot's files")

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from vrepl.engine.context import RunContext
+from vrepl.engine.context import VerificationContext
 from vrepl.engine.gate import End
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.engine.recovery import detach_leavings
+from vrepl.engine.vm_work import VmWork
 from vrepl.errors import (
-    InterruptedRunError,
-    LockedError,
     NotFoundError,
     NotReadyError,
     TransportModeError,
     VerificationError,
-    VreplError,
 )
-from vrepl.model import Disk, DiskPoint, RestorePoint, SnapshotState, TransportMode, VirtualMachine
+from vrepl.model import Disk, DiskPoint, RestorePoint, Side, SnapshotState, TransportMode, VirtualMachine
 from vrepl.ports import DiskAddress, TransferProgress, VerifyOrder, VerifyResult
-from vrepl.report.model import DiskVerification, ErrorReport, Result, VmVerification
+from vrepl.report.model import DiskVerification, Result, VmVerification
 from vrepl.repository.replica import ReplicaFolder, Verification
 
 
-def verify_replica(context: RunContext, folder: ReplicaFolder, restore_point_id: str | None) -> VmVerification:
+def verify_replica(context: VerificationContext, folder: ReplicaFolder, restore_point_id: str | None) -> VmVerification:
     """Verify one restore point of one replica, the newest unless one is named; never raises."""
     record = folder.record
     result = VmVerification(name=record.source_name, result=Result.FAILED, replica=record.target_name)
-    try:
-        context.check_stop()
+
+    def verify() -> None:
         # Without the lock a run could remove the restore point, or fold its digests, while it is read.
         with folder.lock():
             point = _restore_point(folder, restore_point_id)
             result.restore_point = point.id
-            result.disks = _verify_disks(context, folder, point)
-            _judge(context, folder, point, result)
-    except (LockedError, NotReadyError) as error:
-        result.result, result.error = Result.SKIPPED, ErrorReport.of(error)
-    except InterruptedRunError as error:
-        result.result, result.error = Result.INTERRUPTED, ErrorReport.of(error)
-    except VreplError as error:
-        result.error = ErrorReport.of(error.at(vm=record.source_name, step="verify"))
+            disks = _verify_disks(context, folder, point)
+            result.disks = disks
+            _judge(context, folder, point, disks)
+
+    outcome = VmWork(context.services, record.source_name, step="verify").outcome(verify)
+    result.result, result.error = outcome.result, outcome.error
     return result
 
 
@@ -59,7 +56,7 @@ def _restore_point(folder: ReplicaFolder, restore_point_id: str | None) -> Resto
     )
 
 
-def _verify_disks(context: RunContext, folder: ReplicaFolder, point: RestorePoint) -> list[DiskVerification]:
+def _verify_disks(context: VerificationContext, folder: ReplicaFolder, point: RestorePoint) -> list[DiskVerification]:
     replica = context.target.find_vm_by_instance_uuid(folder.record.target_instance_uuid)
     if replica is None:
         raise NotFoundError(
@@ -73,8 +70,8 @@ def _verify_disks(context: RunContext, folder: ReplicaFolder, point: RestorePoin
             hint="the next run forgets this restore point",
         )
     snapshot = context.target.read_snapshot(snapshot_ref)
-    for note in detach_leavings(context, context.target, replica):
-        context.events.note(folder.record.source_name, note)
+    for note in detach_leavings(context.services, context.target, replica):
+        context.services.events.note(folder.record.source_name, note)
 
     def verify(disk: DiskPoint) -> DiskVerification:
         return _verify_disk(context, folder, point, replica, snapshot, disk)
@@ -84,13 +81,14 @@ def _verify_disks(context: RunContext, folder: ReplicaFolder, point: RestorePoin
 
 
 def _verify_disk(
-    context: RunContext,
+    context: VerificationContext,
     folder: ReplicaFolder,
     point: RestorePoint,
     replica: VirtualMachine,
     snapshot: SnapshotState,
     disk_point: DiskPoint,
 ) -> DiskVerification:
+    services = context.services
     disk = snapshot.disk(disk_point.target_key)
     if disk is None:
         raise NotFoundError(f"{disk_point.label} is missing from restore point {point.id}")
@@ -102,9 +100,9 @@ def _verify_disk(
         )
 
     def progressed(progress: TransferProgress) -> None:
-        context.events.disk_progress(folder.record.source_name, disk_point.index, progress)
+        services.events.disk_progress(folder.record.source_name, disk_point.index, progress)
 
-    context.events.disk_started(
+    services.events.disk_started(
         folder.record.source_name, disk_point.index, disk.title, "verify", f"restore point {point.id}"
     )
     used_hotadd = False
@@ -114,19 +112,22 @@ def _verify_disk(
         end = _end(context, replica, snapshot, disk)
         used_hotadd = used_hotadd or end.choice.mode is TransportMode.HOTADD
         with context.gate.hold_disk(object(), [end], disk.capacity):
-            return context.movers.verify(VerifyOrder(end.address, digests), progressed)
+            return services.movers.verify(VerifyOrder(end.address, digests), progressed)
 
     read: VerifyResult | None = None
     try:
         while read is None:
             try:
-                read = context.patiently(folder.record.source_name, f"verify {disk.title}", once)
+                read = services.patiently(folder.record.source_name, f"verify {disk.title}", once)
             except TransportModeError as error:
-                context.transports.failed(context.target.name, disk.store, TransportMode(error.mode), error.message)
-                context.events.note(folder.record.source_name, f"{disk.title}: {error.message}; the next mode is taken")
+                mode = TransportMode(error.mode)
+                services.modes.failed(context.target.name, disk.store, mode, error.message)
+                services.events.note(
+                    folder.record.source_name, f"{disk.title}: {error.message}; the next mode is taken"
+                )
     finally:
         if used_hotadd:
-            context.movers.cleanup(context.target.name, replica.ref)
+            services.movers.cleanup(context.target.name, replica.ref)
     return DiskVerification(
         index=disk_point.index,
         label=disk_point.label,
@@ -138,11 +139,11 @@ def _verify_disk(
     )
 
 
-def _end(context: RunContext, replica: VirtualMachine, snapshot: SnapshotState, disk: Disk) -> End:
+def _end(context: VerificationContext, replica: VirtualMachine, snapshot: SnapshotState, disk: Disk) -> End:
     """Raises DiskError once no mode is left."""
     # The rules of a source: the replica's disk is only read here.
-    plan = context.transports.plan(
-        "source", context.target.name, replica, disk, first_run=False, allowed=context.job.target_modes
+    plan = context.services.modes.plan(
+        Side.SOURCE, context.target.name, replica, disk, first_run=False, allowed=context.modes
     )
     address = DiskAddress(
         site=context.target.name,
@@ -157,16 +158,17 @@ def _end(context: RunContext, replica: VirtualMachine, snapshot: SnapshotState, 
     return End(address, replica, False, plan.usable[0])
 
 
-def _judge(context: RunContext, folder: ReplicaFolder, point: RestorePoint, result: VmVerification) -> None:
-    bad = [disk for disk in result.disks if disk.bad_extents]
+def _judge(
+    context: VerificationContext, folder: ReplicaFolder, point: RestorePoint, disks: Sequence[DiskVerification]
+) -> None:
+    """Puts the verdict on record. Raises VerificationError where something differs."""
+    bad = [disk for disk in disks if disk.bad_extents]
     detail = "; ".join(f"{disk.label}: {len(disk.bad_extents)} extents differ" for disk in bad)
-    folder.mark_verified(point.id, Verification(time=context.clock(), good=not bad, detail=detail))
+    folder.mark_verified(point.id, Verification(time=context.services.clock(), good=not bad, detail=detail))
     if not bad:
-        result.result = Result.SUCCESS
         return
     offset, length = bad[0].bad_extents[0]
-    error = VerificationError(
+    raise VerificationError(
         f"restore point {point.id} differs from its digests: {detail} (first: {length} bytes at {offset})",
         hint="do not fail over to it; remove its snapshot on the replica and run the job: it then compares both sides",
     )
-    result.error = ErrorReport.of(error)

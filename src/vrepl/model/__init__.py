@@ -15,6 +15,7 @@ from vrepl.model.jobs import (
     OnResize,
     Quiesce,
     RetentionPolicy,
+    TransferLimits,
 )
 from vrepl.model.machines import (
     ChangedAreas,
@@ -38,13 +39,16 @@ from vrepl.model.replicas import (
     RestorePoint,
 )
 from vrepl.model.transport import (
+    DEFAULT_MODES,
     ModeChoice,
+    Side,
     TransferKind,
     TransportMode,
     TransportPlan,
 )
 
 __all__ = [
+    "DEFAULT_MODES",
     "Bandwidth",
     "BandwidthWindow",
     "ChangedAreas",
@@ -67,9 +71,11 @@ __all__ = [
     "ReplicaState",
     "RestorePoint",
     "RetentionPolicy",
+    "Side",
     "Snapshot",
     "SnapshotState",
     "TransferKind",
+    "TransferLimits",
     "TransportMode",
     "TransportPlan",
     "VirtualMachine",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vrepl.model.replicas import ReplicaPlacement
-from vrepl.model.transport import TransportMode
+from vrepl.model.transport import DEFAULT_MODES, TransportMode
 
 
 class Quiesce(StrEnum):
@@ -71,6 +71,21 @@ class Bandwidth:
 
 
 @dataclass(frozen=True, slots=True)
+class TransferLimits:
+    """What disks in transfer, and source snapshots, may take of sites and hosts at once."""
+
+    parallel_disks: int = 4
+    """Disks in transfer at once, over all VMs of the run."""
+    nfc_budget_mib: int = 32
+    """NFC buffers per ESXi host, in MiB."""
+    nfc_mib_per_disk: float = 4.0
+    """NFC buffers that an open disk holds on its ESXi host, in MiB; what the data movers are started with."""
+    vcenter_connections: int = 40
+    snapshots_per_datastore: int = 4
+    """Source snapshots that may be open at once on one datastore."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobSettings:
     """One job as the engine takes it; built from the configuration, where every default is written down."""
 
@@ -84,16 +99,8 @@ class JobSettings:
     replica_name: str = "{name}-replica"
     quiesce: Quiesce = Quiesce.PREFER
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
-    source_modes: tuple[TransportMode, ...] = (
-        TransportMode.SAN,
-        TransportMode.HOTADD,
-        TransportMode.NBDSSL,
-    )
-    target_modes: tuple[TransportMode, ...] = (
-        TransportMode.SAN,
-        TransportMode.HOTADD,
-        TransportMode.NBDSSL,
-    )
+    source_modes: tuple[TransportMode, ...] = DEFAULT_MODES
+    target_modes: tuple[TransportMode, ...] = DEFAULT_MODES
     fallback: bool = True
     """Whether the next mode may be tried when one fails."""
     on_resize: OnResize = OnResize.REFUSE
@@ -102,15 +109,7 @@ class JobSettings:
     thin: bool | None = None
     """None follows the source."""
     parallel_vms: int = 2
-    parallel_disks: int = 4
-    """Disks in transfer at once, over all VMs of the run."""
-    nfc_budget_mib: int = 32
-    """NFC buffers per ESXi host, in MiB."""
-    nfc_mib_per_disk: float = 4.0
-    """NFC buffers that an open disk holds on its ESXi host, in MiB; what the data movers are started with."""
-    vcenter_connections: int = 40
-    snapshots_per_datastore: int = 4
-    """Source snapshots that may be open at once on one datastore."""
+    limits: TransferLimits = field(default_factory=TransferLimits)
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
     source_proxy: str | None = None
     """Name of the configured proxy whose data movers open the source's disks; None: this machine, with [vddk]."""

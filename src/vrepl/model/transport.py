@@ -15,12 +15,23 @@ class TransportMode(StrEnum):
     NBD = "nbd"
 
 
+class Side(StrEnum):
+    """Of a transfer: the disk that is read, or the one that is written."""
+
+    SOURCE = "source"
+    TARGET = "target"
+
+
 class TransferKind(StrEnum):
     """How a disk's bytes are found: all that is allocated; what CBT says; or all, by comparing digests."""
 
     FULL = "full"
     INCREMENTAL = "incremental"
     COMPARE = "compare"
+
+
+DEFAULT_MODES = (TransportMode.SAN, TransportMode.HOTADD, TransportMode.NBDSSL)
+"""What is tried, in this order, where a job says nothing. `nbd` is not among them: data would cross unencrypted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class UnfinishedDisk:
     capacity: int
     source_disk_uuid: str = ""
     source_base_path: str = ""
-    compared_with_target: bool = False
+    compare_with_target: bool = False
     """What the leaf held when that attempt's run began was not known: only what is `done` is sure."""
 
     @property
@@ -105,7 +105,7 @@ def decide_disk(
     to have been created empty.
     """
     dirty = tuple(clip(unfinished.maybe_written, disk.capacity)) if unfinished else ()
-    unsure_since = unfinished is not None and unfinished.compared_with_target
+    unsure_since = unfinished is not None and unfinished.compare_with_target
     if not leaf_is_sealed_state or unsure_since or (point is None and not made_empty):
         return _decide_unknown(disk, unfinished, dirty)
     if point is None:
@@ -141,7 +141,7 @@ def decide_disk(
 
 def _decide_unknown(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Extent, ...]) -> DiskDecision:
     """Nothing but what an unfinished comparison has settled is sure: the target's own bytes decide."""
-    if unfinished is not None and unfinished.compared_with_target and _same_tracking(disk, unfinished):
+    if unfinished is not None and unfinished.compare_with_target and _same_tracking(disk, unfinished):
         return DiskDecision(
             TransferKind.COMPARE,
             f"resumes a comparison of both sides, {_percent(unfinished)} % of which is done",

@@ -9,17 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-from vrepl.model import Datastore, Disk, ModeChoice, TransportMode, TransportPlan, VirtualMachine
+from vrepl.model import Datastore, Disk, ModeChoice, Side, TransportMode, TransportPlan, VirtualMachine
 
 HOTADD_CAPACITY_LIMIT = 62 * 1024**4
 """Bytes."""
-
-
-class Side(StrEnum):
-    SOURCE = "source"
-    TARGET = "target"
 
 
 @dataclass(frozen=True, slots=True)

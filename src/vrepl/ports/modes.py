@@ -7,19 +7,27 @@ from typing import Protocol
 
 from vrepl.model import (
     Disk,
+    Side,
     TransportMode,
     TransportPlan,
     VirtualMachine,
 )
 
 
-class TransportAdvisor(Protocol):
+class ModeChooser(Protocol):
     """Chooses transport modes by rule and remembers what failed in this run."""
 
     def plan(
-        self, side: str, site: str, vm: VirtualMachine, disk: Disk, *, first_run: bool, allowed: Sequence[TransportMode]
+        self,
+        side: Side,
+        site: str,
+        vm: VirtualMachine,
+        disk: Disk,
+        *,
+        first_run: bool,
+        allowed: Sequence[TransportMode],
     ) -> TransportPlan:
-        """`side` is `source` or `target`; `allowed` are the job's modes in its order.
+        """`side`: a disk that is read goes by the rules of a source, wherever it is; `allowed`: modes in their order.
 
         Raises DiskError (with a hint) if no mode is usable.
         """

@@ -72,7 +72,7 @@ class TransferOrder:
     """Grains that may have been written since the last seal: always written, zeros included, never suppressed."""
     parent: DigestFiles
     """What is surely known of all other grains."""
-    read_target: bool
+    compare_with_target: bool
     """Nothing is known of the target's bytes (a mapped replica): read it and compare, instead of using digests."""
     log: Path
     """Transfer log to append to: what may have been issued, what is done (see repository/transferlog)."""
@@ -127,8 +127,8 @@ class VerifyResult:
     seconds: float
 
 
-class DataMovers(Protocol):
-    """Opens disks in data movers and moves or checks their bytes.
+class Transfers(Protocol):
+    """Opens disks in data movers and moves their bytes.
 
     Raises DiskError (and below) for what VDDK refuses, MoverError when a mover dies, InterruptedRunError when stopped.
     What was done until then stands in the order's log.
@@ -136,19 +136,38 @@ class DataMovers(Protocol):
 
     def transfer(self, order: TransferOrder, progress: Callable[[TransferProgress], None]) -> TransferResult: ...
 
+
+class Verifications(Protocol):
+    """Opens disks in data movers and checks their bytes. Raises as `Transfers`."""
+
     def verify(self, order: VerifyOrder, progress: Callable[[TransferProgress], None]) -> VerifyResult: ...
+
+
+class AccessGuard(Protocol):
+    """PrepareForAccess and EndAccess: while a VM's disks are open, nobody may relocate it. vCenter only."""
 
     def prepare_for_access(self, site: str, vm_ref: str, identity: str) -> None: ...
 
-    def end_access(self, site: str, vm_ref: str, identity: str) -> None: ...
+    def end_access(self, site: str, vm_ref: str, identity: str) -> None:
+        """Undoes; works after `DataMovers.stop` too."""
+        ...
+
+
+class HotAddCleanup(Protocol):
+    """VDDK's Cleanup."""
 
     def cleanup(self, site: str, vm_ref: str, proxy: str | None = None) -> int:
         """Detach what HotAdd may have left of this VM on the proxy; before any snapshot operation after HotAdd.
 
         `proxy`: the configured one that an earlier run used there, "" for this machine; None: that of this run.
         Returns how many disks were detached. Raises UsageError where no such proxy is configured any more.
+        Works after `DataMovers.stop` too.
         """
         ...
+
+
+class DataMovers(Transfers, Verifications, AccessGuard, HotAddCleanup, Protocol):
+    """All that data movers do for a run, and their end."""
 
     def stop(self) -> None:
         """Make every running call raise InterruptedRunError soon; from any thread."""

@@ -1,4 +1,7 @@
-"""What a run asks of a vCenter Server or a standalone ESXi host."""
+"""What is asked of a vCenter Server or a standalone ESXi host, by role: a function takes the narrowest that it needs.
+
+`vsphere.site.VsphereSite` plays all roles. Methods that start a task return when the task has ended, or raise.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,18 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
-from vrepl.ports.movers import SiteConnection
+from vrepl.ports.failover import FailoverTarget
 
 
-class Site(Protocol):
-    """A vCenter Server or a standalone ESXi host. Task methods return when the task has ended, or raise."""
+class Named(Protocol):
+    """What a message calls a site."""
 
     @property
     def name(self) -> str: ...
+
+
+class Inventory(Named, Protocol):
+    """Reads; changes nothing."""
 
     @property
     def is_vcenter(self) -> bool:
@@ -31,10 +38,6 @@ class Site(Protocol):
     @property
     def soap_calls(self) -> int:
         """API calls made so far."""
-        ...
-
-    def connection(self) -> SiteConnection:
-        """How a data mover reaches this site; the certificate has been verified."""
         ...
 
     def list_vms(self) -> list[VirtualMachine]:
@@ -54,19 +57,21 @@ class Site(Protocol):
         """Raises NotFoundError if it is gone."""
         ...
 
-    def settle_tasks(self, vm_ref: str) -> None:
-        """Wait for the tasks that still run on the VM (a dead run's snapshot may be under way). Gone VM: fine."""
-        ...
-
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState: ...
 
-    def enable_cbt(self, vm_ref: str) -> None:
-        """Takes effect with the next snapshot."""
+    def datastores(self) -> list[Datastore]: ...
+
+
+class RunningTasks(Protocol):
+    """What a site still works at."""
+
+    def wait_for_tasks(self, vm_ref: str) -> None:
+        """Until no task runs on the VM any more (a dead run's snapshot may be under way). Gone VM: fine."""
         ...
 
-    def disable_cbt(self, vm_ref: str) -> None:
-        """Of a VM that is powered off: at once."""
-        ...
+
+class Snapshots(RunningTasks, Protocol):
+    """Snapshots of a VM, made and removed."""
 
     def create_snapshot(self, vm_ref: str, name: str, description: str, *, quiesce: bool) -> SnapshotState:
         """Without memory. Raises VsphereError with `fault` naming the quiesce fault if quiescing fails."""
@@ -83,13 +88,35 @@ class Site(Protocol):
 
     def revert_to_snapshot(self, vm_ref: str, snapshot_ref: str) -> None: ...
 
+
+class ChangedBlocks(Protocol):
+    """What changed block tracking tells."""
+
     def changed_areas(
         self, vm_ref: str, snapshot_ref: str | None, disk_key: int, start: int, change_id: str
     ) -> ChangedAreas:
         """One page. Raises CbtError where vSphere answers with FileFault or cannot resolve the change ID."""
         ...
 
-    def datastores(self) -> list[Datastore]: ...
+
+class TrackedInventory(Inventory, ChangedBlocks, Protocol):
+    """Reads VMs, and what changed on their disks; changes nothing."""
+
+
+class ChangeTracking(ChangedBlocks, Protocol):
+    """Changed block tracking, asked and switched."""
+
+    def enable_cbt(self, vm_ref: str) -> None:
+        """Takes effect with the next snapshot."""
+        ...
+
+    def disable_cbt(self, vm_ref: str) -> None:
+        """Of a VM that is powered off: at once."""
+        ...
+
+
+class ReplicaMaking(Protocol):
+    """Replica VMs, made and brought up to their sources."""
 
     def create_replica(self, spec: ReplicaSpec) -> VirtualMachine:
         """Create and register, with empty disks, powered off. Nothing is left behind when it raises."""
@@ -107,12 +134,24 @@ class Site(Protocol):
         """Remove the disk from the VM; its files are destroyed only where no snapshot of the VM needs them."""
         ...
 
-    def rename_vm(self, vm_ref: str, name: str) -> None: ...
-
     def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None: ...
 
     def destroy_vm(self, vm_ref: str) -> None:
         """Raises VsphereError if it is powered on. A VM that is already gone is fine."""
         ...
 
-    def close(self) -> None: ...
+
+class SnapshottedSite(Inventory, Snapshots, Protocol):
+    """A site whose VMs are looked at and snapshotted."""
+
+
+class SourceSite(SnapshottedSite, ChangeTracking, Protocol):
+    """Where the VMs are that a job replicates."""
+
+
+class TargetSite(SourceSite, ReplicaMaking, Protocol):
+    """Where replicas live: all that a source is asked, and replicas made."""
+
+
+class Site(TargetSite, FailoverTarget, Protocol):
+    """All roles at once: what a configured site is, before a command takes of it what it needs."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vrepl.errors import DiskError
-from vrepl.model import Datastore, Disk, TransportMode, TransportPlan, VirtualMachine
+from vrepl.model import Datastore, Disk, Side, TransportMode, TransportPlan, VirtualMachine
 from vrepl.planner.datastores import datastore_of_disk
-from vrepl.planner.modes import DiskQuestion, ProxyFacts, ProxyVm, Side, choose_modes
+from vrepl.planner.modes import DiskQuestion, ProxyFacts, ProxyVm, choose_modes
 
 Facts = Callable[[str], ProxyFacts]
 """Of the proxy, for a site by name."""
@@ -17,8 +17,8 @@ Datastores = Callable[[str], Sequence[Datastore]]
 """Of a site by name."""
 
 
-class RuleAdvisor:
-    """Implements ports.TransportAdvisor. Facts and datastores are asked for once per site and run."""
+class RuleModeChooser:
+    """Implements ports.ModeChooser. Facts and datastores are asked for once per site and run."""
 
     def __init__(self, facts: Facts, datastores: Datastores) -> None:
         self._ask_facts = facts
@@ -29,9 +29,16 @@ class RuleAdvisor:
         self._lock = threading.Lock()
 
     def plan(
-        self, side: str, site: str, vm: VirtualMachine, disk: Disk, *, first_run: bool, allowed: Sequence[TransportMode]
+        self,
+        side: Side,
+        site: str,
+        vm: VirtualMachine,
+        disk: Disk,
+        *,
+        first_run: bool,
+        allowed: Sequence[TransportMode],
     ) -> TransportPlan:
-        """As ports.TransportAdvisor.plan."""
+        """As ports.ModeChooser.plan."""
         with self._lock:
             facts = self._facts_of(site)
             stores = self._datastores[site]
@@ -39,7 +46,7 @@ class RuleAdvisor:
                 disk.datastore_ref, disk.datastore, "OTHER", 0, 0
             )
             failed = self._failed.get((site, disk.datastore), {}) | self._failed.get((site, store.ref), {})
-        question = DiskQuestion(Side(side), vm, disk, store, first_run)
+        question = DiskQuestion(side, vm, disk, store, first_run)
         plan = choose_modes(question, facts, allowed, failed)
         if not plan.usable:
             reasons = "; ".join(f"{choice.mode}: {choice.reason}" for choice in plan.ruled_out)
@@ -54,17 +61,17 @@ class RuleAdvisor:
         return plan
 
     def failed(self, site: str, datastore: str, mode: TransportMode, reason: str) -> None:
-        """As ports.TransportAdvisor.failed; `datastore` by MoRef, or by name where that is all that is known."""
+        """As ports.ModeChooser.failed; `datastore` by MoRef, or by name where that is all that is known."""
         with self._lock:
             self._failed.setdefault((site, datastore), {})[mode] = reason
 
     def left_on_proxy(self, site: str, vm: VirtualMachine) -> bool:
-        """As ports.TransportAdvisor.left_on_proxy."""
+        """As ports.ModeChooser.left_on_proxy."""
         with self._lock:
             return bool(_files_of(vm, self._facts_of(site).vm))
 
     def detached(self, site: str, vm: VirtualMachine, count: int) -> None:
-        """As ports.TransportAdvisor.detached."""
+        """As ports.ModeChooser.detached."""
         with self._lock:
             facts = self._facts.get(site)
             if facts is None or facts.vm is None:

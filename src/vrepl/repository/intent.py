@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, BeforeValidator, Field, PlainSerializer
 
 from vrepl.extents import Extent
-from vrepl.model import TransferKind
+from vrepl.model import Side, TransferKind
 from vrepl.repository.documents import read_document, remove_file, write_document
 
 INTENT_FORMAT = 1
@@ -36,7 +39,9 @@ class DiskIntent:
     source_disk_uuid: str = ""
     source_base_path: str = ""
     """Of the source disk then: a change ID is believed only for the disk, in the place, that it was given for."""
-    compares_with_target: bool = False
+    compare_with_target: Annotated[
+        bool, Field(validation_alias=AliasChoices("compare_with_target", "compares_with_target"))
+    ] = False
     """What the leaf held when its run began was not known: what is not settled yet must be compared by reading it."""
 
 
@@ -49,34 +54,39 @@ class PreparedAccess:
     identity: str
 
 
-def hotadd_entry(side: str, vm_ref: str, proxy: str | None) -> str:
-    """An entry of `Journal.hotadd_cleanup`; `proxy`: a configured one's name, None for this machine."""
-    return f"{side}:{vm_ref}:{proxy or ''}"
+@dataclass(frozen=True, slots=True)
+class HotAddedDisks:
+    """Disks of a VM that may hang on a proxy VM: on disk `SIDE:VM_REF:PROXY`, where no PROXY is this machine."""
 
+    side: Side
+    """Whose site: the original's or the replica's."""
+    vm_ref: str
+    proxy: str | None
+    """A configured one's name, "" for this machine; None in an older entry (`SIDE:VM_REF`), which did not say."""
 
-def read_hotadd_entry(entry: str) -> tuple[str, str, str | None]:
-    """Side, VM ref, and proxy: its name, "" for this machine, None in an older entry, which did not say."""
-    side, vm_ref, *proxy = entry.split(":", 2)
-    return side, vm_ref, proxy[0] if proxy else None
+    @classmethod
+    def parse(cls, text: object) -> HotAddedDisks:
+        """Raises ValueError."""
+        if isinstance(text, cls):
+            return text
+        side, vm_ref, *proxy = str(text).split(":", 2)
+        return cls(Side(side), vm_ref, proxy[0] if proxy else None)
+
+    def __str__(self) -> str:
+        return ":".join([self.side, self.vm_ref, *([] if self.proxy is None else [self.proxy])])
 
 
 @dataclass(frozen=True, slots=True)
 class Journal:
     """Things outside the repository that this run made, each written here before or right after it was made."""
 
-    source_vm_ref: str | None = None
-    source_snapshot_ref: str | None = None
-    target_vm_ref: str | None = None
-    target_snapshot_ref: str | None = None
-    """The replica's snapshot that seals; once it is here, the run is rolled forward."""
-    made_target_vm: bool = False
-    """This run registered the replica: undoing the run may destroy it."""
-    made_target_disks: tuple[int, ...] = ()
-    """Device keys of disks that this run added to an existing replica."""
     prepared_for_access: tuple[PreparedAccess, ...] = ()
-    hotadd_cleanup: tuple[str, ...] = ()
-    """What may hang on a proxy VM: `SIDE:VM_REF:PROXY`, where no PROXY is this machine (older: `SIDE:VM_REF`)."""
+    hotadd_cleanup: tuple[
+        Annotated[HotAddedDisks, BeforeValidator(HotAddedDisks.parse), PlainSerializer(str, return_type=str)], ...
+    ] = ()
+    """What may hang on a proxy VM."""
     notes: Mapping[str, str] = field(default_factory=dict)
+    """`leaf:KEY` -> which leaf of the replica's disk of that key is written to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +97,9 @@ class Intent:
     restore_point_id: str
     """Of the restore point that the run will seal."""
     job: str
-    source_snapshot_name: str
     disks: tuple[DiskIntent, ...] = ()
     journal: Journal = field(default_factory=Journal)
+    source_snapshot_name: str = ""
 
     def disk(self, source_key: int) -> DiskIntent | None:
         return next((disk for disk in self.disks if disk.source_key == source_key), None)

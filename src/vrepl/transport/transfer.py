@@ -75,7 +75,7 @@ def copy_disk(
             hint="the disks' sizes must be equal; a resized source disk needs on_resize",
         )
     judge: Judge
-    if order.read_target:
+    if order.compare_with_target:
         everything = [Extent(0, target.capacity)]
         judge = TargetJudge(target.allocated(everything[0]), order.dirty, split_zeros=target.splits_zeros)
     else:

@@ -9,7 +9,7 @@
     snapshots, cbt, guest     what is done to a VM
     hardware, placement, replica, reconcile     what is done to a replica
     datastores, privileges, facts     what placement, transport selection and `check` want to know
-    site         VsphereSite: `ports.Site`, put together from these
+    site         VsphereSite: every role of `ports.sites`, put together from these
 
 Nothing here is imported at `import vrepl.vsphere`, so that naming the package costs nothing.
 """

@@ -1,4 +1,4 @@
-"""VsphereSite: `ports.Site` for a vCenter Server or an ESXi host, put together from the rooms beside it."""
+"""VsphereSite: every role of `ports.sites` for a vCenter Server or an ESXi host, made of the rooms beside it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _random_uuid() -> str:
 
 
 class VsphereSite:
-    """Logs in at first use; see `ports.Site` for what each method promises."""
+    """Logs in at first use; see `ports.sites` for what each method promises."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class VsphereSite:
     def read_vm(self, vm_ref: str) -> VirtualMachine:
         return self._inventory.read_vm(vm_ref)
 
-    def settle_tasks(self, vm_ref: str) -> None:
+    def wait_for_tasks(self, vm_ref: str) -> None:
         self._tasks.settle(self._session.object(vim.VirtualMachine, vm_ref))
 
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:

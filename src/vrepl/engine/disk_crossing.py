@@ -1,0 +1,408 @@
+"""One disk on its way across: attempt by attempt, each one's intent on disk before its first write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from vrepl.engine.context import Services
+from vrepl.engine.gate import End, Gate
+from vrepl.engine.intent_keeper import IntentKeeper
+from vrepl.errors import (
+    DiskError,
+    DiskLockedError,
+    InterruptedRunError,
+    MoverError,
+    TransportModeError,
+    VreplError,
+    VsphereError,
+)
+from vrepl.extents import Extent, intersect, subtract, total, union
+from vrepl.model import (
+    Disk,
+    Side,
+    SnapshotState,
+    TransferKind,
+    TransportMode,
+    TransportPlan,
+    VirtualMachine,
+)
+from vrepl.planner.disks import DiskDecision, issued_extents
+from vrepl.ports import DigestFiles, DiskAddress, SourceSite, TransferOrder, TransferProgress, TransferResult
+from vrepl.report.model import DiskReport, SideTransport
+from vrepl.repository.intent import DiskIntent, HotAddedDisks
+from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.transferlog import read_log
+
+UNREACHABLE = frozenset({14008, 14009, 14010, 18000})
+"""VixErrors of a connection to an ESXi host that was never made (VMware, "Virtual Disk API Errors")."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrossingEnd:
+    """One side of a crossing: the site whose disks are read, or written, and how they may be reached."""
+
+    side: Side
+    """Whose site it is: the original's (`source`) or the replica's (`target`), whichever way bytes go."""
+    site: SourceSite
+    modes: tuple[TransportMode, ...]
+    proxy: str | None = None
+    """Name of the configured proxy that serves it; None: this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrossingRoute:
+    """From where to where a crossing goes, and what it needs for that."""
+
+    services: Services
+    gate: Gate
+    folder: ReplicaFolder
+    """Of the replica, whichever end that is: intent, transfer logs and digests lie there."""
+    keeper: IntentKeeper
+    read: CrossingEnd
+    written: CrossingEnd
+    fallback: bool = True
+    """Whether the next transport mode may be tried when one fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskMove:
+    """One disk that must be brought to the state that a snapshot of the VM which is read shows."""
+
+    key: int
+    """By which the replica's folder knows the disk: the original's device key."""
+    read_vm: VirtualMachine
+    read_snapshot: SnapshotState
+    read_disk: Disk
+    written_vm: VirtualMachine
+    written_disk: Disk
+    decision: DiskDecision
+    regions: Sequence[Extent]
+    parent_restore_point_id: str | None
+    parent_digests: DigestFiles
+    first_attempt: int
+
+
+def first_intent(move: DiskMove) -> DiskIntent:
+    """What is recorded of a disk before its first attempt of this run."""
+    return DiskIntent(
+        source_key=move.key,
+        kind=move.decision.kind,
+        capacity=move.read_disk.capacity,
+        attempt=move.first_attempt,
+        planned=tuple(move.regions),
+        change_id=move.read_disk.change_id,
+        parent_restore_point_id=move.parent_restore_point_id,
+        fresh=move.decision.fresh,
+        dirty=move.decision.dirty,
+        allocated_only=move.decision.kind is not TransferKind.INCREMENTAL,
+        source_disk_uuid=move.read_disk.uuid,
+        source_base_path=move.read_disk.base_path,
+        compare_with_target=move.decision.compare_with_target,
+    )
+
+
+@dataclass(slots=True)
+class Reached:
+    """How one end of a disk is reached: as the rules choose, and in the end as it really was."""
+
+    mode: str | None = None
+    reason: str = ""
+    chosen: str | None = None
+    """By the rules, before anything failed."""
+    ruled_out: list[tuple[str, str]] = field(default_factory=list)
+    fallbacks: list[str] = field(default_factory=list)
+
+    def take(self, plan: TransportPlan) -> None:
+        first = plan.usable[0]
+        self.chosen = self.chosen or first.mode.value
+        self.reason, self.mode = first.reason, first.mode.value
+        self.ruled_out = [(choice.mode.value, choice.reason) for choice in plan.ruled_out]
+
+    def report(self) -> SideTransport:
+        return SideTransport(self.mode, self.reason, self.chosen, list(self.ruled_out), list(self.fallbacks))
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was moved so far, in bytes, and how long it took, over all attempts."""
+
+    attempts: int = 0
+    read: int = 0
+    moved: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    waits: dict[str, float] = field(default_factory=dict)
+
+    def add(self, read: int, moved: int, skipped: int = 0) -> None:
+        self.read += read
+        self.moved += moved
+        self.skipped += skipped
+
+    def add_result(self, result: TransferResult) -> None:
+        self.add(result.bytes_read, result.bytes_moved, result.bytes_skipped)
+        self.seconds += result.seconds
+        for stage, seconds in result.waits.items():
+            self.waits[stage] = self.waits.get(stage, 0.0) + seconds
+
+
+class DiskCrossing:
+    """Moves one disk, trying again from its transfer log what may pass."""
+
+    def __init__(self, route: CrossingRoute, move: DiskMove, vm: str) -> None:
+        """`vm`: whom events speak of."""
+        self._route = route
+        self._services = route.services
+        self.move = move
+        self._vm = vm
+        self._intent = first_intent(move)
+        self._announced = False
+        self._left_on_proxy: set[Side] = set()
+        self._reached = {Side.SOURCE: Reached(), Side.TARGET: Reached()}
+        self.tally = Tally()
+        self.finished = not move.regions
+
+    def run(self, through: SnapshotState | None = None) -> None:
+        """Raises the error of the last attempt, with VM, disk and step in it.
+
+        `through`: a temporary snapshot of the written VM, through which the base of its disk is written over SAN (see
+        `engine.san_writing`); returns with the disk unfinished where SAN fails.
+        """
+        waits = list(self._services.patience.waits)
+        while not self.finished:
+            self.tally.attempts += 1
+            intent = self._intent
+            try:
+                self.finished = self._attempt(intent, through)
+                if not self.finished:
+                    return
+            except VreplError as error:
+                following, progressed = self._after_failure(intent, error)
+                if progressed:
+                    waits = list(self._services.patience.waits)
+                if not waits:
+                    raise
+                self._intent = following
+                self._route.keeper.set_disk(following)
+                self._pause(error, 0.0 if progressed or isinstance(error, TransportModeError) else waits.pop(0))
+                self._detach_leavings(error)
+
+    def writes_over_san(self) -> bool:
+        """Whether SAN is how the rules would reach the written disk now."""
+        return self._written_plan().modes[0] is TransportMode.SAN and not self.move.written_vm.snapshots
+
+    def choose_modes(self) -> None:
+        """Choose how both ends are reached; nothing is opened."""
+        self._reached[Side.SOURCE].take(self._read_plan())
+        self._reached[Side.TARGET].take(self._written_plan())
+
+    def report(self) -> DiskReport:
+        """How it went so far."""
+        move, tally = self.move, self.tally
+        return DiskReport(
+            index=move.read_disk.index,
+            label=move.read_disk.label,
+            kind=move.decision.kind,
+            reason=move.decision.reason,
+            capacity=move.read_disk.capacity,
+            bytes_read=tally.read,
+            bytes_moved=tally.moved,
+            bytes_skipped=tally.skipped,
+            resumed=bool(move.decision.carry or move.decision.dirty),
+            attempts=tally.attempts,
+            seconds=tally.seconds,
+            waits=dict(tally.waits),
+            source=self._reached[Side.SOURCE].report(),
+            target=self._reached[Side.TARGET].report(),
+        )
+
+    def _attempt(self, intent: DiskIntent, through: SnapshotState | None) -> bool:
+        """False: SAN may no longer be used, so that nothing was moved through the temporary snapshot."""
+        move = self.move
+        while True:
+            read, written = self._read_address(), self._written_address(through)
+            ends = (
+                End(read, move.read_vm, False, self._read_plan().usable[0]),
+                End(written, move.written_vm, True, self._written_plan().usable[0]),
+            )
+            with self._route.gate.hold_disk(object(), ends, total(intent.planned)):
+                if through is not None and not self.writes_over_san():
+                    return False
+                if (read, written) != (self._read_address(), self._written_address(through)):
+                    continue  # a mode failed for another disk while this one waited
+                self.choose_modes()
+                self._transfer(intent, read, written)
+                return True
+
+    def _transfer(self, intent: DiskIntent, read: DiskAddress, written: DiskAddress) -> None:
+        move, events = self.move, self._services.events
+        index = move.read_disk.index
+        if not self._announced:
+            self._announced = True
+            events.disk_started(self._vm, index, move.read_disk.title, intent.kind.value, move.decision.reason)
+        for end, address in ((self._route.read, read), (self._route.written, written)):
+            if address.modes[0] is TransportMode.HOTADD:
+                self._route.keeper.note_hotadd(HotAddedDisks(end.side, address.vm_ref, end.proxy or ""))
+        order = TransferOrder(
+            kind=intent.kind,
+            source=read,
+            target=written,
+            regions=intent.planned,
+            allocated_only=intent.allocated_only,
+            dirty=intent.dirty,
+            parent=move.parent_digests,
+            compare_with_target=move.decision.compare_with_target,
+            log=self._route.folder.transfer_log(intent.source_key),
+            attempt=intent.attempt,
+        )
+        seen = TransferProgress()
+
+        def progressed(progress: TransferProgress) -> None:
+            nonlocal seen
+            seen = progress
+            events.disk_progress(self._vm, index, progress)
+
+        try:
+            result = self._services.movers.transfer(order, progressed)
+        except VreplError:
+            self.tally.add(seen.bytes_read, seen.bytes_moved)
+            raise
+        self.tally.add_result(result)
+        self._reached[Side.SOURCE].mode = result.source_mode
+        self._reached[Side.TARGET].mode = result.target_mode
+        self._reached[Side.SOURCE].fallbacks.extend(result.resent_modes)
+
+    def _after_failure(self, intent: DiskIntent, error: VreplError) -> tuple[DiskIntent, bool]:
+        """The intent of the next attempt, and whether this one settled anything; raises what trying cannot mend."""
+        error.at(vm=self._vm, disk=self.move.read_disk.title, step="transfer")
+        self._name_host(error)
+        if isinstance(error, InterruptedRunError):
+            raise error
+        if isinstance(error, TransportModeError):
+            self._mode_failed(error)
+        elif not error.retryable:
+            raise error
+        state = read_log(self._route.folder.transfer_log(intent.source_key)).attempt(intent.attempt)
+        done = intersect(intent.planned, state.done)
+        issued = issued_extents(intent.planned, state.allowed, intent.capacity)
+        following = replace(
+            intent,
+            attempt=intent.attempt + 1,
+            planned=tuple(subtract(intent.planned, done)),
+            dirty=tuple(union(intent.dirty, issued)),
+        )
+        return following, bool(done)
+
+    def _name_host(self, error: VreplError) -> None:
+        """VDDK does not say which ESXi host it could not reach; the disk that it speaks of tells."""
+        if not isinstance(error, DiskError) or error.code not in UNREACHABLE:
+            return
+        move = self.move
+        for path, vm in ((move.read_disk.path, move.read_vm), (move.written_disk.path, move.written_vm)):
+            if path and path in error.message and vm.host:
+                error.message += f"; the disk is reached through ESXi host {vm.host}"
+                return
+
+    def _pause(self, error: VreplError, seconds: float) -> None:
+        again = f"trying again in {seconds:g} s" if seconds else "going on from the checkpoint"
+        self._services.events.note(self._vm, f"{self.move.read_disk.title}: {error.message}; {again}")
+        self._services.wait(seconds)
+
+    def _detach_leavings(self, error: VreplError) -> None:
+        """A data mover that died over HotAdd left the disk on the proxy VM, where it stays locked until Cleanup.
+
+        Asked again as long as the disk is locked: who died may not be seen to be dead yet. Disks of this VM that
+        other data movers hold stay where they are.
+        """
+        ends = {
+            Side.SOURCE: (self._route.read.site.name, self.move.read_vm.ref),
+            Side.TARGET: (self._route.written.site.name, self.move.written_vm.ref),
+        }
+        if isinstance(error, MoverError):
+            self._left_on_proxy |= {side for side in ends if self._reached[side].mode == TransportMode.HOTADD}
+        if not isinstance(error, MoverError | DiskLockedError):
+            return
+        for side in sorted(self._left_on_proxy):
+            site, vm_ref = ends[side]
+            try:
+                self._services.movers.cleanup(site, vm_ref)
+            except InterruptedRunError:
+                raise
+            except VreplError as failure:  # the next attempt tells whether the disk can be had
+                self._services.events.note(self._vm, f"detaching what HotAdd left: {failure.message}")
+
+    def _mode_failed(self, error: TransportModeError) -> None:
+        """Rule the mode out for its datastore in this run; raises if no other may be tried."""
+        if not self._route.fallback:
+            raise error
+        mode = TransportMode(error.mode)
+        held = False
+        for side, end, disk in (
+            (Side.SOURCE, self._route.read, self.move.read_disk),
+            (Side.TARGET, self._route.written, self.move.written_disk),
+        ):
+            reached = self._reached[side]
+            if reached.mode == error.mode and error.side in {None, side}:
+                self._services.modes.failed(end.site.name, disk.store, mode, error.message)
+                reached.fallbacks.append(f"{mode} failed: {error.message}")
+                held = True
+        if not held:
+            raise error
+
+    def _read_plan(self) -> TransportPlan:
+        move, end = self.move, self._route.read
+        return self._services.modes.plan(
+            Side.SOURCE,
+            end.site.name,
+            move.read_vm,
+            move.read_disk,
+            first_run=move.parent_restore_point_id is None,
+            allowed=end.modes,
+        )
+
+    def _written_plan(self) -> TransportPlan:
+        move, end = self.move, self._route.written
+        return self._services.modes.plan(
+            Side.TARGET,
+            end.site.name,
+            move.written_vm,
+            move.written_disk,
+            first_run=move.parent_restore_point_id is None and not move.written_vm.snapshots,
+            allowed=end.modes,
+        )
+
+    def _usable(self, plan: TransportPlan) -> tuple[TransportMode, ...]:
+        return plan.modes if self._route.fallback else plan.modes[:1]
+
+    def _read_address(self) -> DiskAddress:
+        move = self.move
+        return DiskAddress(
+            site=self._route.read.site.name,
+            vm_ref=move.read_vm.ref,
+            snapshot_ref=move.read_snapshot.ref,
+            path=move.read_disk.path,
+            capacity=move.read_disk.capacity,
+            modes=self._usable(self._read_plan()),
+            vm_name=move.read_vm.name,
+            disk_title=move.read_disk.title,
+        )
+
+    def _written_address(self, through: SnapshotState | None) -> DiskAddress:
+        move = self.move
+        plan = self._written_plan()
+        disk: Disk | None = move.written_disk
+        if through is not None:
+            # Over SAN alone: every other mode would have to write to a leaf that is going to be reverted.
+            disk = through.disk(move.written_disk.key)
+        if disk is None:
+            raise VsphereError(f"{move.written_disk.title} is missing from the replica's temporary snapshot")
+        return DiskAddress(
+            site=self._route.written.site.name,
+            vm_ref=move.written_vm.ref,
+            snapshot_ref=through.ref if through else None,
+            path=disk.path,
+            capacity=move.written_disk.capacity,
+            modes=(TransportMode.SAN,) if through else self._usable(plan),
+            vm_name=move.written_vm.name,
+            disk_title=move.written_disk.title,
+        )

@@ -1,0 +1,23 @@
+"""Facts gathered and one VM planned: the same for a plan that is shown and for one that is carried out."""
+
+from __future__ import annotations
+
+from vrepl.engine.context import ReplicationContext
+from vrepl.engine.knowledge import TargetNames, gather, mapping_request
+from vrepl.model import VirtualMachine
+from vrepl.planner.vm import ReplicaKnowledge, VmPlan, plan_vm
+from vrepl.repository.replica import ReplicaFolder
+
+
+def look_and_plan(
+    context: ReplicationContext,
+    folder: ReplicaFolder | None,
+    vm: VirtualMachine,
+    names: TargetNames,
+    map_to: str | None,
+) -> tuple[VmPlan, ReplicaKnowledge]:
+    """Only reads. `vm`: as its site shows it now; `map_to`: name of the target's VM that shall become its replica."""
+    repository, job = context.services.repository, context.job
+    request = mapping_request(repository, vm, context.source, context.target, map_to) if map_to else None
+    known = gather(folder, vm, job.replica_name_of(vm.name), repository.id, context.target, names, request)
+    return plan_vm(vm, job, known), known
