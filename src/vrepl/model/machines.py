@@ -143,6 +143,20 @@ class VirtualMachine:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestState:
+    """What VMware Tools and the host say of a running VM."""
+
+    power: PowerState
+    tools_running: bool
+    heartbeat: str
+    """green, yellow, red, or gray (no Tools)."""
+    host_name: str
+    ip_address: str
+    question: str
+    """What the VM waits for somebody to answer in vSphere; "" if nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotState:
     """A snapshot with the disks in *its* configuration (whose change IDs are the ones that count)."""
 

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Protocol
 
-from vrepl.model import SnapshotState, VirtualMachine
+from vrepl.model import GuestState, SnapshotState, VirtualMachine
 
 
 class ReplicaFiles(Protocol):
@@ -72,3 +72,38 @@ class FailoverTarget(ReplicaFiles, Power, Protocol):
         Returns what was changed, in words. Raises NotFoundError for an unknown network.
         """
         ...
+
+
+class Sandbox(Power, Protocol):
+    """What a test of a failover needs: a copy that costs nothing, on a network that leads nowhere."""
+
+    @property
+    def is_vcenter(self) -> bool:
+        """False for a standalone ESXi host, which cannot clone."""
+        ...
+
+    def list_vms(self) -> list[VirtualMachine]: ...
+
+    def clone_linked(
+        self, vm_ref: str, snapshot_ref: str, name: str, extra_config: Mapping[str, str]
+    ) -> VirtualMachine:
+        """A powered off VM beside the other one, whose disks are children of the snapshot's.
+
+        `extra_config` is set before it can be seen; an empty value takes a setting away that the snapshot had. Nothing
+        keeps vSphere from removing the snapshot under the clone, which destroys it: whoever clones must.
+        """
+        ...
+
+    def add_isolated_network(self, host: str, name: str) -> bool:
+        """A port group on a virtual switch without an uplink; False: it was there already."""
+        ...
+
+    def remove_isolated_network(self, host: str, name: str) -> None:
+        """With its switch; one that is gone already, or not isolated, is left as it is."""
+        ...
+
+    def connect_networks(self, vm_ref: str, networks: Mapping[str, str]) -> list[str]: ...
+
+    def guest_state(self, vm_ref: str) -> GuestState: ...
+
+    def destroy_vm(self, vm_ref: str) -> None: ...

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from vrepl.errors import NotFoundError, VsphereError
-from vrepl.model import PowerState
+from vrepl.model import GuestState, PowerState
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.session import Session
@@ -25,20 +24,6 @@ _PATHS = (
     "guest.ipAddress",
     "runtime.question",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class GuestState:
-    """What VMware Tools and the host say of a running VM."""
-
-    power: PowerState
-    tools_running: bool
-    heartbeat: str
-    """green, yellow, red, or gray (no Tools)."""
-    host_name: str
-    ip_address: str
-    question: str
-    """What the VM waits for somebody to answer in vSphere; "" if nothing."""
 
 
 class Guests:

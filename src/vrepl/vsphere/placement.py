@@ -85,6 +85,11 @@ class Places:
         self._environments = Environments()
         self._placed: Counter[str] = Counter()
 
+    def forget(self) -> None:
+        """Something was made that the listing does not know."""
+        with self._lock:
+            self._listed_at = None
+
     def find(self, placement: ReplicaPlacement) -> Place:
         """Where things of a replica go that exists, or that goes to a host by name. Raises NotFoundError."""
         with self._lock:

@@ -11,6 +11,7 @@ from typing import Any
 from vrepl.model import (
     ChangedAreas,
     Datastore,
+    GuestState,
     Hardware,
     ReplicaPlacement,
     ReplicaSpec,
@@ -22,13 +23,14 @@ from vrepl.vsphere import cbt, datastores, facts, tls
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.datastore_files import DatastoreFiles
 from vrepl.vsphere.facts import EsxiHost
-from vrepl.vsphere.guest import Guests, GuestState
+from vrepl.vsphere.guest import Guests
 from vrepl.vsphere.inventory import Inventory
 from vrepl.vsphere.networks import connect
 from vrepl.vsphere.placement import NewReplica, Places
 from vrepl.vsphere.privileges import NEEDS, Missing, Role, Scope, missing
 from vrepl.vsphere.reconcile import Reconciler
 from vrepl.vsphere.replica import Replicas
+from vrepl.vsphere.sandbox import Sandboxes
 from vrepl.vsphere.session import Session, SiteSettings
 from vrepl.vsphere.snapshots import Snapshots
 from vrepl.vsphere.tasks import Tasks
@@ -56,6 +58,7 @@ class VsphereSite:
         self._snapshots = Snapshots(self._session, self._tasks, self._inventory)
         self._places = Places(self._session, monotonic=monotonic)
         self._replicas = Replicas(self._session, self._tasks, self._inventory, self._places, new_uuid=new_uuid)
+        self._sandbox = Sandboxes(self._session, self._tasks, self._inventory)
         self._files = DatastoreFiles(self._session)
         self._reconciler = Reconciler(self._session, self._tasks, self._inventory, self._places)
 
@@ -229,6 +232,19 @@ class VsphereSite:
 
     def connect_networks(self, vm_ref: str, networks: Mapping[str, str]) -> list[str]:
         return connect(self._session, self._tasks, self._inventory, vm_ref, networks)
+
+    def clone_linked(
+        self, vm_ref: str, snapshot_ref: str, name: str, extra_config: Mapping[str, str]
+    ) -> VirtualMachine:
+        return self._sandbox.clone_linked(vm_ref, snapshot_ref, name, extra_config)
+
+    def add_isolated_network(self, host: str, name: str) -> bool:
+        made = self._sandbox.add_network(host, name)
+        self._places.forget()
+        return made
+
+    def remove_isolated_network(self, host: str, name: str) -> None:
+        self._sandbox.remove_network(host, name)
 
     # --- files beside a VM
 
