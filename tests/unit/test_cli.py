@@ -187,7 +187,7 @@ def test_lists_of_an_empty_repository(folder: Path) -> None:
     assert json.loads(run("replicas", "--json").stdout) == {"version": 1, "replicas": []}
     assert json.loads(run("history", "--json").stdout) == {"version": 1, "runs": []}
     status = json.loads(run("status", "--json").stdout)
-    assert status["jobs"] == [{"name": "demo", "vms": ["web-01"], "running": False, "owner": None, "last_run": None}]
+    assert status["jobs"] == [{"name": "demo", "vms": ["web-01"], "running": False, "owner": None}]
     assert run("repository", "check").exit_code == 0
 
 
@@ -205,7 +205,7 @@ def test_a_replica_that_is_not_made_yet_is_called_by_its_source(folder: Path) ->
         job="demo",
     )
     Repository.open(folder / "repository", create=True).create_replica(record)
-    assert "\nweb-01 (not made yet) " in run("status").stdout
+    assert "\nweb-01  demo  no replica " in run("status").stdout
     assert "(not made yet)" in run("replicas").stdout
     assert "no restore points of web-01 yet" in run("restore-points", "web-01").stdout
 

@@ -21,7 +21,7 @@ from vrepl.model import (
     TransferKind,
     VirtualMachine,
 )
-from vrepl.report.listing import find_replica, job_row, replica_row, restore_point_row, run_row, vm_row
+from vrepl.report.listing import find_replica, replica_row, restore_point_row, run_row, vm_row
 from vrepl.repository.replica import ReplicaFolder, Verification
 from vrepl.repository.store import Repository, replica_id
 
@@ -117,15 +117,9 @@ def test_a_vm_row_says_which_disk_and_why() -> None:
     assert [disk["replicable"] for disk in row["disks"]] == [True, False]
 
 
-def test_job_and_run_rows() -> None:
+def test_run_rows() -> None:
     head = {"id": "r2", "job": "demo", "started": "s", "finished": "f", "result": "partial", "bytes_read": 1}
-    runs: list[dict[str, Any]] = [
-        {"run": {"id": "r9", "job": "other"}, "vms": []},
-        {"run": head, "vms": [{"result": "success"}, {"result": "failed"}, {"result": "success"}]},
-    ]
-    assert job_row("demo", ["a"], runs, None)["last_run"]["id"] == "r2"
-    assert job_row("new", ["a"], runs, "pid 1")["last_run"] is None
-    assert job_row("new", ["a"], runs, "pid 1")["running"] is True
-    row = run_row(runs[1])
+    run: dict[str, Any] = {"run": head, "vms": [{"result": "success"}, {"result": "failed"}, {"result": "success"}]}
+    row = run_row(run)
     assert row["vms"] == {"failed": 1, "success": 2}
     assert row["bytes_moved"] is None

@@ -18,7 +18,7 @@ COMMANDS = {
     "replicas": "vrepl.cli.replicas:replicas",
     "restore-points": "vrepl.cli.replicas:restore_points",
     "verify": "vrepl.cli.verify:verify",
-    "status": "vrepl.cli.history:status",
+    "status": "vrepl.cli.status:status",
     "history": "vrepl.cli.history:history",
     "report": "vrepl.cli.history:report",
     "check": "vrepl.cli.check:check",

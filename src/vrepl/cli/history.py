@@ -1,8 +1,7 @@
-"""`vrepl status`, `history` and `report`: what ran, and how it went."""
+"""`vrepl history` and `report`: what ran, and how it went."""
 
 from __future__ import annotations
 
-import datetime as dt
 from typing import TYPE_CHECKING
 
 import click
@@ -12,57 +11,6 @@ from vrepl.errors import NotFoundError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-@click.command(
-    short_help="Last runs and newest restore points.", epilog=examples("vrepl status", "vrepl status --json")
-)
-@json_option
-@pass_state
-def status(state: State) -> None:
-    """Show each job's last run and each replica's newest restore point. Connects to nothing."""
-    from vrepl.app.composition import open_repository
-    from vrepl.report.listing import job_row, replica_row
-
-    loaded = state.config()
-    repository = open_repository(loaded)
-    held = {lock.path.stem: lock.owner for lock in repository.locks() if lock.held}
-    runs = repository.runs()
-    jobs = [job_row(name, job.vms, runs, held.get(name)) for name, job in loaded.config.jobs.items()]
-    replicas = [replica_row(folder) for folder in repository.replicas()]
-
-    def show(out: Console) -> None:
-        from vrepl.report import console
-        from vrepl.report import format as words
-        from vrepl.report.model import time_from_json
-
-        now = dt.datetime.now(dt.UTC)
-        listing = console.table("Job", "VMs", "Now", "Last run", "Result", right=("VMs",))
-        for job in jobs:
-            last = job["last_run"] or {}
-            listing.add_row(
-                job["name"],
-                str(len(job["vms"])),
-                "running" if job["running"] else "–",
-                words.age(time_from_json(last.get("started")), now),
-                last.get("result") or "–",
-            )
-        out.print(listing)
-        out.print()
-        points = console.table("Replica", "State", "Points", "Newest", "Verified", right=("Points",))
-        for row in replicas:
-            newest = row["last_restore_point"] or {}
-            verified = newest.get("verified")
-            points.add_row(
-                row["name"] or f"{row['source']['name']} (not made yet)",
-                row["state"] + (" (unfinished run)" if row["unfinished"] and not row["running"] else ""),
-                str(row["restore_points"]),
-                words.age(time_from_json(newest.get("time")), now),
-                "not yet" if verified is None else ("yes" if verified["good"] else "DIFFERS"),
-            )
-        out.print(points)
-
-    state.result({"version": 1, "jobs": jobs, "replicas": replicas}, show)
 
 
 @click.command(short_help="Runs, newest first.", epilog=examples("vrepl history", "vrepl history --job web --limit 50"))

@@ -61,6 +61,7 @@ target_datastore = "dr-vmfs-01"
 # target_resource_pool = "Resources"
 # networks = { "VM Network" = "DR Network" }   # others keep their name
 # replica_name = "{name}-replica"
+# rpo = "30m"                  # how old the last good restore point may be; `vrepl status` tells where it is older
 # quiesce = "prefer"           # require | prefer | never
 # on_resize = "refuse"         # refuse | restart (a new chain of restore points)
 # on_not_replicable = "fail"   # fail | skip-disk

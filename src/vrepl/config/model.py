@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from vrepl.config.units import parse_rate, parse_window
+from vrepl.config.units import parse_duration, parse_rate, parse_window
 from vrepl.model import (
     Bandwidth,
     BandwidthWindow,
@@ -113,6 +113,14 @@ class BandwidthTable(Table):
             self.limit,
             tuple(BandwidthWindow(*parse_window(window), rate) for window, rate in self.windows.items()),
         )
+
+
+def _seconds(value: Any) -> Any:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+"""Seconds, or text such as "30m"."""
 
 
 class SiteTable(Table):
@@ -240,6 +248,7 @@ class JobTable(Table):
     networks: dict[str, Name] = Field(default_factory=dict)
     replica_name: Name = "{name}-replica"
     quiesce: Quiesce = Quiesce.PREFER
+    rpo: Duration | None = None
     retention: RetentionTable = Field(default_factory=RetentionTable)
     transport: TransportTable = Field(default_factory=TransportTable)
     on_resize: OnResize = OnResize.REFUSE

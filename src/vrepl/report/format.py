@@ -40,6 +40,11 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def period(seconds: float | None) -> str:
+    """A length that somebody chose: `30 min`, `2 h`, without zeros that say nothing."""
+    return duration(seconds).removesuffix(" 00 s").removesuffix(" 00 min").removesuffix(" 0 h").replace(".0 s", " s")
+
+
 def moment(time: dt.datetime | None) -> str:
     """In UTC, to the second, and saying so: `2025-03-01 22:00:00Z`; a dash for None."""
     return "–" if time is None else time.astimezone(dt.UTC).strftime("%Y-%m-%d %H:%M:%SZ")

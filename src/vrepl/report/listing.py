@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vrepl.errors import NotFoundError
@@ -126,18 +126,6 @@ def find_replica(folders: Sequence[ReplicaFolder], name: str) -> ReplicaFolder:
 def _names_of(folder: ReplicaFolder) -> set[str]:
     record = folder.record
     return {record.source_name, record.target_name, record.id, record.source_instance_uuid}
-
-
-def job_row(name: str, vms: Iterable[str], runs: Sequence[Mapping[str, Any]], running: str | None) -> Json:
-    """One job of `status`: its newest run (of `runs`, newest first) and whether one goes on now."""
-    last = next((run["run"] for run in runs if run["run"]["job"] == name), None)
-    return {
-        "name": name,
-        "vms": list(vms),
-        "running": running is not None,
-        "owner": running,
-        "last_run": None if last is None else run_row({"run": last}),
-    }
 
 
 def run_row(run: Mapping[str, Any]) -> Json:

@@ -156,6 +156,14 @@ class ReplicaFolder:
             (one.restore_point for one in stored if one is not None), key=lambda point: (point.time, point.id)
         )
 
+    def restore_point_ids(self) -> list[str]:
+        """Oldest first, for an id begins with its time; nothing of them is read."""
+        return self._restore_point_ids()
+
+    def stored(self, restore_point_id: str) -> StoredRestorePoint | None:
+        """A restore point with what is known of it, in one read."""
+        return self._stored(restore_point_id)
+
     def restore_point(self, restore_point_id: str) -> RestorePoint | None:
         stored = self._stored(restore_point_id)
         return stored.restore_point if stored is not None else None

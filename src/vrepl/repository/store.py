@@ -223,10 +223,18 @@ class Repository:
 
     def locks(self) -> list[LockHolder]:
         """Every lock that has, or had, an owner."""
-        jobs, replicas = self.path / "jobs", self.path / "replicas"
+        replicas = self.path / "replicas"
         with naming(self.path, "list"):
-            named = [(f"job {unquote(path.stem)}", path) for path in sorted(jobs.glob("*.lock"))]
-            named += [(f"replica {path.parent.name}", path) for path in sorted(replicas.glob("*/lock"))]
+            named = [(f"replica {path.parent.name}", path) for path in sorted(replicas.glob("*/lock"))]
+        return self.job_locks() + self._with_owners(named)
+
+    def job_locks(self) -> list[LockHolder]:
+        """Those of `locks` that are jobs'."""
+        jobs = self.path / "jobs"
+        with naming(self.path, "list"):
+            return self._with_owners([(f"job {unquote(path.stem)}", path) for path in sorted(jobs.glob("*.lock"))])
+
+    def _with_owners(self, named: list[tuple[str, Path]]) -> list[LockHolder]:
         found = []
         for name, path in named:
             owner = read_owner(path)

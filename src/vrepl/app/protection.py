@@ -1,0 +1,96 @@
+"""From configuration and repository to `report.protection`: reads a few small files a VM, and asks no site."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vrepl.config import LoadedConfig
+from vrepl.report.model import Result
+from vrepl.report.protection import Protection, ReplicaStanding, VmProtection
+from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.store import Repository
+
+Key = tuple[str, str]
+"""Job, and name of the VM."""
+LOOK_BACK = (1, 8, 64)
+"""How many of the newest runs are read for the last result of each VM: more only while one is still missing."""
+
+
+def protection_now(loaded: LoadedConfig) -> tuple[Protection, dict[str, str]]:
+    """And the jobs that run, with the processes that run them. Loads neither engine nor sites: it is asked often."""
+    repository = Repository.open(loaded.config.repository.path, create=True)
+    running = {lock.name.removeprefix("job "): lock.owner for lock in repository.job_locks() if lock.held}
+    return protection(loaded, repository, dt.datetime.now(dt.UTC)), running
+
+
+def protection(loaded: LoadedConfig, repository: Repository, now: dt.datetime) -> Protection:
+    """Raises RepositoryError where the repository cannot be read."""
+    folders = {(folder.record.source_site, folder.record.source_name): folder for folder in repository.replicas()}
+    jobs = loaded.config.jobs
+    wanted = {(name, vm) for name, job in jobs.items() for vm in job.vms}
+    results = last_results(repository, wanted)
+    vms = [
+        _protection_of(name, vm, folders.pop((job.source, vm), None), job.rpo, results.get((name, vm)))
+        for name, job in jobs.items()
+        for vm in job.vms
+    ]
+    return Protection.of(now, vms, (folder.record.source_name for folder in folders.values()))
+
+
+def standing(folder: ReplicaFolder) -> ReplicaStanding:
+    """What a replica is used for, and when it was last tested: the one place that knows."""
+    return ReplicaStanding(folder.record.state.value, None)
+
+
+def last_results(repository: Repository, wanted: Iterable[Key]) -> Mapping[Key, Mapping[str, Any]]:
+    """The newest VM report of each, as JSON."""
+    missing = set(wanted)
+    found: dict[Key, Mapping[str, Any]] = {}
+    read = 0
+    for limit in LOOK_BACK:
+        runs = repository.runs(limit)
+        for run in runs[read:]:
+            for vm in run.get("vms", ()):
+                key = (run["run"]["job"], vm["name"])
+                if key in missing:
+                    missing.discard(key)
+                    found[key] = vm
+        if not missing or len(runs) < limit:
+            break
+        read = limit
+    return found
+
+
+def _protection_of(
+    job: str, vm: str, folder: ReplicaFolder | None, rpo: float | None, report: Mapping[str, Any] | None
+) -> VmProtection:
+    told: dict[str, Any] = {}
+    if report is not None:
+        told = {"last_result": Result(report["result"]), "error": report.get("error"), "hint": report.get("hint")}
+    if folder is None or not folder.record.target_name:
+        return VmProtection(vm, job, None, rpo=rpo, **told)
+    doubtful = good = moment = verified = None
+    for point_id in reversed(folder.restore_point_ids()):
+        stored = folder.stored(point_id)
+        if stored is None:
+            continue
+        if stored.verified is not None and not stored.verified.good:
+            doubtful = doubtful or point_id
+            continue
+        good, moment = stored.restore_point.id, stored.restore_point.time
+        verified = stored.verified.time if stored.verified is not None else None
+        break
+    return VmProtection(
+        vm,
+        job,
+        standing(folder),
+        restore_point=good,
+        restore_point_time=moment,
+        rpo=rpo,
+        doubtful=doubtful,
+        verified=verified,
+        running=folder.is_locked(),
+        **told,
+    )
