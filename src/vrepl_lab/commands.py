@@ -150,7 +150,7 @@ class SetCommand(click.Command):
     """Its help lists the settings, which live in the lab's own module: imported only when asked for."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from vrepl_lab import faultrules
+        from vrepl_lab import faultrules, guestrules
 
         super().format_epilog(ctx, formatter)
         formatter.write(f"\nSettings:\n{setting_lines()}\n")
@@ -165,7 +165,11 @@ class SetCommand(click.Command):
             "          delay:MILLISECONDS\n"
             "N is the matching call that fires first (1: the next), COUNT how many fire (x*: all from then on).\n"
             "Rules add up; faults=none clears all.\n\n"
-            "Fault examples:\n" + "".join(f"  {example}\n" for example in faultrules.EXAMPLES)
+            f"Guests: {guestrules.GRAMMAR}\n"
+            + "".join(f"  {key:<12}{text}\n" for key, (_, text) in guestrules.KEYS.items())
+            + "".join(f"  {example}\n" for example in guestrules.EXAMPLES)
+            + "\nFault examples:\n"
+            + "".join(f"  {example}\n" for example in faultrules.EXAMPLES)
         )
 
 
@@ -190,6 +194,20 @@ def set_(state: State, folder: Path | None, assignments: tuple[str, ...]) -> Non
     """
     attached(folder).set(*assignments)
     tell(state, {"set": list(assignments)})
+
+
+@lab.command(name="power-loss", short_help="Cut a VM's power.", epilog=examples("vrepl lab power-loss prod web-01"))
+@folder_option
+@click.argument("site")
+@click.argument("vms", nargs=-1, required=True, metavar="VM...")
+@json_option
+@pass_state
+def power_loss(state: State, folder: Path | None, site: str, vms: tuple[str, ...]) -> None:
+    """Cut the power of VMs of SITE, as a failing host does: change tracking loses what no snapshot holds yet."""
+    running = attached(folder)
+    for vm in vms:
+        running.lose_power(site, vm)
+    tell(state, {"site": site, "vms": list(vms)})
 
 
 @lab.command(short_help="What a running lab serves and holds.", epilog=examples("vrepl lab status --json"))

@@ -226,6 +226,8 @@ class Lab:
             change.simulator["nfc_closed"] = list(hosts)
         if change.simulator:
             control.post("/settings", change.simulator)
+        if change.guests or change.clear_guests:
+            control.post("/settings", {"guests": change.guests}, add=None if change.clear_guests else 1)
         if change.clear_faults or change.api_faults:
             add = None if change.clear_faults else 1
             control.post("/faults", [fault.as_json() for fault in change.api_faults], add=add)
@@ -275,6 +277,10 @@ class Lab:
     def set_tools(self, site: str, vm: str, status: str) -> None:
         """`running` or `notRunning`."""
         self.control(site).post("/vm/tools", vm=vm, status=status)
+
+    def lose_power(self, site: str, vm: str) -> None:
+        """What a failing host does: the VM is off, and changes that no snapshot holds are lost to change tracking."""
+        self.control(site).post("/vm/power-loss", vm=vm)
 
     def soap_calls(self, site: str) -> dict[str, Any]:
         """{"total": n, "by_method": {…}} since the start or the last reset."""

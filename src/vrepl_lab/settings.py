@@ -17,6 +17,7 @@ from typing import Any
 from vrepl_lab import nasty
 from vrepl_lab.errors import LabError
 from vrepl_lab.faultrules import RULE, ApiFault, DiskFault, parse_api_fault, parse_disk_fault
+from vrepl_lab.guestrules import parse_guest
 from vrepl_lab.spec import MIB
 
 MAGIC = b"VRLABSET"
@@ -26,7 +27,7 @@ RULES_AT = 128
 RULES = 32
 FIELDS = {"latency_us": 16, "bandwidth_bytes_s": 24, "write_buffer_bytes": 32, "allocated_supported": 48}
 DEFAULTS = {"latency_us": 0, "bandwidth_bytes_s": 0, "write_buffer_bytes": 4 * MIB, "allocated_supported": 1}
-FAULT_KEYS = ("fault", "api_fault", "faults", "nasty")
+FAULT_KEYS = ("fault", "api_fault", "faults", "guest", "guests", "nasty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Change:
 
     library: dict[str, int] = field(default_factory=dict)
     simulator: dict[str, Any] = field(default_factory=dict)
+    guests: list[dict[str, Any]] = field(default_factory=list)
+    clear_guests: bool = False
     clear_faults: bool = False
     disk_faults: list[DiskFault] = field(default_factory=list)
     api_faults: list[ApiFault] = field(default_factory=list)
@@ -206,6 +209,24 @@ SETTINGS: dict[str, Setting] = {
         by_name(1, all_at_once=True),
     ),
     "unknown_guest_ids": Setting("ID,ID | none: guest systems that no host knows", "unknown_guest_ids", names),
+    "isolated_reachable": Setting(
+        "yes | no: guests on a switch without uplink answer their ports all the same", "isolated_reachable", switch
+    ),
+    "power_on_ms": Setting("milliseconds that each power-on takes longer", "power_on_ms", count),
+    "power_on_limit": Setting("power-ons at once on one host, others wait; 0: any number", "power_on_limit", count),
+    "host_memory_mib": Setting(
+        "memory for running VMs: N, HOST:N,HOST:N or none (then any)",
+        "host_memory_mib",
+        by_name(1, all_at_once=True),
+    ),
+    "clone_guard": Setting(
+        "yes | no: a linked clone keeps what it stands on from being merged (vSphere guards nothing)",
+        "clone_guard",
+        switch,
+    ),
+    "customize_needs_tools": Setting(
+        "yes | no: only guests whose Tools have run once can be customised", "customize_needs_tools", switch
+    ),
     "clock_offset_s": Setting(
         "seconds that the vCenter's clock is ahead (or behind: negative)", "clock_offset_s", whole
     ),
@@ -244,6 +265,18 @@ def apply_assignment(change: Change, key: str, value: str, assignment: str) -> N
         change.clear_faults = True
         change.disk_faults.clear()
         change.api_faults.clear()
+        return
+    if key == "guest":
+        try:
+            change.guests.append(parse_guest(value))
+        except ValueError as error:
+            raise LabError(f"{assignment!r}: {error}") from error
+        return
+    if key == "guests":
+        if value != "none":
+            raise LabError(f"{assignment!r}: only guests=none is known (it forgets all)")
+        change.clear_guests = True
+        change.guests.clear()
         return
     if key == "nasty":
         try:

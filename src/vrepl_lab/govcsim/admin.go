@@ -46,6 +46,7 @@ func (l *Lab) adminHandler() http.Handler {
 	handle("POST /disk/export", l.exportDisk)
 	handle("POST /cbt/reset", l.resetCBT)
 	handle("POST /vm/tools", l.postTools)
+	handle("POST /vm/power-loss", l.losePower)
 	handle("GET /soap-calls", func(*http.Request) (any, error) {
 		l.calls.Lock()
 		defer l.calls.Unlock()
@@ -102,7 +103,7 @@ func (l *Lab) status() any {
 	sort.Slice(locks, func(i, j int) bool { return locks[i].Path < locks[j].Path })
 	sort.Slice(hosts, func(i, j int) bool { return hosts[i].Host < hosts[j].Host })
 	return map[string]any{
-		"site": l.site, "locks": locks, "nfc": hosts, "connections": connections, "proxies": l.proxyDisks(),
+		"site": l.site, "power_ons": l.powerOnPeaks(), "locks": locks, "nfc": hosts, "connections": connections, "proxies": l.proxyDisks(),
 	}
 }
 
@@ -153,7 +154,7 @@ func (l *Lab) resetPeaks() error {
 func (l *Lab) postSettings(r *http.Request) (any, error) {
 	s := l.config()
 	s.NFCLimitMiB, s.FreeBytes = nil, nil
-	s.HardwareMax = nil
+	s.HardwareMax, s.HostMemoryMiB, s.Guests = nil, nil, nil
 	s.NFCClosed, s.MissingPrivileges = slices.Clone(s.NFCClosed), slices.Clone(s.MissingPrivileges)
 	s.UnknownGuestIDs = slices.Clone(s.UnknownGuestIDs)
 	dec := json.NewDecoder(r.Body)
@@ -172,6 +173,11 @@ func (l *Lab) postSettings(r *http.Request) (any, error) {
 			return nil, fmt.Errorf("no host %q", name)
 		}
 	}
+	for i := range s.Guests {
+		if err := s.Guests[i].check(); err != nil {
+			return nil, err
+		}
+	}
 	closed := map[string]bool{}
 	for _, name := range s.NFCClosed {
 		if l.nfc[name] == nil {
@@ -186,8 +192,16 @@ func (l *Lab) postSettings(r *http.Request) (any, error) {
 		h.mu.Unlock()
 	}
 	l.mu.Lock()
+	if s.Guests == nil {
+		s.Guests = l.settings.Guests
+	} else if r.URL.Query().Get("add") == "1" {
+		s.Guests = slices.Concat(l.settings.Guests, s.Guests)
+	}
 	if s.FreeBytes == nil {
 		s.FreeBytes = l.settings.FreeBytes
+	}
+	if s.HostMemoryMiB == nil {
+		s.HostMemoryMiB = l.settings.HostMemoryMiB
 	}
 	if s.HardwareMax == nil {
 		s.HardwareMax = l.settings.HardwareMax

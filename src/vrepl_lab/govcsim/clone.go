@@ -103,11 +103,21 @@ func (l *Lab) clone(
 		}
 	}
 	mine := l.state(made.Self)
-	mine.tools = st.tools
+	mine.toolsSeen = st.toolsSeen
+	mine.tools, mine.guestHost, mine.identity = st.tools, st.guestHost, st.identity
 	ctx.WithLock(made, func() {
 		made.Config.Template, made.Summary.Config.Template = req.Spec.Template, req.Spec.Template
 		l.setTools(ctx, made, false)
 	})
+	if req.Spec.Customization != nil {
+		ctx.WithLock(made, func() { fault = l.customizeNext(ctx, made, mine, req.Spec.Customization) })
+		if fault != nil {
+			mine.data.Lock()
+			defer mine.data.Unlock()
+			ctx.WithLock(made, func() { _ = l.destroy(ctx, made, mine) })
+			return nil, fault
+		}
+	}
 	if req.Spec.PowerOn {
 		return made, l.powerOn(ctx, made, mine)
 	}

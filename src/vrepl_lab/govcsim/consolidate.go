@@ -37,7 +37,7 @@ func (l *Lab) consolidate(ctx *simulator.Context, vm *simulator.VirtualMachine, 
 		if at == nil {
 			break
 		}
-		over := l.children(at)
+		over := l.childrenToMerge(at)
 		var child *link
 		if len(over) == 1 {
 			child = over[0]
@@ -86,6 +86,7 @@ func frozen(st *vmState, at *link) bool {
 
 // nextReleased finds a link of the VM that can be merged with its only child or deleted.
 func (l *Lab) nextReleased(st *vmState, leaves map[int32]*link, owner string, blocked map[*link]bool) *link {
+	guard := l.config().CloneGuard
 	isLeaf := map[*link]bool{}
 	for _, leaf := range leaves {
 		isLeaf[leaf] = true
@@ -103,6 +104,9 @@ func (l *Lab) nextReleased(st *vmState, leaves map[int32]*link, owner string, bl
 				n++
 				foreign = foreign || over.owner != owner
 			}
+		}
+		if foreign && !guard && n > 1 && l.ownChildren(at) == 1 {
+			n, foreign = 1, false // vSphere does not know of the clone: its disk changes under it
 		}
 		if n > 1 || foreign {
 			continue

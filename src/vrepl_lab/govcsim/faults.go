@@ -51,6 +51,8 @@ func faultText(fault types.BaseMethodFault) string {
 		}
 	}
 	switch f := fault.(type) {
+	case *types.CustomizationPending:
+		return "A customization is pending already."
 	case *types.InvalidArgument:
 		return "A specified parameter was not correct: " + f.InvalidProperty
 	case *types.NoPermission:
@@ -88,4 +90,8 @@ func faultByName(name string, this types.ManagedObjectReference) types.BaseMetho
 		}
 	}
 	return fault
+}
+
+func faultAsError(fault types.BaseMethodFault) error {
+	return fmt.Errorf("%T: %s", fault, faultText(fault))
 }

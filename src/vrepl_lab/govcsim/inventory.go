@@ -139,7 +139,7 @@ func (l *Lab) build(inv *inventory) error {
 	for _, h := range inv.Hosts {
 		addLUNs(ctx, hosts[h.Name], h.LUNs, inv.Datastores)
 	}
-	if err := l.addNetworks(ctx, inv, hosts, folders.NetworkFolder.Reference()); err != nil {
+	if err := l.addNetworks(ctx, inv, hosts); err != nil {
 		return err
 	}
 	pool, err := cluster.ResourcePool(ctx)
@@ -271,30 +271,14 @@ func addLUNs(ctx *simulator.Context, host *simulator.HostSystem, luns []string, 
 }
 
 func (l *Lab) addNetworks(
-	ctx *simulator.Context, inv *inventory, hosts map[string]*simulator.HostSystem, folder types.ManagedObjectReference,
+	ctx *simulator.Context, inv *inventory, hosts map[string]*simulator.HostSystem,
 ) error {
 	if len(inv.Hosts) == 0 {
 		return fmt.Errorf("the inventory has no host")
 	}
-	for _, name := range inv.Networks {
-		f := ctx.Map.Get(folder).(*simulator.Folder)
-		if ctx.Map.FindByName(name, f.ChildEntity) == nil {
-			first := hosts[inv.Hosts[0].Name]
-			system := ctx.Map.Get(*first.ConfigManager.NetworkSystem).(*simulator.HostNetworkSystem)
-			spec := types.HostPortGroupSpec{Name: name, VswitchName: "vSwitch0"}
-			if err := faultError(system.AddPortGroup(ctx, &types.AddPortGroup{This: system.Self, Portgrp: spec})); err != nil {
-				return fmt.Errorf("network %s: %w", name, err)
-			}
-		}
-		net := ctx.Map.FindByName(name, ctx.Map.Get(folder).(*simulator.Folder).ChildEntity).Reference()
-		for _, host := range hosts {
-			if !contains(host.Network, net) {
-				host.Network = append(slices.Clone(host.Network), net)
-			}
-		}
-		if cluster, ok := ctx.Map.Any("ClusterComputeResource").(*simulator.ClusterComputeResource); ok &&
-			!contains(cluster.Network, net) {
-			cluster.Network = append(slices.Clone(cluster.Network), net)
+	for _, h := range inv.Hosts {
+		if err := l.seedSwitches(ctx, hosts[h.Name], inv.Networks); err != nil {
+			return fmt.Errorf("networks of %s: %w", h.Name, err)
 		}
 	}
 	return nil
@@ -358,6 +342,9 @@ func (l *Lab) addVM(v *inventoryVM, folder, pool, host types.ManagedObjectRefere
 		l.trackDisks(vm, st, &types.VirtualMachineConfigSpec{ChangeTrackingEnabled: &enabled}, enabled)
 		if v.Power == "poweredOn" {
 			setPower(ctx, vm, types.VirtualMachinePowerStatePoweredOn)
+			st.fresh()
+			st.up = true
+			bootTime(ctx, vm, true)
 			if err = l.startTracking(vm, st); err != nil {
 				return
 			}

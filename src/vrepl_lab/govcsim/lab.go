@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha1"
 	"fmt"
+	"net"
 	"os"
 	"path"
 	"strings"
@@ -40,7 +41,10 @@ type Lab struct {
 	nfc     map[string]*nfcHost // by host name
 	nfcPort int
 	calls   callCounter
-	rules   ruleSet
+
+	networks sync.Mutex // held while switches and port groups change
+	powerOns *gates
+	rules    ruleSet
 }
 
 // settings are what POST /settings changes.
@@ -103,6 +107,13 @@ type vmState struct {
 	generation int            // of change-tracking uuids
 	ctk        map[int32]bool // by device key: change tracking was set for this disk
 	stun       bool           // the next snapshot is the first after it was enabled on a running VM
+	run        int            // counts the guest's runs; with what follows guarded by the VM's lock
+	up         bool           // the guest has booted
+	services   []net.Listener // its TCP ports
+	identity   identity
+	customize  *types.CustomizationSpec // waits for the next power-on
+	toolsSeen  bool                     // Tools have run in it, so that vCenter knows of them
+	lostPower  bool                     // change tracking is not to be trusted, and nobody knows yet
 }
 
 // snapshotState is what the lab keeps of one snapshot.

@@ -109,6 +109,7 @@ func newLab(o options, dir, password, seed string) *Lab {
 		site: o.site, dir: dir, root: filepath.Dir(dir), seed: seed, user: o.user, password: password,
 		settings: defaultSettings(), vms: map[string]*vmState{}, links: map[string]*link{}, handles: map[*handle]struct{}{},
 		stores: map[string]*datastore{}, prepared: map[string]string{}, nfc: map[string]*nfcHost{},
+		powerOns: newGates(),
 	}
 	content := vpx.ServiceContent
 	content.About.Version, content.About.ApiVersion, content.About.Build = "8.0.2", "8.0.2.0", "22617221"

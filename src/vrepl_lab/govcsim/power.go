@@ -1,8 +1,6 @@
 package main
 
 import (
-	"crypto/sha1"
-	"fmt"
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
@@ -22,6 +20,7 @@ func (m *vmMethods) PowerOnVMTask(ctx *simulator.Context, req *types.PowerOnVM_T
 }
 
 func (l *Lab) powerOn(ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState) types.BaseMethodFault {
+	defer l.admit(ctx, vm)()
 	st.data.Lock()
 	defer st.data.Unlock()
 	var fault types.BaseMethodFault
@@ -36,6 +35,9 @@ func (l *Lab) powerOn(ctx *simulator.Context, vm *simulator.VirtualMachine, st *
 				return
 			}
 		}
+		if fault = l.room(ctx, vm); fault != nil {
+			return
+		}
 		res := vm.PowerOnVMTask(ctx, &types.PowerOnVM_Task{This: vm.Self}).(*methods.PowerOnVM_TaskBody)
 		if res.Fault_ != nil {
 			fault = res.Fault_.VimFault().(types.BaseMethodFault)
@@ -44,14 +46,20 @@ func (l *Lab) powerOn(ctx *simulator.Context, vm *simulator.VirtualMachine, st *
 		if _, fault = inner(ctx, res.Res.Returnval); fault != nil {
 			return
 		}
+		if err := l.afterPowerLoss(st); err != nil {
+			fault = systemError(err)
+			return
+		}
 		if err := l.startTracking(vm, st); err != nil {
 			fault = systemError(err)
 			return
 		}
 		l.refreshLinks(ctx, vm, st, nil)
+		run := st.fresh()
+		bootTime(ctx, vm, true)
 		if boots(l, vm, st) {
 			st.tools = true
-			go l.boot(vm, st)
+			go l.boot(vm, st, run)
 		}
 	})
 	return fault
@@ -82,65 +90,6 @@ func boots(l *Lab, vm *simulator.VirtualMachine, st *vmState) bool {
 	return false
 }
 
-func (l *Lab) boot(vm *simulator.VirtualMachine, st *vmState) {
-	time.Sleep(time.Duration(l.config().BootMS) * time.Millisecond)
-	ctx := l.context()
-	ctx.WithLock(vm, func() {
-		if vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn && st.tools && !st.noTools {
-			l.setTools(ctx, vm, true)
-		}
-	})
-}
-
-// setTools sets what vCenter shows of VMware Tools. The caller holds the VM's lock.
-func (l *Lab) setTools(ctx *simulator.Context, vm *simulator.VirtualMachine, running bool) {
-	st := l.state(vm.Self)
-	status, run := types.VirtualMachineToolsStatusToolsNotRunning, types.VirtualMachineToolsRunningStatusGuestToolsNotRunning
-	state, heartbeat := types.VirtualMachineGuestStateNotRunning, types.ManagedEntityStatusGray
-	version := types.VirtualMachineToolsVersionStatusGuestToolsCurrent
-	host, ip := "", ""
-	if !st.tools {
-		status, version = types.VirtualMachineToolsStatusToolsNotInstalled,
-			types.VirtualMachineToolsVersionStatusGuestToolsNotInstalled
-	}
-	if running {
-		status, run = types.VirtualMachineToolsStatusToolsOk, types.VirtualMachineToolsRunningStatusGuestToolsRunning
-		state, heartbeat = types.VirtualMachineGuestStateRunning, types.ManagedEntityStatusGreen
-		host, ip = st.guestHost, st.guestIP
-		if host == "" {
-			host = vm.Name
-		}
-		if ip == "" {
-			sum := sha1.Sum([]byte(vm.Config.InstanceUuid))
-			ip = fmt.Sprintf("10.%d.%d.%d", sum[0], sum[1], 1+sum[2]%250)
-		}
-	}
-	guest := *vm.Guest
-	guest.ToolsStatus, guest.ToolsRunningStatus = status, string(run)
-	guest.ToolsVersionStatus, guest.ToolsVersionStatus2 = string(version), string(version)
-	guest.ToolsVersion, guest.GuestState = "12389", string(state)
-	guest.HostName, guest.IpAddress = host, ip
-	guest.GuestId, guest.GuestFullName = vm.Config.GuestId, vm.Config.GuestFullName
-	for i := range guest.Net {
-		guest.Net[i].IpAddress = nil
-		guest.Net[i].Connected = running
-		if i == 0 && ip != "" {
-			guest.Net[i].IpAddress = []string{ip}
-		}
-	}
-	summary := types.VirtualMachineGuestSummary{
-		GuestId: guest.GuestId, GuestFullName: guest.GuestFullName, ToolsStatus: status,
-		ToolsVersionStatus: string(version), ToolsVersionStatus2: string(version), ToolsRunningStatus: string(run),
-		HostName: host, IpAddress: ip,
-	}
-	ctx.Update(vm, []types.PropertyChange{
-		{Name: "guest", Val: guest},
-		{Name: "summary.guest", Val: summary},
-		{Name: "guestHeartbeatStatus", Val: heartbeat},
-		{Name: "summary.quickStats.guestHeartbeatStatus", Val: heartbeat},
-	})
-}
-
 // PowerOffVMTask is PowerOffVM_Task.
 func (m *vmMethods) PowerOffVMTask(ctx *simulator.Context, req *types.PowerOffVM_Task) soap.HasFault {
 	l, vm := m.lab, m.lab.vm(req.This)
@@ -159,6 +108,8 @@ func (l *Lab) powerOff(ctx *simulator.Context, vm *simulator.VirtualMachine) typ
 		return fault
 	}
 	wireControllers(vm.Config.Hardware.Device)
+	l.state(vm.Self).fresh()
+	bootTime(ctx, vm, false)
 	l.setTools(ctx, vm, false)
 	return nil
 }
@@ -195,9 +146,25 @@ func (m *vmMethods) ShutdownGuest(ctx *simulator.Context, req *types.ShutdownGue
 	if fault != nil {
 		return &methods.ShutdownGuestBody{Fault_: simulator.Fault(faultText(fault), fault)}
 	}
+	guest := l.guestOf(vm.Name)
+	how, ms := value(guest.Shutdown), *guest.BootMS
+	if guest.ShutdownMS != nil {
+		ms = *guest.ShutdownMS
+	}
+	if how == "refused" {
+		f := &types.ToolsUnavailable{}
+		return &methods.ShutdownGuestBody{Fault_: simulator.Fault(faultText(f), f)}
+	}
+	run := l.state(vm.Self).run
 	go func() {
-		time.Sleep(time.Duration(l.config().BootMS) * time.Millisecond)
+		if how == "hang" {
+			return // the guest was asked, and goes on
+		}
+		time.Sleep(time.Duration(ms) * time.Millisecond)
 		own.WithLock(vm, func() {
+			if l.state(vm.Self).run != run {
+				return
+			}
 			if vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
 				_ = l.powerOff(own, vm)
 			}

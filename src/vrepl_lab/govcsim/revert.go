@@ -149,7 +149,6 @@ func setPower(ctx *simulator.Context, vm *simulator.VirtualMachine, state types.
 // The caller holds the VM's lock.
 func (l *Lab) summarize(ctx *simulator.Context, vm *simulator.VirtualMachine) {
 	var networks []types.ManagedObjectReference
-	var nics []types.GuestNicInfo
 	var nDisks, nCards int32
 	for _, device := range vm.Config.Hardware.Device {
 		if _, ok := device.(*types.VirtualDisk); ok {
@@ -161,19 +160,17 @@ func (l *Lab) summarize(ctx *simulator.Context, vm *simulator.VirtualMachine) {
 		}
 		nCards++
 		card := nic.GetVirtualEthernetCard()
-		info := types.GuestNicInfo{MacAddress: card.MacAddress, Connected: true, DeviceConfigId: card.Key}
 		if b, ok := card.Backing.(*types.VirtualEthernetCardNetworkBackingInfo); ok {
-			info.Network = b.DeviceName
 			if b.Network != nil && !contains(networks, *b.Network) {
 				networks = append(networks, *b.Network)
 			}
+		} else if ref := networkRef(ctx, card); ref != nil && !contains(networks, *ref) {
+			networks = append(networks, *ref)
 		}
-		nics = append(nics, info)
 	}
-	if len(nics) > 0 && vm.Guest.IpAddress != "" {
-		nics[0].IpAddress = []string{vm.Guest.IpAddress}
+	if vm.Guest.ToolsRunningStatus == string(types.VirtualMachineToolsRunningStatusGuestToolsRunning) {
+		l.setTools(ctx, vm, true) // guest.net tells of the adapters
 	}
-	vm.Guest.Net = nics
 	c := vm.Summary.Config
 	c.NumVirtualDisks, c.NumEthernetCards = nDisks, nCards
 	c.NumCpu, c.MemorySizeMB = vm.Config.Hardware.NumCPU, vm.Config.Hardware.MemoryMB

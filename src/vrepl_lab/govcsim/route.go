@@ -25,6 +25,7 @@ func (l *Lab) install(registry *simulator.Registry) {
 		"AuthorizationManager":   &authorizationMethods{lab: l},
 		"ServiceInstance":        &instanceMethods{lab: l},
 		"EnvironmentBrowser":     &environmentMethods{lab: l},
+		"HostNetworkSystem":      &networkMethods{lab: l},
 	}
 	for kind, obj := range shadows {
 		self := types.ManagedObjectReference{Type: "Lab" + kind, Value: "lab-" + strings.ToLower(kind)}
@@ -194,6 +195,11 @@ var privilegeOf = map[string]string{
 	"Rename_Task":                  "VirtualMachine.Config.Rename",
 	"AddCustomFieldDef":            "Global.ManageCustomFields",
 	"SetField":                     "Global.SetCustomField",
+	"AddVirtualSwitch":             "Host.Config.Network",
+	"RemoveVirtualSwitch":          "Host.Config.Network",
+	"AddPortGroup":                 "Host.Config.Network",
+	"RemovePortGroup":              "Host.Config.Network",
+	"CustomizeVM_Task":             "VirtualMachine.Provisioning.Customize",
 }
 
 // permitted refuses a call whose privilege is missing.

@@ -23,6 +23,14 @@ type unkind struct {
 	DescriptionLimit    int            `json:"description_limit"`     // bytes; 0: none
 	HardwareMax         map[string]int `json:"hardware_max"`          // by host name, or * for all
 	UnknownGuestIDs     []string       `json:"unknown_guest_ids"`
+
+	Guests            []guestRule    `json:"guests"`
+	IsolatedReachable bool           `json:"isolated_reachable"`
+	PowerOnMS         int            `json:"power_on_ms"`
+	PowerOnLimit      int            `json:"power_on_limit"`  // at once on one host; 0: any number
+	HostMemoryMiB     map[string]int `json:"host_memory_mib"` // by host name, or * for all
+	CloneGuard        bool           `json:"clone_guard"`
+	CustomizeTools    bool           `json:"customize_needs_tools"`
 }
 
 func defaultUnkind() unkind {
