@@ -18,6 +18,7 @@
     │   ├── NfcMemoryError          1   an ESXi host is out of NFC memory              (retryable)
     │   └── DiskLockedError         1   another client has the disk open               (retryable)
     ├── MoverError                  1   a data mover died or broke its protocol        (retryable)
+    │   └── StreamLostError         1   the stream between two movers ended            (retryable)
     ├── LibraryError                1   VDDK cannot be found or loaded
     ├── NotReplicableError          1   the VM or a disk of it cannot be replicated
     ├── NotReadyError               3   the replica is in a state that forbids this

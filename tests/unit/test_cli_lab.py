@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,9 +97,3 @@ def test_down_refuses_a_folder_that_is_no_labs(tmp_path: Path) -> None:
     code, _, errors = run("down", "--dir", str(tmp_path))
     assert code == 1
     assert "not a lab's folder" in errors
-
-
-def test_the_command_line_does_not_load_the_lab() -> None:
-    code = "import sys, vrepl.cli; print([name for name in sys.modules if name.startswith('vrepl_lab')])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

@@ -77,6 +77,7 @@ FATE = st.tuples(BYTE, BYTE, st.one_of(st.just("untouched"), BYTE), st.booleans(
 """Of one grain: source, target when sealed, what was scribbled since, whether its digest is known, whether wanted."""
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     fates=st.lists(FATE, min_size=24, max_size=24),

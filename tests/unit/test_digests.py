@@ -423,6 +423,7 @@ operations = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(operations=operations)
 def test_seals_and_removals_that_die_anywhere_and_are_done_again(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
@@ -87,5 +88,6 @@ MACHINE_SETTINGS = settings(
 )
 
 
+@pytest.mark.slow
 def test_replication_machine() -> None:
     run_state_machine_as_test(EverythingMachine, settings=MACHINE_SETTINGS)

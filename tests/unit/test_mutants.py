@@ -19,6 +19,8 @@ from vrepl.planner.disks import decide_disk
 from vrepl.ports import DigestFiles, TransferOrder
 from vrepl.repository.replica import ReplicaFolder
 
+pytestmark = pytest.mark.slow
+
 
 class DenseMachine(ReplicationMachine):
     """The machine with what brings mistakes to light soon."""

@@ -160,6 +160,7 @@ def test_a_replica_that_takes_no_temporary_snapshot_is_written_otherwise(world: 
     assert target_orders(world) == [("nbdssl", False), ("nbdssl", False)]
 
 
+@pytest.mark.slow
 def test_wherever_a_run_dies_the_next_one_finishes(tmp_path: Path) -> None:
     """Each call and each point of a transfer of the first run in turn; the guest writes on in between."""
     for death in itertools.count():
