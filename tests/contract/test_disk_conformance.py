@@ -13,17 +13,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.memory_disk import MemoryDisk, MemoryHandle
+from tests.support.nfc_host import PATH, Trouble, nfc_host
 from tests.support.vddk_site import SOURCE, make_site
 from tests.support.vixdisklib_lab import FakeLab
 from vrepl.errors import DiskError, MoverError, VreplError
 from vrepl.extents import GRAIN, Extent, intersect, normalise, subtract
+from vrepl.model import TransportMode
 from vrepl.movers import messages
+from vrepl.movers.engine import EngineSettings
 from vrepl.movers.process import MoverProcess, Spawner
+from vrepl.nfc import engine as nfc_engine
+from vrepl.ports import DiskAddress, SiteConnection
 from vrepl.stream.remote import RemoteDisk
 from vrepl.stream.serve import serve_disk
 from vrepl.transport.buffers import MIB, Buffer
@@ -194,6 +200,28 @@ def lab_library(fake_lab: FakeLab) -> Iterator[Subject]:
         yield Subject(lambda: connect(False), lambda: connect(True))
 
 
+@contextmanager
+def nfc(mode: str, folder: Path, trouble: Callable[[Trouble], None] = lambda trouble: None) -> Iterator[Subject]:
+    """vrepl's own NBD against a small host that was written from the same descriptions, without sight of it."""
+    with nfc_host(memory_disk(), folder) as host:
+        trouble(host.trouble)
+        compression = "skipz" if host.trouble.pack else "none"
+        settings = EngineSettings(
+            None, folder, buffer_units=1, buffer_count=16, readback="all", compression=compression
+        )
+        engine = nfc_engine.start(settings, lambda kind, text: None, host.ticket)
+        address = DiskAddress("prod", "vm-1", None, PATH, CAPACITY, (TransportMode(mode),), "vm", "disk")
+        site = SiteConnection("127.0.0.1", 443, 902, "user", "secret", "")
+
+        yield Subject(
+            lambda: engine.open(address, site, writable=False), lambda: engine.open(address, site, writable=True)
+        )
+
+
+def packed(trouble: Trouble) -> None:
+    trouble.shuffle, trouble.pack = True, 3
+
+
 DISKS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subject]]] = {
     "memory": lambda request: memory(),
     "counting": lambda request: decorated(CountingDisk),
@@ -203,6 +231,9 @@ DISKS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subjec
     "remote": lambda request: remote(),
     "vddk-asynchronous": lambda request: vddk("nbdssl"),
     "vddk-direct": lambda request: vddk("hotadd"),
+    "nfc-nbdssl": lambda request: nfc("nbdssl", request.getfixturevalue("tmp_path")),
+    "nfc-nbd": lambda request: nfc("nbd", request.getfixturevalue("tmp_path")),
+    "nfc-skipz-shuffled": lambda request: nfc("nbdssl", request.getfixturevalue("tmp_path"), packed),
     "lab-library": lambda request: lab_library(request.getfixturevalue("fake_lab")),
 }
 

@@ -1,8 +1,8 @@
 """What opens disks in a data mover, as a Protocol: VDDK, or an engine of vrepl's own. One engine a process.
 
-An engine is a module-level function `start(settings, log) -> DiskEngine`, named to the worker as `package.module:name`,
-so that a mover imports the one that it is told to and nothing of the others: VDDK and the system's OpenSSL cannot share
-a process. All methods are called from the mover's main thread, which owns what they open.
+An engine is a module-level function `start(settings, log, tickets) -> DiskEngine`, named to the worker as
+`package.module:name`, so that a mover imports the one that it is told to and nothing of the others: VDDK and the
+system's OpenSSL cannot share a process. All methods are called from the mover's main thread, which owns what they open.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vrepl.ports import DiskAddress, SiteConnection
+from vrepl.ports import DiskAddress, SiteConnection, TicketSource
 from vrepl.transport.disk import DiskWriter
 
 Log = Callable[[str, str], None]
@@ -40,6 +40,10 @@ class EngineSettings:
     """NFC buffer size in units of 64 KiB."""
     buffer_count: int
     """NFC buffers per disk."""
+    readback: str = "sample"
+    """How much of what an engine of vrepl's own wrote is read back: `sample` or `all`."""
+    compression: str = "none"
+    """What an engine of vrepl's own asks hosts to pack reads with: `none`, `zlib` or `skipz`."""
 
 
 class DiskEngine(Protocol):
@@ -69,4 +73,5 @@ class DiskEngine(Protocol):
         ...
 
 
-StartEngine = Callable[[EngineSettings, Log], DiskEngine]
+StartEngine = Callable[[EngineSettings, Log, TicketSource], DiskEngine]
+"""The control process answers for tickets: it alone is logged in. One is asked for whenever a disk is opened."""

@@ -1,9 +1,11 @@
 """What crosses a data mover's pipes: one JSON object per line, and the values in it.
 
 To the mover:    {"id": 7, "op": "transfer", …}; "stop" and "set_rate" have no id and are obeyed at once
+                 {"op": "ticket", "id": 3, "ok": {…} | "error": {…}}, the answer to what the mover asked
 From the mover:  {"id": 7, "ok": …} | {"id": 7, "error": {…}} | {"event": "progress" | "log", …}
+                 {"event": "ticket", "id": 3, "request": {…}}
 
-Passwords travel here and nowhere else.
+Passwords and tickets travel here and nowhere else.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from vrepl.movers import encoding
 from vrepl.movers.engine import EngineSettings
 from vrepl.ports import (
     DiskAddress,
+    NfcTicket,
     SiteConnection,
+    TicketRequest,
     TransferOrder,
     TransferProgress,
     TransferResult,
@@ -43,7 +47,9 @@ class Initialise:
 
 Message = (
     Initialise
+    | NfcTicket
     | SiteConnection
+    | TicketRequest
     | DiskAddress
     | TransferOrder
     | TransferProgress
@@ -55,7 +61,9 @@ Message = (
 M = TypeVar(
     "M",
     Initialise,
+    NfcTicket,
     SiteConnection,
+    TicketRequest,
     DiskAddress,
     TransferOrder,
     TransferProgress,

@@ -9,21 +9,29 @@ from typing import Any
 
 from vrepl.errors import MoverError, StreamLostError, VreplError
 from vrepl.movers.messages import Json
-from vrepl.movers.process import MoverProcess, MoverSettings, Spawner
+from vrepl.movers.process import MoverProcess, MoverSettings, Spawner, no_tickets
+from vrepl.ports import TicketSource
 
 
 class MoverPair:
     """As `MoverProcess`, for transfers; the pipeline runs in the source's mover."""
 
-    def __init__(self, source: MoverSettings, target: MoverSettings, spawner: Spawner) -> None:
+    def __init__(
+        self,
+        source: MoverSettings,
+        target: MoverSettings,
+        spawner: Spawner,
+        *,
+        tickets: TicketSource = no_tickets,
+    ) -> None:
         """Start both. Raises as MoverProcess."""
         self.settings = (source, target)
         near, far = socket.socketpair()
         with near, far:
             self._streams = near.fileno(), far.fileno()
-            self.source = MoverProcess(source, spawner, pass_fds=[near.fileno()])
+            self.source = MoverProcess(source, spawner, pass_fds=[near.fileno()], tickets=tickets)
             try:
-                self.target = MoverProcess(target, spawner, pass_fds=[far.fileno()])
+                self.target = MoverProcess(target, spawner, pass_fds=[far.fileno()], tickets=tickets)
             except BaseException:
                 self.source.close()
                 raise

@@ -13,10 +13,11 @@ from vrepl.extents import total
 from vrepl.movers import messages
 from vrepl.movers.messages import Json
 from vrepl.movers.pair import MoverPair
-from vrepl.movers.process import MoverProcess, MoverSettings, Spawner
+from vrepl.movers.process import MoverProcess, MoverSettings, Spawner, no_tickets
 from vrepl.ports import (
     DiskAddress,
     SiteConnection,
+    TicketSource,
     TransferOrder,
     TransferProgress,
     TransferResult,
@@ -59,13 +60,14 @@ class VddkMovers:
         settings_of_proxy: Callable[[str], MoverSettings] | None = None,
         pair: bool = False,
         bandwidth: Callable[[], int | None] = lambda: None,
+        tickets: TicketSource = no_tickets,
     ) -> None:
         """`connections` and `settings` by site name; asked at each call, from its thread.
 
         `settings_of_proxy`: by the name of a configured proxy, for what a run over another one left; raises UsageError.
         `pair`: a mover for each side of a transfer even where one could do both. `bandwidth`: bytes/s that all
         transfers and verifications together may move now (None: no limit); asked about once a second, so it may
-        follow the clock.
+        follow the clock. `tickets`: for engines of vrepl's own; from any thread.
         """
         self._connections = connections
         self._settings = settings
@@ -73,6 +75,7 @@ class VddkMovers:
         self._spawner = Spawner()
         self._lock = threading.Lock()
         self._pair = pair
+        self._tickets = tickets
         self._rate = SharedRate(bandwidth)
         self._idle: list[tuple[Key, MoverProcess | MoverPair]] = []
         self._busy: set[MoverProcess | MoverPair] = set()
@@ -188,11 +191,11 @@ class VddkMovers:
                     raise
 
     def _settings_for(self, sites: Sequence[str], scattered: bool) -> Key:
-        """One mover where one VDDK and one machine reach both sites, else a pair."""
+        """One mover where one engine on one machine reaches both sites, else a pair."""
         each = [self._smaller.get(site) or self._settings(site) for site in sites]
         if scattered:
             each = [settings.scattered() for settings in each]
-        if len(each) == 2 and (self._pair or each[0].libdir != each[1].libdir):
+        if len(each) == 2 and (self._pair or each[0].libdir != each[1].libdir or each[0].engine != each[1].engine):
             return each[0], each[1]
         return (min(each, key=lambda settings: settings.nfc_mib),)
 
@@ -247,7 +250,7 @@ class VddkMovers:
                 return self._request((settings,), operation, [site], None, **arguments)
             except InterruptedRunError:
                 pass  # stopped just now
-        mover = MoverProcess(settings, self._spawner)
+        mover = MoverProcess(settings, self._spawner, tickets=self._tickets)
         try:
             mover.give_up_in(UNDO_SECONDS)
             with self._lock:
@@ -300,5 +303,5 @@ class VddkMovers:
 
     def _start(self, settings: Key) -> MoverProcess | MoverPair:
         if len(settings) == 2:
-            return MoverPair(*settings, self._spawner)
-        return MoverProcess(settings[0], self._spawner)
+            return MoverPair(*settings, self._spawner, tickets=self._tickets)
+        return MoverProcess(settings[0], self._spawner, tickets=self._tickets)

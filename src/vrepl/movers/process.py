@@ -18,12 +18,13 @@ from queue import Empty, SimpleQueue
 from typing import IO, Any
 
 from vrepl import trace
-from vrepl.errors import InterruptedRunError, LibraryError, MoverError
+from vrepl.errors import DiskError, InterruptedRunError, LibraryError, MoverError, VreplError
 from vrepl.movers import messages
 from vrepl.movers.engine import EngineSettings
 from vrepl.movers.messages import Initialise, Json
+from vrepl.ports import NfcTicket, TicketRequest, TicketSource
 from vrepl.state_folder import state_folder
-from vrepl.stream.error_json import error_from_json
+from vrepl.stream.error_json import error_from_json, error_to_json
 from vrepl.transport.pipeline import Tuning
 
 logger = logging.getLogger("vrepl.mover")
@@ -45,7 +46,8 @@ INHERITED = ("PATH", "HOME", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TMPDIR",
 class MoverSettings:
     """What is fixed when a mover starts: another value takes another mover."""
 
-    libdir: Path
+    libdir: Path | None
+    """VDDK's folder; None for an engine that needs none."""
     buffer_units: int = 16
     """NFC buffer size in units of 64 KiB (vixDiskLib.nfcAio.Session.BufSizeIn64KB)."""
     buffer_count: int = 4
@@ -57,6 +59,10 @@ class MoverSettings:
     """What starts the disk engine, as `package.module:name`; the process loads no other."""
     open_lookup: str = "vrepl.repository.digests:open_lookup"
     log_writer: str = "vrepl.repository.transferlog:TransferLogWriter"
+    readback: str = "sample"
+    """As in `EngineSettings`."""
+    compression: str = "none"
+    """As in `EngineSettings`."""
 
     def smaller(self) -> MoverSettings | None:
         """Half the NFC buffers, by size first; None when they cannot be smaller."""
@@ -77,7 +83,9 @@ class MoverSettings:
         """What the mover is told first."""
         return Initialise(
             engine=self.engine,
-            engine_settings=EngineSettings(self.libdir, state_folder, self.buffer_units, self.buffer_count),
+            engine_settings=EngineSettings(
+                self.libdir, state_folder, self.buffer_units, self.buffer_count, self.readback, self.compression
+            ),
             tuning=Tuning(buffers=self.ring, hashers=self.hashers),
             open_lookup=self.open_lookup,
             log_writer=self.log_writer,
@@ -87,6 +95,11 @@ class MoverSettings:
     def nfc_mib(self) -> float:
         """MiB of NFC buffers that an open disk takes of its ESXi host."""
         return self.buffer_units * self.buffer_count / 16
+
+
+def no_tickets(request: TicketRequest) -> NfcTicket:
+    """For movers whose engine asks for none."""
+    raise DiskError(f"nobody gives tickets for {request.path} here", code=13)
 
 
 def _fields(settings: MoverSettings) -> dict[str, Any]:
@@ -140,8 +153,16 @@ class _Inbox:
 class MoverProcess:
     """One data mover. One request at a time; `stop`, `set_rates` and `kill` from any thread."""
 
-    def __init__(self, settings: MoverSettings, spawner: Spawner, *, pass_fds: Sequence[int] = ()) -> None:
-        """Start and initialise. Raises LibraryError, or MoverError."""
+    def __init__(
+        self,
+        settings: MoverSettings,
+        spawner: Spawner,
+        *,
+        pass_fds: Sequence[int] = (),
+        tickets: TicketSource = no_tickets,
+    ) -> None:
+        """Start and initialise. `tickets` is asked from threads of its own. Raises LibraryError, or MoverError."""
+        self._tickets = tickets
         self.settings = settings
         self._inbox = _Inbox()
         self._stderr: deque[str] = deque(maxlen=20)
@@ -162,8 +183,12 @@ class MoverProcess:
         except MoverError as error:
             self.close()
             raise LibraryError(
-                f"loading VDDK from {settings.libdir} ended the data mover: {error.message}",
-                hint="is the folder one whole VDDK? Another OpenSSL in the process has this effect too",
+                f"loading VDDK from {settings.libdir} ended the data mover: {error.message}"
+                if settings.libdir is not None
+                else f"the data mover ended as it began: {error.message}",
+                hint="is the folder one whole VDDK? Another OpenSSL in the process has this effect too"
+                if settings.libdir is not None
+                else None,
             ) from error
         except BaseException:
             self.close()
@@ -274,7 +299,7 @@ class MoverProcess:
                 stream.flush()
         except (OSError, ValueError) as error:
             self._inbox.replies.put(None)
-            if message["op"] in {"stop", "exit", "set_rate"}:
+            if message["op"] in {"stop", "exit", "set_rate", "ticket"}:
                 raise MoverError("the data mover is gone") from error
 
     def _next_reply(self) -> Json | None:
@@ -305,6 +330,10 @@ class MoverProcess:
                         if message["kind"] != "log":
                             self._warnings.append(message["text"])
                         logger.log(LEVELS.get(message["kind"], logging.DEBUG), "%s", message["text"])
+                    case "ticket":
+                        threading.Thread(
+                            target=self._give_ticket, args=(message,), name="nfc-ticket", daemon=True
+                        ).start()
                     case _:
                         self._inbox.replies.put(message)
         except MoverError as error:
@@ -321,7 +350,22 @@ class MoverProcess:
         if tracing is not None:
             for site in message.get("sites", {}).values():
                 tracing.hide(site["password"])
+            if message.get("op") == "ticket" and "ok" in message:
+                tracing.hide(message["ok"]["session_id"])
             tracing.event(what, {"mover": self.pid, "message": message})
+
+    def _give_ticket(self, message: Json) -> None:
+        """Thread: what the mover needs to open a disk, which goes into its pipe and nowhere else."""
+        answer: Json = {"op": "ticket", "id": message["id"]}
+        try:
+            answer["ok"] = messages.encode(self._tickets(messages.decode(TicketRequest, message["request"])))
+        except VreplError as error:
+            answer["error"] = error_to_json(error)
+        except Exception as error:  # the mover waits for an answer
+            logger.exception("no ticket for data mover %d", self.pid)
+            answer["error"] = error_to_json(MoverError(f"{type(error).__name__}: {error}"))
+        with suppress(MoverError):
+            self._send(answer)
 
     def _listen(self) -> None:
         """Thread: whatever the mover and its libraries print."""
@@ -345,8 +389,10 @@ class MoverProcess:
         return stream
 
 
-def mover_environment(libdir: Path, environment: Mapping[str, str]) -> dict[str, str]:
+def mover_environment(libdir: Path | None, environment: Mapping[str, str]) -> dict[str, str]:
     """A mover's whole environment: VDDK's own libraries first, and nothing that may hold a secret."""
     kept = {name: environment[name] for name in INHERITED if name in environment}
+    if libdir is None:
+        return kept | {"PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}
     folders = [str(libdir / "lib64"), str(libdir)]
     return kept | {"LD_LIBRARY_PATH": ":".join(folders), "PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}

@@ -27,8 +27,16 @@ from vrepl.movers import messages
 from vrepl.movers.engine import DiskEngine, StartEngine
 from vrepl.movers.messages import Initialise, Json
 from vrepl.movers.probe import probe_disk
-from vrepl.ports import DiskAddress, SiteConnection, TransferOrder, TransferProgress, VerifyOrder
-from vrepl.stream.error_json import error_to_json
+from vrepl.ports import (
+    DiskAddress,
+    NfcTicket,
+    SiteConnection,
+    TicketRequest,
+    TransferOrder,
+    TransferProgress,
+    VerifyOrder,
+)
+from vrepl.stream.error_json import error_from_json, error_to_json
 from vrepl.stream.remote import RemoteDisk
 from vrepl.stream.serve import serve_disk
 from vrepl.transport.decorators import ThrottledDisk
@@ -85,6 +93,8 @@ class Mover:
         self._stopped = False
         self._secrets: set[str] = set()
         self._streams: dict[int, socket.socket] = {}
+        self._tickets: SimpleQueue[Json] = SimpleQueue()
+        self._tickets_asked = 0
         self._read_throttle, self._write_throttle = Throttle(), Throttle()
         self._operations: dict[str, Callable[[Json], Any]] = {
             "init": self._init,
@@ -128,6 +138,8 @@ class Mover:
                     self._stop()
                 case "set_rate":
                     self._set_rates(request)
+                case "ticket":
+                    self._tickets.put(request)
                 case _:
                     self._requests.put(request)
 
@@ -151,7 +163,7 @@ class Mover:
         self._records = Records(_named(settings.open_lookup), _log_opener(_named(settings.log_writer)))
         self._tuning = settings.tuning
         start: StartEngine = _named(settings.engine)
-        self._engine = start(settings.engine_settings, self._log)
+        self._engine = start(settings.engine_settings, self._log, self._ask_ticket)
         return self._engine.about
 
     def _transfer(self, request: Json) -> Json:
@@ -203,6 +215,18 @@ class Mover:
         if self._records is None:
             raise MoverError("the data mover was not initialised")
         return self._records
+
+    def _ask_ticket(self, request: TicketRequest) -> NfcTicket:
+        """Of the control process, from the main thread. Raises what it raised."""
+        self._tickets_asked += 1
+        self._pipes.send({"event": "ticket", "id": self._tickets_asked, "request": messages.encode(request)})
+        while (answer := self._tickets.get())["id"] != self._tickets_asked:
+            pass
+        if "error" in answer:
+            raise error_from_json(answer["error"])
+        ticket = messages.decode(NfcTicket, answer["ok"])
+        self._secrets.add(ticket.session_id)
+        return ticket
 
     def _sites(self, request: Json) -> dict[str, SiteConnection]:
         sites = {name: messages.decode(SiteConnection, value) for name, value in request["sites"].items()}

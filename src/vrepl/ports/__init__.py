@@ -46,6 +46,11 @@ from vrepl.ports.sites import (
     TargetSite,
     TrackedInventory,
 )
+from vrepl.ports.tickets import (
+    NfcTicket,
+    TicketRequest,
+    TicketSource,
+)
 
 __all__ = [
     "AccessGuard",
@@ -61,6 +66,7 @@ __all__ = [
     "ModeChooser",
     "Named",
     "NewId",
+    "NfcTicket",
     "ReplicaMaking",
     "RunningTasks",
     "Site",
@@ -69,6 +75,8 @@ __all__ = [
     "SnapshottedSite",
     "SourceSite",
     "TargetSite",
+    "TicketRequest",
+    "TicketSource",
     "TrackedInventory",
     "TransferLog",
     "TransferOrder",

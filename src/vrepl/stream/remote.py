@@ -74,6 +74,9 @@ class RemoteDisk:
             raise error_from_json(json.loads(hello))
         facts = json.loads(hello)
         self.capacity, self.mode = int(facts["capacity"]), str(facts["mode"])
+        self.durable_seconds: float | None = facts.get("durable_seconds")
+        """As `journal.pace_of` wants it of the disk at the other end."""
+        self.durable_bytes: int | None = facts.get("durable_bytes")
         self.block = min(int(facts["block"]), LARGEST)
         self.working_set = min(WORKING_SET, len(os.sched_getaffinity(0)) * self.block)
         self._threads = [

@@ -44,7 +44,9 @@ class DiskServer:
         """Say hello, serve, close the disk. Raises MoverError when the other end goes without CLOSE."""
         sender = threading.Thread(target=self._send_loop, name="stream-answers", daemon=True)
         sender.start()
-        hello = json.dumps({"capacity": self._disk.capacity, "mode": self._disk.mode, "block": self._disk.block})
+        facts = {"capacity": self._disk.capacity, "mode": self._disk.mode, "block": self._disk.block}
+        facts |= {name: getattr(self._disk, name, None) for name in ("durable_seconds", "durable_bytes")}
+        hello = json.dumps(facts)
         self._answer(Header(Kind.HELLO, 0, 0, 0, 0, len(hello)), hello.encode())
         try:
             while self._serve_one():

@@ -46,6 +46,15 @@ class PassingDisk:
         return float(getattr(self._inner, "network_share", 0.0))
 
     @property
+    def durable_seconds(self) -> float | None:
+        """As `journal.pace_of` wants it; None for a disk on which a flush is enough."""
+        return getattr(self._inner, "durable_seconds", None)
+
+    @property
+    def durable_bytes(self) -> int | None:
+        return getattr(self._inner, "durable_bytes", None)
+
+    @property
     def _writer(self) -> DiskWriter:
         return self._inner  # type: ignore[return-value]
 

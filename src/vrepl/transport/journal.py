@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from vrepl.extents import GRAIN, Extent, normalise
 from vrepl.ports import TransferLog
@@ -30,12 +31,36 @@ MOST_ZERO_STRETCHES = 65536
 """Settled stretches of zeros that may wait for a checkpoint: bounds memory on a disk that is all small holes."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long, and how much (bytes), may be settled before a checkpoint is due whatever it costs."""
+
+    seconds: float = MOST_SECONDS
+    most: int = MOST_BYTES
+    hurried: bool = True
+    """Whether a short transfer pays for more checkpoints than a long one: not where a flush costs more than a sync."""
+
+
+def pace_of(target: object) -> Pace:
+    """A disk on which only what was closed is durable has `durable_seconds` and `durable_bytes`: how often it pays."""
+    seconds = getattr(target, "durable_seconds", None)
+    if seconds is None:
+        return Pace()
+    return Pace(float(seconds), int(getattr(target, "durable_bytes", MOST_BYTES)), hurried=False)
+
+
 class Journal:
     """Keeps what was settled since the last checkpoint, and how far writes may go."""
 
     def __init__(
-        self, log: TransferLog, capacity: int, planned: int, clock: Callable[[], float] = time.monotonic
+        self,
+        log: TransferLog,
+        capacity: int,
+        planned: int,
+        clock: Callable[[], float] = time.monotonic,
+        pace: Pace | None = None,
     ) -> None:
+        self._pace = pace or Pace()
         self._log = log
         self._capacity = capacity
         self._planned = planned
@@ -83,12 +108,13 @@ class Journal:
         """Whether it is time for a checkpoint."""
         if self._bytes == 0:
             return False
-        if len(self._zeros) >= MOST_ZERO_STRETCHES or self._digest_bytes >= MOST_BYTES // GRAIN * DIGEST_SIZE:
+        if len(self._zeros) >= MOST_ZERO_STRETCHES or self._digest_bytes >= self._pace.most // GRAIN * DIGEST_SIZE:
             return True
         waited = self._clock() - self._last
-        if waited >= MOST_SECONDS:
+        if waited >= self._pace.seconds:
             return True
-        share = SHARE if self._bytes < self._planned // PARTS else min(SHARE, SHARE_OF_A_PART)
+        part = self._pace.hurried and self._bytes >= self._planned // PARTS
+        share = min(SHARE, SHARE_OF_A_PART) if part else SHARE
         enough = min(LEAST_BYTES, self._planned // PARTS)
         return self._bytes >= enough and waited >= max(LEAST_SECONDS, share * self._cost)
 

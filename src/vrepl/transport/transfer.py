@@ -23,7 +23,7 @@ from vrepl.ports import (
 )
 from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.hooks import Hook, SimulatedKill, no_hook
-from vrepl.transport.journal import Journal
+from vrepl.transport.journal import Journal, pace_of
 from vrepl.transport.judges import DigestJudge, Judge, TargetJudge, VerifyJudge
 from vrepl.transport.pipeline import DEFAULT_TUNING, Pipeline, Tuning
 
@@ -86,7 +86,7 @@ def copy_disk(
         judge,
         order.regions,
         allocated_only=order.allocated_only,
-        journal=Journal(log, target.capacity, total(order.regions)),
+        journal=Journal(log, target.capacity, total(order.regions), pace=pace_of(target)),
         tuning=tuning,
         progress=progress,
         hook=hook,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vrepl.errors import LibraryError
 from vrepl.movers.engine import EngineSettings, Log
-from vrepl.ports import DiskAddress, SiteConnection
+from vrepl.ports import DiskAddress, SiteConnection, TicketSource
 from vrepl.vddk import handles
 from vrepl.vddk.disk import AsyncDisk, DirectDisk
 from vrepl.vddk.library import Library, find_library
@@ -40,8 +40,9 @@ class VddkEngine:
         self._library.exit()
 
 
-def start(settings: EngineSettings, log: Log) -> VddkEngine:
-    """Load and initialise VDDK. Raises LibraryError."""
+def start(settings: EngineSettings, log: Log, tickets: TicketSource) -> VddkEngine:
+    """Load and initialise VDDK, which gets its tickets itself. Raises LibraryError."""
+    del tickets
     if settings.libdir is None:
         raise LibraryError("no folder of VDDK is configured", hint="[vddk] libdir")
     path = find_library(settings.libdir)

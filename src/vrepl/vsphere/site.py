@@ -18,7 +18,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
-from vrepl.ports import SiteConnection
+from vrepl.ports import NfcTicket, SiteConnection
 from vrepl.vsphere import cbt, datastores, facts, tls
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.datastore_files import DatastoreFiles
@@ -34,6 +34,7 @@ from vrepl.vsphere.sandbox import Sandboxes
 from vrepl.vsphere.session import Session, SiteSettings
 from vrepl.vsphere.snapshots import Snapshots
 from vrepl.vsphere.tasks import Tasks
+from vrepl.vsphere.tickets import ticket
 
 
 def _random_uuid() -> str:
@@ -108,6 +109,10 @@ class VsphereSite:
             password=settings.password,
             sha1_thumbprint=tls.sha1_thumbprint(self._session.certificate()),
         )
+
+    def nfc_ticket(self, vm_ref: str, path: str, *, writable: bool) -> NfcTicket:
+        """To open a disk at its ESXi host without VDDK; good for one connection, and a secret."""
+        return ticket(self._session, vm_ref, path, writable=writable)
 
     def current_time(self) -> dt.datetime:
         """The site's clock, UTC."""

@@ -1,0 +1,104 @@
+"""NFC as the disk engine of a data mover."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+
+from vrepl.errors import DiskError, TransportModeError, VreplError
+from vrepl.model import TransportMode
+from vrepl.movers.engine import EngineSettings, Log
+from vrepl.nfc import authd, frames
+from vrepl.nfc.disk import NfcDisk
+from vrepl.nfc.readback import Readback
+from vrepl.nfc.session import Limits, Session
+from vrepl.ports import DiskAddress, NfcTicket, SiteConnection, TicketRequest, TicketSource
+
+NETWORK_MODES = (TransportMode.NBDSSL, TransportMode.NBD)
+COMPRESSIONS = {"none": frames.STORED, "zlib": frames.ZLIB, "skipz": frames.SKIPZ}
+
+
+class NfcEngine:
+    """A `movers.engine.DiskEngine`."""
+
+    def __init__(self, settings: EngineSettings, log: Log, tickets: TicketSource) -> None:
+        self._limits = Limits(
+            min(settings.buffer_units * frames.CHUNK, frames.LARGEST_PIECE), max(settings.buffer_count, 1)
+        )
+        self._log = log
+        self._tickets = tickets
+        self._readback = Readback(settings.readback)
+        self._compression = COMPRESSIONS[settings.compression]
+
+    @property
+    def about(self) -> dict[str, str | int]:
+        return {"library": "vrepl's own NFC", "openssl": ssl.OPENSSL_VERSION}
+
+    def open(self, address: DiskAddress, site: SiteConnection, *, writable: bool) -> NfcDisk:
+        mode = address.modes[0]
+        if mode not in NETWORK_MODES:
+            raise TransportModeError(
+                f"vrepl's own engine for NBD does not reach disks over {mode}",
+                mode=str(mode),
+                code=6,
+                side="target" if writable else "source",
+            )
+        try:
+            return NfcDisk(
+                self._opener(address, site, mode),
+                address.path,
+                str(mode),
+                writable=writable,
+                readback=self._readback,
+                compression=self._compression,
+            )
+        except DiskError as error:
+            if len(address.modes) > 1 and type(error) is DiskError:
+                raise TransportModeError(
+                    f"{error.message}, over {mode}",
+                    mode=str(mode),
+                    code=error.code,
+                    hint=error.hint,
+                    side="target" if writable else "source",
+                ) from error
+            raise
+
+    def prepare_for_access(self, site: SiteConnection, vm_ref: str, identity: str) -> None:
+        """VDDK's: nobody else may block a VM's relocation."""
+        del site, identity
+        self._log("log", f"nothing blocks a migration of {vm_ref} meanwhile: that takes VDDK")
+
+    def end_access(self, site: SiteConnection, vm_ref: str, identity: str) -> None:
+        """Nothing was blocked."""
+
+    def cleanup(self, site: SiteConnection, vm_ref: str) -> tuple[int, int]:
+        """Nothing is ever attached."""
+        return 0, 0
+
+    def exit(self) -> None:
+        """Sessions end with their disks."""
+
+    def _opener(self, address: DiskAddress, site: SiteConnection, mode: TransportMode) -> Callable[[bool], Session]:
+        def open_session(writable: bool) -> Session:
+            ticket = self._ticket(address, site, writable)
+            channel = authd.connect(ticket, mode)
+            try:
+                return Session(channel, self._limits)
+            except BaseException:
+                channel.close()
+                raise
+
+        return open_session
+
+    def _ticket(self, address: DiskAddress, site: SiteConnection, writable: bool) -> NfcTicket:
+        try:
+            return self._tickets(TicketRequest(address.site, address.vm_ref, address.path, writable))
+        except DiskError:
+            raise
+        except VreplError as error:
+            raise DiskError(f"no ticket for {address.path}: {error.message}", code=3014, hint=error.hint) from error
+
+
+def start(settings: EngineSettings, log: Log, tickets: TicketSource) -> NfcEngine:
+    """Nothing is loaded, and nothing can fail yet."""
+    return NfcEngine(settings, log, tickets)

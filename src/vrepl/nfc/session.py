@@ -1,0 +1,274 @@
+"""Many requests in flight on one NFC session: one thread sends, receives, and completes.
+
+A session is broken for good by the first thing that goes wrong: what a host sends after it refused a record is not
+known well enough to go on. Memory does not grow with what the host says: data goes straight to where it was asked for,
+what was packed goes through one scratch buffer, and everything else has a limit (see `frames`).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from vrepl.errors import DiskError, TransientDiskError, VreplError
+from vrepl.nfc import frames
+from vrepl.nfc.channel import ANSWER_SECONDS, Channel
+from vrepl.nfc.codes import lost, nonsense
+from vrepl.nfc.frames import FrameError, Refusal
+from vrepl.nfc.requests import Question, Request
+
+BURST = 32
+"""Pieces that are sent before it is looked whether something came, and the other way round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a session takes of its host: `buffers` of `buffer_bytes` each."""
+
+    buffer_bytes: int
+    buffers: int
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes."""
+        return self.buffer_bytes * self.buffers
+
+
+class Session:
+    """`submit` and `ask` from any thread; completions come on the session's own."""
+
+    def __init__(self, channel: Channel, limits: Limits) -> None:
+        """Takes the channel over; starts AIO. Raises DiskError and below."""
+        self.limits = limits
+        self._channel = channel
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._submitted: deque[Request] = deque()
+        self._open = 0
+        self._broken: VreplError | None = None
+        self._ending = False
+        # Below: of the thread alone.
+        self._waiting: deque[Request] = deque()
+        self._flying: dict[int, Request] = {}
+        self._bytes_flying = 0
+        self._number = 0
+        self._sending: Iterator[bytes | memoryview] | None = None
+        self._sender: Request | None = None
+        self._polled = 0
+        self._piece = memoryview(b"")
+        self._heard = time.monotonic()
+        channel.go_on()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._bell, select.POLLIN)
+        self._thread = threading.Thread(target=self._run, name="nfc-session", daemon=True)
+        self._thread.start()
+        try:
+            size, count = limits.buffer_bytes, limits.buffers
+            self.ask(Question(frames.OPEN_SESSION, frames.open_session(size, count), "starting an NFC session"))
+            self.ask(Question(frames.SOCKET_OPTIONS, frames.SOCKET_OPTIONS_PAYLOAD, "setting an NFC session up"))
+            self.ask(Question(frames.RESOURCE_POOL, frames.RESOURCE_POOL_PAYLOAD, "setting an NFC session up"))
+        except BaseException:
+            self.abandon()
+            raise
+
+    @property
+    def peer(self) -> str:
+        """Host and port."""
+        return self._channel.name
+
+    def submit(self, request: Request) -> None:
+        """It ends once, perhaps before this returns."""
+        with self._lock:
+            broken = self._broken
+            if broken is None:
+                self._open += 1
+                self._submitted.append(request)
+        if broken is not None:
+            request.end(broken)
+        else:
+            self._ring()
+
+    def ask(self, question: Question) -> Question:
+        """Submit it and wait. Raises what it ended with."""
+        answers: SimpleQueue[VreplError | None] = SimpleQueue()
+        question.done = answers.put
+        self.submit(question)
+        error = answers.get()
+        if error is not None:
+            raise error
+        return question
+
+    def wait(self) -> None:
+        """Until nothing is in flight."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._open == 0)
+
+    def end(self) -> None:
+        """Close the session in order. Raises DiskError where the host does not confirm it."""
+        try:
+            self.ask(Question(frames.CLOSE_SESSION, frames.CLOSE_SESSION_PAYLOAD, "ending an NFC session"))
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the connection as it is. Idempotent."""
+        with self._lock:
+            self._ending = True
+        self._ring()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _ring(self) -> None:
+        with suppress(OSError, ValueError):
+            os.eventfd_write(self._bell, 1)
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        error: VreplError
+        try:
+            self._work()
+            error = TransientDiskError(f"the session with {self.peer} is closed", code=14011)
+        except (DiskError, VreplError) as caught:
+            error = caught
+        except FrameError as caught:
+            error = nonsense(self.peer, caught)
+        except OSError as caught:
+            error = lost(self.peer, f"was lost: {caught.strerror or caught}")
+        except Exception as caught:  # a mistake of ours must end every request that is waited for
+            error = DiskError(f"{type(caught).__name__}: {caught}", code=1, hint="please report this")
+        self._channel.close()
+        self._break(error)
+        with self._lock:
+            bell, self._bell = self._bell, -1
+        os.close(bell)
+
+    def _break(self, error: VreplError) -> None:
+        with self._lock:
+            self._broken = error
+            left = [*self._flying.values(), *self._waiting, *self._submitted]
+            self._submitted.clear()
+        self._flying.clear()
+        self._waiting.clear()
+        for request in left:
+            self._end(request, error)
+
+    def _end(self, request: Request, error: VreplError | None) -> None:
+        request.end(error)
+        with self._idle:
+            self._open -= 1
+            if self._open == 0:
+                self._idle.notify_all()
+
+    def _work(self) -> None:
+        receiving = self._receive()
+        place = next(receiving)
+        while not self._ending:
+            if self._submitted:
+                with self._lock:
+                    self._waiting.extend(self._submitted)
+                    self._submitted.clear()
+            busy = False
+            for _ in range(BURST):
+                if not self._send_some():
+                    break
+                busy = True
+            for _ in range(BURST):
+                count = self._channel.try_receive(place)
+                if count is None:
+                    break
+                if count == 0:
+                    raise lost(self.peer, "was closed by the host" + (" in mid-answer" if self._flying else ""))
+                busy = True
+                place = place[count:] if count < len(place) else next(receiving)
+            if busy:
+                self._heard = time.monotonic()
+            elif not self._submitted:
+                self._sleep()
+
+    def _sleep(self) -> None:
+        """Until the host has said something, can be told more, or there is something new to do."""
+        wanted = select.POLLIN | (select.POLLOUT if self._piece or self._sending or self._has_room() else 0)
+        if wanted != self._polled:
+            self._poll.register(self._channel.fileno(), wanted)
+            self._polled = wanted
+        patience = None
+        if self._flying:
+            patience = (self._heard + ANSWER_SECONDS - time.monotonic()) * 1000
+            if patience <= 0:
+                raise lost(self.peer, f"is silent for {ANSWER_SECONDS:.0f} s, with answers due")
+        ready = self._poll.poll(patience)
+        if patience is None:
+            self._heard = time.monotonic()
+        if any(descriptor == self._bell for descriptor, _ in ready):
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._bell)
+
+    def _has_room(self) -> bool:
+        """Whether the next request may go out: the host's buffers are counted."""
+        if not self._waiting:
+            return False
+        return not self._bytes_flying or self._bytes_flying + self._waiting[0].cost <= self.limits.in_flight
+
+    def _send_some(self) -> bool:
+        if not self._piece and not self._next_piece():
+            return False
+        count = self._channel.try_send(self._piece)
+        self._piece = self._piece[count:]
+        return count > 0
+
+    def _next_piece(self) -> bool:
+        while True:
+            if self._sending is not None:
+                for piece in self._sending:
+                    self._piece = memoryview(piece)
+                    return True
+                self._sending = self._sender = None
+            if not self._has_room():
+                return False
+            request = self._waiting.popleft()
+            number = self._number
+            self._number = (self._number + 1) & 0xFFFFFFFF
+            self._flying[number] = request
+            self._bytes_flying += request.cost
+            self._sending, self._sender = request.outgoing(number), request
+
+    def _receive(self) -> Iterator[memoryview]:
+        """The places that what comes goes to, one after the other."""
+        head = memoryview(bytearray(frames.HEADER.size))
+        body = memoryview(bytearray(frames.LARGEST_PAYLOAD))
+        while True:
+            yield head
+            header = frames.decode_header(head)
+            payload = body[: header.size]
+            if header.size:
+                yield payload
+            request = self._flying.get(header.number)
+            if request is None:
+                raise FrameError(f"a record of type {header.kind} answers request {header.number}, which is not open")
+            if header.kind == frames.ERROR:
+                code, length = frames.decode_refusal(payload)
+                text = bytearray(length)
+                if length:
+                    yield memoryview(text)
+                raise request.refusal(Refusal(code, text.decode("utf-8", "replace")))
+            if header.kind != request.kind:
+                raise FrameError(f"a request of type {request.kind} is answered with type {header.kind}")
+            try:
+                yield from request.incoming(payload)
+            except Refusal as refusal:
+                raise request.refusal(refusal) from refusal
+            if request.finished:
+                if request is self._sender and self._piece:
+                    raise FrameError(f"request {header.number} is answered before it was sent")
+                del self._flying[header.number]
+                self._bytes_flying -= request.cost
+                self._end(request, None)
