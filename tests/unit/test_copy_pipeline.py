@@ -314,6 +314,21 @@ def test_verify_names_every_grain_that_differs(hashers: int) -> None:
     assert bad == [Extent(5 * GRAIN, 2 * GRAIN), Extent(30 * GRAIN, GRAIN), Extent(40 * GRAIN, SHORT)]
 
 
+def test_verify_looks_only_where_it_is_told_to() -> None:
+    """As at what change tracking hints at: of a part it is no error that a grain has no digest."""
+    disk = fill(40 * GRAIN + SHORT, {1: 1, 5: 5, 40: 4})
+    known = digests_of(disk)
+    del known[2]
+    disk.write(5 * GRAIN, b"junk" * 128)
+    disk.write(20 * GRAIN, b"junk" * 128)
+    disk.write(40 * GRAIN, b"junk" * 128)
+    regions = [Extent(0, 8 * GRAIN), Extent(40 * GRAIN, SHORT)]
+    pipeline, bad, unknown = verify_disk(MemoryHandle(disk), MemoryDigests(known), regions)
+    assert bad == [Extent(5 * GRAIN, GRAIN), Extent(40 * GRAIN, SHORT)]
+    assert unknown == 1
+    assert pipeline.totals.read == 2 * GRAIN + SHORT
+
+
 def test_verify_does_not_pass_what_it_cannot_compare() -> None:
     disk = fill(8 * GRAIN, {1: 1})
     known = digests_of(disk)

@@ -643,7 +643,7 @@ def test_a_mark_comes_back_from_extra_config() -> None:
     assert read_mark(mark.to_extra_config() | {"other": "x"}) == mark
     assert all(key.startswith("vrepl.") for key in mark.to_extra_config())
     assert read_mark({}) is None
-    assert read_mark(mark.to_extra_config() | {KEY_FORMAT: "2"}) is None
+    assert read_mark(mark.to_extra_config() | {KEY_FORMAT: "3"}) is None
     assert read_mark(mark.to_extra_config() | {KEY_FORMAT: "x"}) is None
 
 

@@ -165,6 +165,8 @@ class SnapshotState:
     description: str
     quiesced: bool
     disks: tuple[Disk, ...]
+    extra_config: Mapping[str, str] = field(default_factory=dict)
+    """Only the `vrepl.*` keys, as they were when the snapshot was taken."""
 
     def disk(self, key: int) -> Disk | None:
         return next((disk for disk in self.disks if disk.key == key), None)

@@ -81,10 +81,14 @@ class TransferOrder:
 
 @dataclass(frozen=True, slots=True)
 class VerifyOrder:
-    """Read one disk of a restore point and compare it with its digests."""
+    """Read one disk of a restore point, or parts of it, and compare it with its digests."""
 
     disk: DiskAddress
     digests: DigestFiles
+    regions: tuple[Extent, ...] | None = None
+    """Only these, grain-aligned (the end of the disk excepted) and normal; None: the whole disk. Of a part it is no
+    error that some of its grains have no digest: see `VerifyResult.unknown_grains`.
+    """
 
 
 @dataclass(slots=True)
@@ -125,6 +129,8 @@ class VerifyResult:
     """Empty: every grain agrees with its digest."""
     mode: str
     seconds: float
+    unknown_grains: int = 0
+    """Grains of what was read that have no digest."""
 
 
 class Transfers(Protocol):

@@ -98,22 +98,24 @@ def copy_disk(
 def verify_disk(
     disk: DiskReader,
     lookup: DigestLookup,
+    regions: Sequence[Extent] | None = None,
     *,
     tuning: Tuning = DEFAULT_TUNING,
     progress: Callable[[TransferProgress], None] | None = None,
     hook: Hook = no_hook,
     running: Running = _ignore,
-) -> tuple[Pipeline, Sequence[Extent]]:
-    """Read what the disk has allocated and compare all of it with its digests; returns what differs.
+) -> tuple[Pipeline, Sequence[Extent], int]:
+    """Read what the disk (or `regions` of it) has allocated and compare all of it with its digests.
 
-    Raises VerificationError when grains have no digest to compare with, and no other is wrong.
+    Returns what differs, and how many grains have no digest. Raises VerificationError when grains of a whole disk have
+    none, and no other is wrong.
     """
     judge = VerifyJudge(lookup)
     pipeline = Pipeline(
         disk,
         None,
         judge,
-        [Extent(0, disk.capacity)],
+        [Extent(0, disk.capacity)] if regions is None else regions,
         allocated_only=True,
         tuning=tuning,
         progress=progress,
@@ -121,12 +123,12 @@ def verify_disk(
     )
     _run(pipeline, running)
     bad = from_grains(judge.bad_grains, disk.capacity)
-    if judge.unknown_grains and not bad:
+    if judge.unknown_grains and not bad and regions is None:
         raise VerificationError(
             f"{judge.unknown_grains} grains have no recorded digest to compare with",
             hint="a run that compares the whole disk records them; after a rebuild older restore points have none",
         )
-    return pipeline, bad
+    return pipeline, bad, judge.unknown_grains
 
 
 def perform_transfer(
@@ -194,11 +196,13 @@ def perform_verify(
     disk = opener.open_reader(order.disk)
     try:
         with closing(records.open_lookup(order.digests, order.disk.capacity)) as lookup:
-            pipeline, bad = verify_disk(disk, lookup, tuning=tuning, progress=progress, hook=hook, running=running)
+            pipeline, bad, unknown = verify_disk(
+                disk, lookup, order.regions, tuning=tuning, progress=progress, hook=hook, running=running
+            )
     finally:
         with suppress(DiskError):  # nothing was written to it
             disk.close()
-    return VerifyResult(pipeline.totals.read, bad, disk.mode, time.monotonic() - began)
+    return VerifyResult(pipeline.totals.read, bad, disk.mode, time.monotonic() - began, unknown)
 
 
 def _run(pipeline: Pipeline, running: Running) -> None:

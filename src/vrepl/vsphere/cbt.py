@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from vrepl.errors import CbtError, PermissionDeniedError, VreplError, VsphereError
 from vrepl.extents import Extent
 from vrepl.model import ChangedAreas
+from vrepl.vsphere import collector
 from vrepl.vsphere.api import vim
+from vrepl.vsphere.mapping import controllers_of, disks_of, settings_of
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
 
@@ -20,15 +25,57 @@ _DISTRUST = {
 """Faults of QueryChangedDiskAreas (and their base types) that mean: compare instead."""
 
 
-def enable(session: Session, running: Tasks, vm_ref: str) -> None:
-    """Switch change tracking on; it takes effect with the next snapshot.
+_SLOT_KINDS = {
+    "pvscsi": "scsi", "lsilogic": "scsi", "lsilogic-sas": "scsi", "buslogic": "scsi",
+    "sata": "sata", "nvme": "nvme", "ide": "ide",
+}  # fmt: skip
+"""What a configuration file calls the slots of a controller."""
 
-    Raises CbtError where vSphere does not support it for this VM.
+
+def untracked(devices: Sequence[Any], settings: Mapping[str, str]) -> list[str]:
+    """Configuration keys (`scsi0:1.ctkEnabled`) of the disks that are not tracked, whatever the VM's own switch says.
+
+    Change tracking is a property of each disk, which the VM's switch sets for those that are there at that moment
+    (VMware KB 1031873 names both kinds of key).
+    """
+    controllers = {one.key: one for one in controllers_of(devices)}
+    on = {key.lower() for key, value in settings.items() if value.lower() == "true"}
+    keys = []
+    for disk in disks_of(devices):
+        controller = controllers.get(disk.controller_key)
+        if controller is not None and not disk.mode.startswith("independent"):
+            slot = f"{_SLOT_KINDS[controller.kind]}{controller.bus_number}:{disk.unit_number}"
+            keys.append(f"{slot}.ctkEnabled")
+    return [key for key in keys if key.lower() not in on]
+
+
+def enable(session: Session, running: Tasks, vm_ref: str) -> None:
+    """Switch change tracking on, of the VM and of each of its disks; it takes effect with the next snapshot.
+
+    Raises CbtError where vSphere does not support it for this VM, or does not let the user repair a disk's.
     """
     vm = session.object(vim.VirtualMachine, vm_ref)
     what = f"enable change tracking of {vm_ref}"
+    paths = ["config.hardware.device", "config.extraConfig", "config.changeTrackingEnabled"]
+    [found] = collector.these(session, [vm], {vim.VirtualMachine: paths}) or [collector.Found(vm, {})]
+    spec = vim.vm.ConfigSpec(changeTrackingEnabled=True)
+    repairs = bool(found.get("config.changeTrackingEnabled", False))
+    if repairs:
+        settings = settings_of(found.get("config.extraConfig", []))
+        missing = untracked(found.get("config.hardware.device", []), settings)
+        if not missing:
+            return
+        # The switch is on already, so that setting it once more may change nothing: the disks are named.
+        spec.extraConfig = [vim.option.OptionValue(key=key, value="TRUE") for key in missing]
     try:
-        running.run(lambda: vm.ReconfigVM_Task(spec=vim.vm.ConfigSpec(changeTrackingEnabled=True)), what=what)
+        running.run(lambda: vm.ReconfigVM_Task(spec=spec), what=what)
+    except PermissionDeniedError as error:
+        if not repairs:
+            raise
+        raise CbtError(
+            f"{what}: tracking of some disks is off, and cannot be switched on: {error.message}",
+            hint=error.hint or "the site's user needs VirtualMachine.Config.AdvancedConfig on the VM for it",
+        ) from error
     except VsphereError as error:
         if error.fault in {"NotSupported", "InvalidArgument", "DeviceNotSupported"}:
             raise CbtError(

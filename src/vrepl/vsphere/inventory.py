@@ -17,6 +17,8 @@ from vrepl.vsphere.mapping import (
     Names,
     decode_name,
     disks_of,
+    own_settings,
+    settings_of,
     snapshots_of,
     virtual_machine,
 )
@@ -101,7 +103,7 @@ class Inventory:
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
         """A snapshot with the disks of its own configuration, in one call. Raises NotFoundError if it is gone."""
         start = self._session.object(vim.vm.Snapshot, snapshot_ref)
-        wanted = {vim.vm.Snapshot: ["config.hardware.device"], vim.VirtualMachine: ["snapshot"]}
+        wanted = {vim.vm.Snapshot: ["config.hardware.device", "config.extraConfig"], vim.VirtualMachine: ["snapshot"]}
         found = collector.along(self._session, start, "vm", wanted)
         own = next((one for one in found if one.ref == snapshot_ref), None)
         tree = next((one.get("snapshot") for one in found if one.ref != snapshot_ref), None)
@@ -114,6 +116,7 @@ class Inventory:
             description=node.description,
             quiesced=node.quiesced,
             disks=disks_of(own.get("config.hardware.device", [])),
+            extra_config=own_settings(settings_of(own.get("config.extraConfig", []))),
         )
 
     def _read(self, objects: Sequence[Any]) -> list[VirtualMachine]:

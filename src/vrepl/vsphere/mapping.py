@@ -224,6 +224,11 @@ def settings_of(options: Sequence[Any]) -> dict[str, str]:
     return {str(option.key): str(option.value) for option in options or () if option.value is not None}
 
 
+def own_settings(settings: Mapping[str, str]) -> dict[str, str]:
+    """Those of extraConfig that vrepl sets."""
+    return {key: text for key, text in settings.items() if key.startswith(OWN_KEYS)}
+
+
 def guest_settings(settings: Mapping[str, str]) -> dict[str, str]:
     """Those extraConfig settings that a replica needs to behave as its source does."""
     return {key: value for key, value in settings.items() if _MATTERS.match(key)}
@@ -312,5 +317,5 @@ def virtual_machine(ref: str, values: Mapping[str, Any], names: Names) -> Virtua
         vm_path=str(value("config.files.vmPathName", "")),
         committed=int(committed) if (committed := values.get("summary.storage.committed")) is not None else None,
         disabled_methods=tuple(str(method) for method in value("disabledMethod", ())),
-        extra_config={key: text for key, text in settings.items() if key.startswith(OWN_KEYS)},
+        extra_config=own_settings(settings),
     )
