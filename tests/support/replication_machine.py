@@ -23,7 +23,7 @@ from tests.support.world import World
 from vrepl.extents import GRAIN, Extent
 from vrepl.report.model import Result
 from vrepl.repository.digests import UNKNOWN, open_lookup
-from vrepl.transport import journal
+from vrepl.transport import checkpoints
 from vrepl.transport.grains import digest
 
 GRAINS = 36
@@ -65,7 +65,7 @@ class ReplicationMachine(RuleBasedStateMachine):
         """What each restore point must hold: the source at its snapshot."""
         self.at_snapshot: Content | None = None
         self.world.source.after_call = self._after_source_call
-        self.eager = mock.patch.multiple(journal, LEAST_BYTES=1, LEAST_SECONDS=0.0, SHARE=0)
+        self.eager = mock.patch.multiple(checkpoints, LEAST_BYTES=1, LEAST_SECONDS=0.0, SHARE=0)
         """A checkpoint after every block, where real runs make one a second."""
         self.eager.start()
 

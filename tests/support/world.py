@@ -33,7 +33,7 @@ from vrepl.ports import TransferOrder, VerifyOrder
 from vrepl.report.model import RunReport, VmReport
 from vrepl.repository.commit_record import parse_commit_record
 from vrepl.repository.digests import open_lookup
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
 from vrepl.repository.transferlog import TransferLogWriter
 from vrepl.transport.hooks import Point, SimulatedKill

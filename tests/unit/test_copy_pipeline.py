@@ -16,7 +16,7 @@ from vrepl.errors import DiskError, InterruptedRunError, VerificationError
 from vrepl.extents import GRAIN, Extent, from_grains, grain_count, total
 from vrepl.model import TransferKind, TransportMode
 from vrepl.ports import DigestFiles, DiskAddress, TransferOrder, TransferProgress
-from vrepl.transport import journal
+from vrepl.transport import checkpoints
 from vrepl.transport.buffers import LARGEST
 from vrepl.transport.decorators import CountingDisk, FailingDisk, LateDisk
 from vrepl.transport.grains import ZERO_DIGEST, digest
@@ -202,7 +202,7 @@ def test_the_first_error_stops_the_transfer_and_what_is_sure_is_recorded(
     side: str, hashers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("LEAST_SECONDS", "LEAST_BYTES", "SHARE"):  # a checkpoint whenever anything is settled
-        monkeypatch.setattr(journal, name, 0)
+        monkeypatch.setattr(checkpoints, name, 0)
     capacity = 64 * MIB
     source_disk = fill(capacity, dict.fromkeys(range(1024), 3))
     target_disk = MemoryDisk(capacity)

@@ -16,7 +16,7 @@ from vrepl.engine import Engine
 from vrepl.extents import GRAIN
 from vrepl.model import OnResize, TransferKind
 from vrepl.report.model import Result, VmReport
-from vrepl.transport import journal
+from vrepl.transport import checkpoints
 
 GRAINS = 48
 CAPACITY = GRAINS * GRAIN
@@ -31,9 +31,9 @@ def make_world(folder: Path, cbt_unit: int = GRAIN) -> World:
 
 @pytest.fixture(autouse=True)
 def eager_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "LEAST_BYTES", 1)
-    monkeypatch.setattr(journal, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(journal, "SHARE", 0)
+    monkeypatch.setattr(checkpoints, "LEAST_BYTES", 1)
+    monkeypatch.setattr(checkpoints, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "SHARE", 0)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from vrepl.errors import CbtError, DiskError, MoverError, TransientVsphereError,
 from vrepl.extents import GRAIN
 from vrepl.model import OnNotReplicable, OnResize, RetentionPolicy, TransferKind
 from vrepl.report.model import Result
-from vrepl.transport import journal
+from vrepl.transport import checkpoints
 
 CAPACITY = 40 * GRAIN + 512
 
@@ -38,7 +38,7 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture(autouse=True)
 def eager_checkpoints() -> object:
     """A checkpoint after every block, so that a transfer of little can be cut in two."""
-    with mock.patch.multiple(journal, LEAST_BYTES=1, LEAST_SECONDS=0.0, SHARE=0):
+    with mock.patch.multiple(checkpoints, LEAST_BYTES=1, LEAST_SECONDS=0.0, SHARE=0):
         yield
 
 

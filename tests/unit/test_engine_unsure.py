@@ -15,7 +15,7 @@ from vrepl.extents import GRAIN, Extent
 from vrepl.model import PowerState, TransferKind
 from vrepl.report.model import Result, VmReport
 from vrepl.repository.commit_record import ReplicaMark, read_mark
-from vrepl.transport import journal
+from vrepl.transport import checkpoints
 
 GRAINS = 40
 CAPACITY = GRAINS * GRAIN + 512
@@ -24,9 +24,9 @@ CAPACITY = GRAINS * GRAIN + 512
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A checkpoint after every block, so that a death in mid-transfer leaves something to resume."""
-    monkeypatch.setattr(journal, "LEAST_BYTES", 1)
-    monkeypatch.setattr(journal, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(journal, "SHARE", 0)
+    monkeypatch.setattr(checkpoints, "LEAST_BYTES", 1)
+    monkeypatch.setattr(checkpoints, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "SHARE", 0)
     world = World(tmp_path / "repository")
     vm = world.source.add_vm("web-01", [CAPACITY])
     world.source.guest_write(vm, 0, 0, random.Random(1).randbytes(CAPACITY))

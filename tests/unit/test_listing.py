@@ -22,7 +22,7 @@ from vrepl.model import (
     VirtualMachine,
 )
 from vrepl.report.listing import find_replica, replica_row, restore_point_row, run_row, vm_row
-from vrepl.repository.replica import ReplicaFolder, Verification
+from vrepl.repository.replica_folder import ReplicaFolder, Verification
 from vrepl.repository.store import Repository, replica_id
 
 NOW = dt.datetime(2025, 3, 1, 22, 0, tzinfo=dt.UTC)

@@ -17,7 +17,7 @@ from vrepl.engine.changes import changed_extents
 from vrepl.extents import Extent
 from vrepl.planner.disks import decide_disk
 from vrepl.ports import DigestFiles, TransferOrder
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from vrepl.report import console
 from vrepl.report.model import Result
 from vrepl.report.protection import Need, Protection, ReplicaStanding, VmProtection, nagios
 from vrepl.report.status_view import show_status
-from vrepl.repository.replica import Verification
+from vrepl.repository.replica_folder import Verification
 
 MINUTE = dt.timedelta(minutes=1)
 READY = ReplicaStanding("ready")

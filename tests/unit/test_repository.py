@@ -43,7 +43,7 @@ from vrepl.repository.commit_record import (
 from vrepl.repository.digests import open_lookup
 from vrepl.repository.intent import DiskIntent, Intent, Journal, PreparedAccess
 from vrepl.repository.rebuild import FoundReplica, rebuild
-from vrepl.repository.replica import ReplicaFolder, Verification
+from vrepl.repository.replica_folder import ReplicaFolder, Verification
 from vrepl.repository.store import KEEP_RUNS, Repository, replica_id
 from vrepl.repository.transferlog import TransferLogWriter
 

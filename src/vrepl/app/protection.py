@@ -9,7 +9,7 @@ from typing import Any
 from vrepl.config import LoadedConfig
 from vrepl.report.model import Result
 from vrepl.report.protection import Protection, ReplicaStanding, VmProtection
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
 
 Key = tuple[str, str]

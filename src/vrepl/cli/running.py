@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vrepl.cli.state import State
     from vrepl.config import LoadedConfig
     from vrepl.engine import EngineEvents
-    from vrepl.repository.replica import ReplicaFolder
+    from vrepl.repository.replica_folder import ReplicaFolder
     from vrepl.repository.store import Repository
 
 

@@ -19,7 +19,7 @@ from vrepl.planner.preflight import unreplicable_disk_reason
 from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
 from vrepl.ports import DigestFiles
 from vrepl.repository.digests import open_lookup
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.transferlog import read_log
 
 

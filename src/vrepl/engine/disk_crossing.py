@@ -31,7 +31,7 @@ from vrepl.planner.disks import DiskDecision, issued_extents
 from vrepl.ports import DigestFiles, DiskAddress, SourceSite, TransferOrder, TransferProgress, TransferResult
 from vrepl.report.model import DiskReport, SideTransport
 from vrepl.repository.intent import DiskIntent, HotAddedDisks
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.transferlog import read_log
 
 UNREACHABLE = frozenset({14008, 14009, 14010, 18000})

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from vrepl.engine.recovery import Original, recover
 from vrepl.engine.vm_work import VmWork
 from vrepl.ports import SnapshottedSite
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 
 
 @contextmanager

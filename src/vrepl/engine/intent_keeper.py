@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vrepl.repository.intent import DiskIntent, HotAddedDisks, Intent
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 
 
 class IntentKeeper:

@@ -17,7 +17,7 @@ from vrepl.planner.vm import NameTaken, ReplicaKnowledge
 from vrepl.ports import Inventory, TrackedInventory
 from vrepl.repository.commit_record import parse_commit_record, read_mark
 from vrepl.repository.intent import Intent
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
 from vrepl.repository.transferlog import read_log
 

@@ -6,7 +6,7 @@ from vrepl.engine.context import ReplicationContext
 from vrepl.engine.knowledge import TargetNames, gather, mapping_request
 from vrepl.model import VirtualMachine
 from vrepl.planner.vm import ReplicaKnowledge, VmPlan, plan_vm
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 
 
 def look_and_plan(

@@ -19,7 +19,7 @@ from vrepl.model import ReplicaRecord, Side, VirtualMachine
 from vrepl.ports import Inventory, SnapshottedSite
 from vrepl.repository.commit_record import parse_commit_record
 from vrepl.repository.intent import HotAddedDisks, PreparedAccess
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 
 
 @dataclass(frozen=True, slots=True)

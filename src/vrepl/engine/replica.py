@@ -10,7 +10,7 @@ from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.model import Disk, ReplicaRecord, ReplicaSpec, RestorePoint, VirtualMachine
 from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
 from vrepl.repository.commit_record import ReplicaMark
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 
 ANNOTATION = (
     "Replica of {name}, kept by vrepl. Do not power it on, write to its disks or touch its snapshots by hand: "

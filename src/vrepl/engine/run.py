@@ -24,7 +24,7 @@ from vrepl.planner.vm import VmPlan
 from vrepl.ports import Inventory, Site
 from vrepl.report import format as words
 from vrepl.report.model import ErrorReport, Result, RunReport, VerifyReport, VmReport
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from vrepl.engine.recovery import note_that_disks_were_sealed
 from vrepl.errors import VreplError
 from vrepl.model import ReplicaRecord, RestorePoint
 from vrepl.repository.commit_record import CommitRecord, format_commit_record
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.retention import apply_retention
 
 RESTORE_POINT_SNAPSHOT_PREFIX = "vrepl "

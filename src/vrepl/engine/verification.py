@@ -19,7 +19,7 @@ from vrepl.errors import (
 from vrepl.model import Disk, DiskPoint, RestorePoint, Side, SnapshotState, TransportMode, VirtualMachine
 from vrepl.ports import DiskAddress, TransferProgress, VerifyOrder, VerifyResult
 from vrepl.report.model import DiskVerification, Result, VmVerification
-from vrepl.repository.replica import ReplicaFolder, Verification
+from vrepl.repository.replica_folder import ReplicaFolder, Verification
 
 
 def verify_replica(context: VerificationContext, folder: ReplicaFolder, restore_point_id: str | None) -> VmVerification:

@@ -26,7 +26,7 @@ from vrepl.model import Datastore, DiskPoint, ReplicaRecord, RestorePoint, Side,
 from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
 from vrepl.report.model import VmReport
 from vrepl.repository.intent import Intent, Journal
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import replica_id
 
 

@@ -119,7 +119,7 @@ class Mover:
                 reply["ok"] = self._operations[request["op"]](request)
             except VreplError as error:
                 reply["error"] = error_to_json(error)
-            except Exception as error:  # a mistake of ours must reach the report, not only standard error
+            except Exception as error:  # a mistake in vrepl must reach the report, not only standard error
                 reply["error"] = error_to_json(MoverError(f"{type(error).__name__}: {error}"))
                 sys.excepthook(*sys.exc_info())
             self._pipes.send(reply)

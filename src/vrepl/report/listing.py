@@ -12,7 +12,7 @@ from vrepl.planner.preflight import not_replicable_reason, unreplicable_disk_rea
 from vrepl.report.model import Json, time_to_json
 
 if TYPE_CHECKING:
-    from vrepl.repository.replica import ReplicaFolder, Verification
+    from vrepl.repository.replica_folder import ReplicaFolder, Verification
 
 
 def vm_row(vm: VirtualMachine) -> Json:

@@ -8,13 +8,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from vrepl.errors import RepositoryError
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
 
 
 class Severity(StrEnum):
     NOTE = "note"
-    """Worth knowing; the next run sees to it."""
+    """Worth knowing; the next run deals with it."""
     WARNING = "warning"
     """Costs bytes or time, not data: digests unknown."""
     ERROR = "error"
@@ -77,7 +77,7 @@ class _Checker:
         known = self._check_restore_points(folder)
         try:
             if folder.intent() is not None:
-                self._add(Severity.NOTE, self._path / "intent.json", "a run is unfinished; the next one sees to it")
+                self._add(Severity.NOTE, self._path / "intent.json", "a run is unfinished; the next one deals with it")
         except RepositoryError as error:
             self._add_error(self._path / "intent.json", error)
         for disk in folder.disk_folders():

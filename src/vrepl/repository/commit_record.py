@@ -1,7 +1,7 @@
 """The commit record: a restore point as JSON in the description of the replica's snapshot, and the `vrepl.*` keys.
 
 With these alone, and the disks, the repository can be rebuilt. Descriptions that people or other tools wrote are
-none of ours and are passed over.
+not commit records and are passed over.
 
 How long a description may be is documented nowhere, and 60 disks take 21 KB. A record that is long, or that did not
 survive, goes to the replica's extraConfig just before the seal instead, in parts, and so into the snapshot's own

@@ -28,7 +28,7 @@ from vrepl.repository.files import (
     sync_directory,
 )
 from vrepl.repository.locks import clear_dead, holding, is_held, read_owner
-from vrepl.repository.replica import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder
 
 REPOSITORY_FORMAT = 1
 RUN_FORMAT = 1

@@ -47,7 +47,7 @@ class PassingDisk:
 
     @property
     def durable_seconds(self) -> float | None:
-        """As `journal.pace_of` wants it; None for a disk on which a flush is enough."""
+        """As `checkpoints.pace_of` wants it; None for a disk on which a flush is enough."""
         return getattr(self._inner, "durable_seconds", None)
 
     @property

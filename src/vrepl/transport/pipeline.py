@@ -1,8 +1,8 @@
 """The copy pipeline: one for full, incremental and comparing transfers and for verification.
 
-    work -> read into a free buffer -> zero check and digests -> judge -> write what must be -> buffer is free again
+    work -> read into a free buffer -> zeros and digests -> write rule -> write what must be -> buffer is free again
 
-The thread that calls `run` owns both disks: it alone submits, judges and checkpoints, and sleeps on one queue that
+The thread that calls `run` owns both disks: it alone submits, decides and checkpoints, and sleeps on one queue that
 completions (from the disks' threads) and hashed buffers (from the hashing threads) arrive in. Memory is the ring of
 buffers, whatever the size of the disk. The first error stops the intake; what is in flight is waited for; then the
 error is raised, with its offset and code.
@@ -21,14 +21,14 @@ from vrepl.errors import InterruptedRunError, VreplError
 from vrepl.extents import Extent, split, total
 from vrepl.ports import TransferProgress
 from vrepl.transport.buffers import MIB
+from vrepl.transport.checkpoints import Checkpoints
 from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.grains import ZERO_DIGEST
 from vrepl.transport.hooks import Hook, Point, no_hook
-from vrepl.transport.journal import Journal
-from vrepl.transport.judges import Judge, Run, Settled, WriteZeros, ZeroWork
 from vrepl.transport.slots import Slot, ZeroWrite
 from vrepl.transport.waits import Waits
 from vrepl.transport.work import Block, Packer, Stretch, survey
+from vrepl.transport.write_rules import Run, Settled, WriteRule, WriteZeros, ZeroWork
 
 PROGRESS_SECONDS = 0.2
 CACHED_RATE = 1500 * MIB
@@ -70,19 +70,19 @@ class Pipeline:
         self,
         source: DiskReader,
         target: DiskWriter | None,
-        judge: Judge,
+        rule: WriteRule,
         regions: Sequence[Extent],
         *,
         allocated_only: bool,
-        journal: Journal | None = None,
+        checkpoints: Checkpoints | None = None,
         tuning: Tuning = DEFAULT_TUNING,
         progress: Callable[[TransferProgress], None] | None = None,
         hook: Hook = no_hook,
     ) -> None:
         self._source = source
         self._target = target
-        self._judge = judge
-        self._journal = journal
+        self._rule = rule
+        self._checkpoints = checkpoints
         self._tuning = tuning
         self._progress = progress
         self._hook = hook
@@ -95,7 +95,7 @@ class Pipeline:
         self._next: Block | WriteZeros | Settled | None = None
         self._events: SimpleQueue[tuple[str, Slot | ZeroWrite | None]] = SimpleQueue()
         self._to_hash: SimpleQueue[Slot | None] = SimpleQueue()
-        self._slots = [Slot(self._slot_read, self._written, compares=judge.compares) for _ in range(buffers)]
+        self._slots = [Slot(self._slot_read, self._written, compares=rule.compares) for _ in range(buffers)]
         self._free = deque(self._slots)
         self._ready: deque[Slot] = deque()
         self._reading = self._writing = 0
@@ -170,18 +170,18 @@ class Pipeline:
                 if self._next is None and not (self._reading or self._writing or self._ready):
                     break
                 self._handle_events()
-                if self._journal is not None and self._journal.due:
+                if self._checkpoints is not None and self._checkpoints.due:
                     self._checkpoint()
                 self._report()
         except VreplError as error:
             self._fail(error)
-        except Exception as error:  # a mistake of ours: buffers must not go away under the disks' threads
+        except Exception as error:  # a mistake in vrepl: buffers must not go away under the disks' threads
             self._write_failed = True
             self._fail(error)
         self._finish()
 
     def _intake(self) -> None:
-        """Write what is judged, then take on new work, as far as buffers allow."""
+        """Write what is decided, then take on new work, as far as buffers allow."""
         if self._stopped:
             raise InterruptedRunError("stopped")
         while self._ready:
@@ -218,7 +218,7 @@ class Pipeline:
                 yield from packer.add(extent)
                 continue
             work: ZeroWork
-            for work in self._judge.zeros(extent):
+            for work in self._rule.zeros(extent):
                 if isinstance(work, WriteZeros):
                     for piece in split([work.extent], MIB):
                         yield WriteZeros(piece)
@@ -281,11 +281,11 @@ class Pipeline:
         if kind == "read":
             slot.hash()
         if self._failure is None:
-            self._judge_slot(slot)
+            self._decide_slot(slot)
         else:
             self._free.append(slot)
 
-    def _judge_slot(self, slot: Slot) -> None:
+    def _decide_slot(self, slot: Slot) -> None:
         block = slot.block
         self._bytes_arrived += block.used
         self._grow_depth()
@@ -305,14 +305,14 @@ class Pipeline:
     def _write(self, slot: Slot) -> None:
         block = slot.block
         length = block.wanted
-        runs = self._judge.runs(block, slot.digests, slot.same)
+        runs = self._rule.runs(block, slot.digests, slot.same)
         moved = self._submit_runs(slot, runs) if runs else 0
         self.totals.moved += moved
         self.totals.skipped += length - moved
         self._figures.settled += length
         self._figures.bytes_moved = self.totals.moved
-        if self._journal is not None:
-            self._journal.settle(block.spans, slot.digests, length)
+        if self._checkpoints is not None:
+            self._checkpoints.settle(block.spans, slot.digests, length)
         if not runs:
             self._free.append(slot)
 
@@ -339,8 +339,8 @@ class Pipeline:
         self._writer.submit_zeros(extent.offset, extent.length, ZeroWrite(self._written).write_done)
 
     def _before_write(self, end: int) -> None:
-        if self._journal is not None:
-            self._journal.before_write(end)
+        if self._checkpoints is not None:
+            self._checkpoints.before_write(end)
         self._unflushed = True
         self._hook(Point.WRITE, self._figures.settled)
 
@@ -348,8 +348,8 @@ class Pipeline:
         self.totals.skipped += extent.length
         self._figures.settled += extent.length
         self._figures.bytes_moved = self.totals.moved
-        if self._journal is not None:
-            self._journal.settle_zeros(extent)
+        if self._checkpoints is not None:
+            self._checkpoints.settle_zeros(extent)
 
     @property
     def _writer(self) -> DiskWriter:
@@ -367,11 +367,11 @@ class Pipeline:
 
     def _checkpoint(self) -> None:
         """Let writes drain, wait, flush, record; reads go on meanwhile."""
-        if self._journal is None:
+        if self._checkpoints is None:
             return
         while self._writing:
             self._handle_events()
-        self._journal.checkpoint(self._flush)
+        self._checkpoints.checkpoint(self._flush)
         self._hook(Point.RECORDED, self._figures.settled)
 
     def _flush(self) -> None:

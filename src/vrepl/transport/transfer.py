@@ -1,4 +1,4 @@
-"""One order on open disks: picks the judge, runs the pipeline. The same in every process that moves data."""
+"""One order on open disks: picks the write rule, runs the pipeline. The same in every process that moves data."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vrepl.ports import (
     VerifyOrder,
     VerifyResult,
 )
+from vrepl.transport.checkpoints import Checkpoints, pace_of
 from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.hooks import Hook, SimulatedKill, no_hook
-from vrepl.transport.journal import Journal, pace_of
-from vrepl.transport.judges import DigestJudge, Judge, TargetJudge, VerifyJudge
 from vrepl.transport.pipeline import DEFAULT_TUNING, Pipeline, Tuning
+from vrepl.transport.write_rules import ComparisonRule, DigestRule, VerificationRule, WriteRule
 
 
 class Opener(Protocol):
@@ -74,19 +74,19 @@ def copy_disk(
             f"source disk has {source.capacity} bytes, target disk {target.capacity}",
             hint="the disks' sizes must be equal; a resized source disk needs on_resize",
         )
-    judge: Judge
+    rule: WriteRule
     if order.compare_with_target:
         everything = [Extent(0, target.capacity)]
-        judge = TargetJudge(target.allocated(everything[0]), order.dirty, split_zeros=target.splits_zeros)
+        rule = ComparisonRule(target.allocated(everything[0]), order.dirty, split_zeros=target.splits_zeros)
     else:
-        judge = DigestJudge(lookup, order.dirty, split_zeros=target.splits_zeros)
+        rule = DigestRule(lookup, order.dirty, split_zeros=target.splits_zeros)
     pipeline = Pipeline(
         source,
         target,
-        judge,
+        rule,
         order.regions,
         allocated_only=order.allocated_only,
-        journal=Journal(log, target.capacity, total(order.regions), pace=pace_of(target)),
+        checkpoints=Checkpoints(log, target.capacity, total(order.regions), pace=pace_of(target)),
         tuning=tuning,
         progress=progress,
         hook=hook,
@@ -110,11 +110,11 @@ def verify_disk(
     Returns what differs, and how many grains have no digest. Raises VerificationError when grains of a whole disk have
     none, and no other is wrong.
     """
-    judge = VerifyJudge(lookup)
+    rule = VerificationRule(lookup)
     pipeline = Pipeline(
         disk,
         None,
-        judge,
+        rule,
         [Extent(0, disk.capacity)] if regions is None else regions,
         allocated_only=True,
         tuning=tuning,
@@ -122,13 +122,13 @@ def verify_disk(
         hook=hook,
     )
     _run(pipeline, running)
-    bad = from_grains(judge.bad_grains, disk.capacity)
-    if judge.unknown_grains and not bad and regions is None:
+    bad = from_grains(rule.bad_grains, disk.capacity)
+    if rule.unknown_grains and not bad and regions is None:
         raise VerificationError(
-            f"{judge.unknown_grains} grains have no recorded digest to compare with",
+            f"{rule.unknown_grains} grains have no recorded digest to compare with",
             hint="a run that compares the whole disk records them; after a rebuild older restore points have none",
         )
-    return pipeline, bad, judge.unknown_grains
+    return pipeline, bad, rule.unknown_grains
 
 
 def perform_transfer(

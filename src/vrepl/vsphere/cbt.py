@@ -10,9 +10,9 @@ from vrepl.extents import Extent
 from vrepl.model import ChangedAreas
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import vim
-from vrepl.vsphere.mapping import controllers_of, disks_of, settings_of
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
+from vrepl.vsphere.translation import controllers_of, disks_of, settings_of
 
 _DISTRUST = {
     "FileFault": "vSphere cannot read the change tracking file of the disk (often after a crash or a storage fault)",

@@ -8,8 +8,8 @@ from typing import Any
 from vrepl.model import Datastore
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim
-from vrepl.vsphere.mapping import Names, decode_name
 from vrepl.vsphere.session import Session
+from vrepl.vsphere.translation import Names, decode_name
 
 _PATHS = ("name", "summary.type", "summary.capacity", "summary.freeSpace", "info", "host", "summary.multipleHostAccess")
 

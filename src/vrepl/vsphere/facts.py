@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim
-from vrepl.vsphere.mapping import Names
 from vrepl.vsphere.session import Session
+from vrepl.vsphere.translation import Names
 
 _PATHS = (
     "name",

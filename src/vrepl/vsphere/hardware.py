@@ -8,8 +8,8 @@ from typing import Any
 
 from vrepl.model import Controller, Disk, Hardware, NetworkAdapter, ReplicaSpec
 from vrepl.vsphere.api import vim
-from vrepl.vsphere.mapping import encode_name
 from vrepl.vsphere.placement import Place, mapped_network
+from vrepl.vsphere.translation import encode_name
 
 CONTROLLER_CLASSES: Mapping[str, str] = {
     "pvscsi": "ParaVirtualSCSIController",

@@ -11,7 +11,7 @@ from vrepl.errors import NotFoundError, NotReplicableError, VsphereError
 from vrepl.model import Hardware
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.inventory import near_names
-from vrepl.vsphere.mapping import hardware_version
+from vrepl.vsphere.translation import hardware_version
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from vrepl.errors import NotFoundError, VreplError
 from vrepl.model import SnapshotState, VirtualMachine
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim
-from vrepl.vsphere.mapping import (
+from vrepl.vsphere.session import Session
+from vrepl.vsphere.translation import (
     VM_PATHS,
     Names,
     decode_name,
@@ -22,7 +23,6 @@ from vrepl.vsphere.mapping import (
     snapshots_of,
     virtual_machine,
 )
-from vrepl.vsphere.session import Session
 
 NAMES_LAST = 300.0
 """Seconds that names of hosts, networks and folders are kept for reads of single VMs; listings gather them anew."""

@@ -10,10 +10,10 @@ from vrepl.model import ReplicaPlacement
 from vrepl.vsphere import collector, hardware
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.inventory import Inventory
-from vrepl.vsphere.mapping import VM_PATHS, virtual_machine
 from vrepl.vsphere.placement import Places
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
+from vrepl.vsphere.translation import VM_PATHS, virtual_machine
 
 
 def connect(

@@ -15,8 +15,8 @@ from vrepl.vsphere import collector
 from vrepl.vsphere.api import kind_of, ref_of, vim
 from vrepl.vsphere.hosts import Environments, HostOffer, in_order, too_long, unknown_guest, with_placed
 from vrepl.vsphere.inventory import near_names
-from vrepl.vsphere.mapping import decode_name
 from vrepl.vsphere.session import Session
+from vrepl.vsphere.translation import decode_name
 
 _HOST_PATHS = (
     "name",

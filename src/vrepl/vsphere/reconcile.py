@@ -9,10 +9,10 @@ from vrepl.model import Hardware, NetworkAdapter, ReplicaPlacement
 from vrepl.vsphere import collector, hardware
 from vrepl.vsphere.api import kind_of, vim
 from vrepl.vsphere.inventory import Inventory
-from vrepl.vsphere.mapping import VM_PATHS, adapters_of, virtual_machine
 from vrepl.vsphere.placement import Place, Places, mapped_network
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
+from vrepl.vsphere.translation import VM_PATHS, adapters_of, virtual_machine
 
 _PLAIN: tuple[tuple[str, str, str], ...] = (
     ("cpus", "numCPUs", "CPUs"),

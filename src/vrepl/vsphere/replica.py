@@ -11,11 +11,11 @@ from vrepl.model import Disk, PowerState, ReplicaSpec, VirtualMachine
 from vrepl.vsphere import collector, hardware
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.inventory import Inventory
-from vrepl.vsphere.mapping import encode_name, links_of
 from vrepl.vsphere.placement import NewReplica, Places
 from vrepl.vsphere.reconcile import placed_on
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
+from vrepl.vsphere.translation import encode_name, links_of
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from vrepl.model import VirtualMachine
 from vrepl.vsphere import collector, hardware
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.inventory import Inventory
-from vrepl.vsphere.mapping import decode_name, encode_name
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
+from vrepl.vsphere.translation import decode_name, encode_name
 
 LINKED = "createNewChildDiskBacking"
 """vSphere API, VirtualMachineRelocateDiskMoveOptions: a new disk whose parent is the snapshot's."""

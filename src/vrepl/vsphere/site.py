@@ -144,7 +144,7 @@ class VsphereSite:
         return self._inventory.read_vm(vm_ref)
 
     def wait_for_tasks(self, vm_ref: str) -> None:
-        self._tasks.settle(self._session.object(vim.VirtualMachine, vm_ref))
+        self._tasks.wait_for_running(self._session.object(vim.VirtualMachine, vm_ref))
 
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
         return self._inventory.read_snapshot(snapshot_ref)

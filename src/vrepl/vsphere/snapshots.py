@@ -10,9 +10,9 @@ from vrepl.model import Snapshot, SnapshotState
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.inventory import Inventory
-from vrepl.vsphere.mapping import encode_name, snapshots_of
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
+from vrepl.vsphere.translation import encode_name, snapshots_of
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Snapshots:
             raise VsphereError(f"{what}: a snapshot of that name exists", fault="DuplicateName")
 
         def there() -> str | None:
-            self._tasks.settle(vm)
+            self._tasks.wait_for_running(vm)
             return next((one.ref for one in self._all(vm_ref) if one.name == name), None)
 
         made = self._tasks.run(

@@ -119,7 +119,7 @@ class Tasks:
         """Until a task that runs already has ended; its result. Raises its error."""
         return _result(self._until_ended(task, what), what)
 
-    def settle(self, entity: Any) -> None:
+    def wait_for_running(self, entity: Any) -> None:
         """Wait for the tasks that still run on an entity, whoever started them and however they end."""
         for task in still_running(self._session, entity):
             try:

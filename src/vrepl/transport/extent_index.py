@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from vrepl.extents import Extent, normalise
 
 
-class Cover:
+class ExtentIndex:
     """A set of bytes that can be asked about one extent at a time."""
 
     def __init__(self, extents: Iterable[Extent]) -> None:
@@ -24,7 +24,7 @@ class Cover:
         return index >= 0 and offset < self._extents[index].end
 
     def parts(self, extent: Extent) -> Iterator[tuple[Extent, bool]]:
-        """Cut `extent` where the cover begins and ends: `(part, covered?)`, ascending, lazily."""
+        """Cut `extent` where its extents begin and end: `(part, covered?)`, ascending, lazily."""
         position, end = extent.offset, extent.end
         index = max(bisect_right(self._starts, position) - 1, 0)
         while position < end:
@@ -42,8 +42,8 @@ class Cover:
             position = stop
 
 
-class AscendingCover:
-    """Like Cover, over extents that are fetched as needed: it must be asked in ascending order."""
+class AscendingExtents:
+    """Like ExtentIndex, over extents that are fetched as needed: it must be asked in ascending order."""
 
     def __init__(self, extents: Iterable[Extent]) -> None:
         """`extents` are ascending."""
@@ -51,7 +51,7 @@ class AscendingCover:
         self._current = next(self._rest, None)
 
     def parts(self, extent: Extent) -> Iterator[tuple[Extent, bool]]:
-        """Cut `extent` where the cover begins and ends: `(part, covered?)`, ascending, lazily."""
+        """Cut `extent` where its extents begin and end: `(part, covered?)`, ascending, lazily."""
         position, end = extent.offset, extent.end
         while position < end:
             while self._current is not None and self._current.end <= position:

@@ -7,7 +7,7 @@ import datetime as dt
 import pytest
 
 from vrepl.model import PowerState
-from vrepl.vsphere import mapping
+from vrepl.vsphere import translation
 from vrepl.vsphere.api import vim
 
 device = vim.vm.device
@@ -40,7 +40,7 @@ def test_disks_are_indexed_by_position_and_know_their_chain() -> None:
     second = disk(2001, 1000, 1, chain("vm_1.vmdk"))
     first = disk(2005, 1000, 0, chain("vm-000002.vmdk", "vm-000001.vmdk", "vm.vmdk", uuid="u-1", changeId="52 aa/7"))
     nvme = disk(2002, 31000, 0, chain("vm_2.vmdk"))
-    found = mapping.disks_of([nvme, second, device.VirtualKeyboard(key=600), first])
+    found = translation.disks_of([nvme, second, device.VirtualKeyboard(key=600), first])
     assert [(one.index, one.key) for one in found] == [(0, 2005), (1, 2001), (2, 2002)]
     assert found[0].path == "[ds 1] vm/vm-000002.vmdk"
     assert found[0].base_path == "[ds 1] vm/vm.vmdk"
@@ -57,7 +57,7 @@ def test_an_rdm_a_shared_and_an_encrypted_disk_are_told() -> None:
     )
     shared = chain("shared.vmdk", sharing="sharingMultiWriter")
     secret = chain("secret.vmdk", keyId=vim.encryption.CryptoKeyId(keyId="k"))
-    found = mapping.disks_of([disk(2000, 1000, 0, raw), disk(2001, 1000, 1, shared), disk(2002, 1000, 2, secret)])
+    found = translation.disks_of([disk(2000, 1000, 0, raw), disk(2001, 1000, 1, shared), disk(2002, 1000, 2, secret)])
     assert [one.rdm for one in found] == ["physicalMode", None, None]
     assert [one.mode for one in found] == ["independent_persistent", "persistent", "persistent"]
     assert [one.sharing for one in found] == ["sharingNone", "sharingMultiWriter", "sharingNone"]
@@ -66,7 +66,7 @@ def test_an_rdm_a_shared_and_an_encrypted_disk_are_told() -> None:
 
 def test_an_old_disk_without_bytes_counts_kib() -> None:
     old = device.VirtualDisk(key=2000, controllerKey=1000, unitNumber=0, backing=chain("a.vmdk"), capacityInKB=2048)
-    assert mapping.disks_of([old])[0].capacity == 2 * 1024 * 1024
+    assert translation.disks_of([old])[0].capacity == 2 * 1024 * 1024
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,15 @@ def test_an_old_disk_without_bytes_counts_kib() -> None:
     ],
 )
 def test_controllers(made: type, kind: str) -> None:
-    (found,) = mapping.controllers_of([made(key=1001, busNumber=1), device.VirtualPCIController(key=100, busNumber=0)])
+    (found,) = translation.controllers_of(
+        [made(key=1001, busNumber=1), device.VirtualPCIController(key=100, busNumber=0)]
+    )
     assert (found.kind, found.bus_number, found.key) == (kind, 1, 1001)
 
 
 def test_networks_have_the_names_that_people_know() -> None:
     card = device.VirtualEthernetCard
-    names = mapping.Names(
+    names = translation.Names(
         names={"network-7": "VM Network", "dvportgroup-9": "blue"},
         portgroups={"dvportgroup-9": "blue"},
         opaque_networks={"nsx-1": "green"},
@@ -99,7 +101,7 @@ def test_networks_have_the_names_that_people_know() -> None:
         port=vim.dvs.PortConnection(portgroupKey="dvportgroup-9", switchUuid="s")
     )
     opaque = card.OpaqueNetworkBackingInfo(opaqueNetworkId="nsx-1", opaqueNetworkType="nsx.LogicalSwitch")
-    assert [mapping.network_of(one, names) for one in (standard, unknown, distributed, opaque)] == [
+    assert [translation.network_of(one, names) for one in (standard, unknown, distributed, opaque)] == [
         "VM Network",
         "a/b",
         "blue",
@@ -121,7 +123,7 @@ def test_a_snapshot_tree_is_flat_with_parents_first() -> None:
         )
 
     tree = vim.vm.SnapshotInfo(rootSnapshotList=[node("s-1", node("s-2", node("s-4")), node("s-3"))])
-    found = mapping.snapshots_of(tree)
+    found = translation.snapshots_of(tree)
     assert [(one.ref, one.parent_ref) for one in found] == [
         ("s-1", None),
         ("s-2", "s-1"),
@@ -130,16 +132,16 @@ def test_a_snapshot_tree_is_flat_with_parents_first() -> None:
     ]
     assert found[1].quiesced
     assert found[0].created == dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
-    assert mapping.snapshots_of(None) == ()
+    assert translation.snapshots_of(None) == ()
 
 
 def test_a_whole_vm_from_one_read() -> None:
-    names = mapping.Names(
+    names = translation.Names(
         names={"host-3": "esx-1", "group-v4": "Production", "datacenter-2": "west"},
         parents={"group-v4": "group-v3", "group-v3": "datacenter-2"},
         datacenters=frozenset({"datacenter-2"}),
     )
-    vm = mapping.virtual_machine(
+    vm = translation.virtual_machine(
         "vm-12",
         {
             "name": "web%2f01",
@@ -187,10 +189,10 @@ def test_a_whole_vm_from_one_read() -> None:
 
 def test_a_vm_that_cannot_be_read_is_still_a_vm() -> None:
     """Orphaned or inaccessible VMs have no configuration; they must not break the listing of all others."""
-    vm = mapping.virtual_machine("vm-9", {"name": "lost", "runtime.powerState": "poweredOff"}, mapping.Names())
+    vm = translation.virtual_machine("vm-9", {"name": "lost", "runtime.powerState": "poweredOff"}, translation.Names())
     assert (vm.name, vm.instance_uuid, vm.disks, vm.datacenter) == ("lost", "", (), "")
 
 
 @pytest.mark.parametrize("name", ["plain", "a/b", "a\\b", "100%", "100%2f", "/%\\"])
 def test_names_survive_the_way_to_vsphere_and_back(name: str) -> None:
-    assert mapping.decode_name(mapping.encode_name(name)) == name
+    assert translation.decode_name(translation.encode_name(name)) == name

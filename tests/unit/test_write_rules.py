@@ -1,4 +1,4 @@
-"""What a judge lets be written is the same however the digests are asked for, and exactly what its rules say."""
+"""What a write rule lets be written is the same however the digests are asked for, and exactly what it says."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tests.support.memory_records import MemoryDigests
 from vrepl.extents import GRAIN, Extent, from_grains
 from vrepl.transport.buffers import LARGEST, MIB
 from vrepl.transport.grains import ZERO_DIGEST
-from vrepl.transport.judges import DigestJudge, VerifyJudge
 from vrepl.transport.work import Block, Packer
+from vrepl.transport.write_rules import DigestRule, VerificationRule
 
 CAPACITY = 80 * GRAIN + 512
 DIGEST = st.sampled_from([ZERO_DIGEST, b"a" * 16, b"b" * 16])
@@ -45,8 +45,8 @@ def test_written_is_what_is_dirty_unknown_or_different(
     wanted: set[int], now: dict[int, bytes], known: dict[int, bytes], dirty: set[int], split_zeros: bool, size: int
 ) -> None:
     extents = from_grains(dirty, CAPACITY)
-    one_by_one = DigestJudge(MemoryDigests(known), extents, split_zeros=split_zeros)
-    at_once = DigestJudge(AskedForMany(known), extents, split_zeros=split_zeros)
+    one_by_one = DigestRule(MemoryDigests(known), extents, split_zeros=split_zeros)
+    at_once = DigestRule(AskedForMany(known), extents, split_zeros=split_zeros)
     for block in blocks(wanted, size):
         numbers = [grain[0] for grain in block.grains]
         digests = [now[number] for number in numbers]
@@ -82,14 +82,14 @@ def test_verification_names_each_grain_that_differs_and_counts_those_without_a_d
 ) -> None:
     known = {grain: b"w" * 16 if grain in wrong else value for grain, value in now.items() if grain not in unknown}
     for lookup in (MemoryDigests(known), AskedForMany(known)):
-        judge = VerifyJudge(lookup)
+        rule = VerificationRule(lookup)
         for block in blocks(grains, size):
-            assert judge.runs(block, [now[grain[0]] for grain in block.grains], None) == []
-        assert judge.bad_grains == sorted(grains & wrong - unknown)
-        assert judge.unknown_grains == len(grains & unknown)
+            assert rule.runs(block, [now[grain[0]] for grain in block.grains], None) == []
+        assert rule.bad_grains == sorted(grains & wrong - unknown)
+        assert rule.unknown_grains == len(grains & unknown)
 
 
 def test_a_block_of_which_nothing_is_known_is_one_run() -> None:
     (block, *_) = blocks(set(range(81)), MIB)
-    judge = DigestJudge(AskedForMany({}), [])
-    assert [(run.offset, run.length) for run in judge.runs(block, [b"a" * 16] * 16, None)] == [Extent(0, MIB)]
+    rule = DigestRule(AskedForMany({}), [])
+    assert [(run.offset, run.length) for run in rule.runs(block, [b"a" * 16] * 16, None)] == [Extent(0, MIB)]

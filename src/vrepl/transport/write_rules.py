@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from vrepl.extents import GRAIN, Extent
 from vrepl.ports import DigestLookup
-from vrepl.transport.cover import AscendingCover, Cover
+from vrepl.transport.extent_index import AscendingExtents, ExtentIndex
 from vrepl.transport.grains import DIGEST_SIZE, ZERO_DIGEST, GrainAt
 from vrepl.transport.work import Block, Packer
 
@@ -55,7 +55,7 @@ class ManyDigests(Protocol):
     def digests_of(self, start: int, count: int) -> bytes: ...
 
 
-class Judge(Protocol):
+class WriteRule(Protocol):
     """Decides; called by the pipeline's own thread only."""
 
     @property
@@ -87,7 +87,7 @@ def coalesce(grains: Iterable[tuple[GrainAt, bool]], split_zeros: bool) -> list[
     return runs
 
 
-class DigestJudge:
+class DigestRule:
     """For a leaf whose parent's digests are known, wholly or in part."""
 
     compares = False
@@ -96,7 +96,7 @@ class DigestJudge:
         self._digest_of = lookup.digest_of
         self._digests_of = lookup.digests_of if isinstance(lookup, ManyDigests) else None
         self._not_zero = lookup.not_zero
-        self._dirty = Cover(dirty)
+        self._dirty = ExtentIndex(dirty)
         self._split_zeros = split_zeros
 
     def runs(self, block: Block, digests: Sequence[bytes], same: Sequence[bool] | None) -> list[Run]:
@@ -136,7 +136,7 @@ class DigestJudge:
             yield Settled(part)
 
 
-class TargetJudge:
+class ComparisonRule:
     """For a target of which nothing is known: its own bytes decide, except where they may change under us (dirty)."""
 
     compares = True
@@ -145,8 +145,8 @@ class TargetJudge:
         self, allocated: Iterable[Extent] | None, dirty: Iterable[Extent], *, split_zeros: bool = False
     ) -> None:
         """`allocated`: what of the target may hold data, ascending, consumed as needed (None: all of it)."""
-        self._allocated = None if allocated is None else AscendingCover(allocated)
-        self._dirty = Cover(dirty)
+        self._allocated = None if allocated is None else AscendingExtents(allocated)
+        self._dirty = ExtentIndex(dirty)
         self._split_zeros = split_zeros
 
     def runs(self, block: Block, digests: Sequence[bytes], same: Sequence[bool] | None) -> list[Run]:
@@ -176,7 +176,7 @@ class TargetJudge:
         yield from packer.finish()
 
 
-class VerifyJudge:
+class VerificationRule:
     """Writes nothing: collects the grains that differ from their digests, and counts those that have none."""
 
     compares = False

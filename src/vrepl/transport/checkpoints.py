@@ -49,7 +49,7 @@ def pace_of(target: object) -> Pace:
     return Pace(float(seconds), int(getattr(target, "durable_bytes", MOST_BYTES)), hurried=False)
 
 
-class Journal:
+class Checkpoints:
     """Keeps what was settled since the last checkpoint, and how far writes may go."""
 
     def __init__(
