@@ -15,7 +15,8 @@ from tests.support.memory_disk import MemoryHandle
 from tests.support.replication_machine import CAPACITY, ReplicationMachine
 from vrepl.engine.changes import changed_extents
 from vrepl.extents import Extent
-from vrepl.planner.disks import decide_disk
+from vrepl.model import Disk
+from vrepl.planner.disks import DiskDecision, DiskFacts, decide_disk
 from vrepl.ports import DigestFiles, TransferOrder
 from vrepl.repository.replica_folder import ReplicaFolder
 
@@ -51,8 +52,8 @@ HUNT = settings(
 def change_id_advances_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted attempt counts as if it had settled all that it planned."""
 
-    def mutant(disk: Any, point: Any, unfinished: Any, **more: Any) -> Any:
-        return replace(decide_disk(disk, point, unfinished, **more), carry=())
+    def mutant(disk: Disk, facts: DiskFacts) -> DiskDecision:
+        return replace(decide_disk(disk, facts), carry=())
 
     monkeypatch.setattr("vrepl.engine.deciding.decide_disk", mutant)
 

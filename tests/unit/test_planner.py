@@ -30,12 +30,11 @@ from vrepl.model import (
     TransferKind,
     VirtualMachine,
 )
-from vrepl.planner.disks import DiskDecision, UnfinishedDisk, decide_disk, regions_of, without_cbt
+from vrepl.planner.disks import DiskDecision, DiskFacts, UnfinishedDisk, decide_disk, regions_of, without_cbt
+from vrepl.planner.knowledge import NameTaken, ReplicaDisk, ReplicaKnowledge, disk_facts, expected_disk
 from vrepl.planner.preflight import ConflictKind
 from vrepl.planner.vm import (
-    NameTaken,
     ReplicaAction,
-    ReplicaKnowledge,
     VmPlan,
     plan_vm,
     space_conflict,
@@ -90,13 +89,12 @@ def unfinished(**changes: Any) -> UnfinishedDisk:
         planned=[Extent(0, 40 * GRAIN)],
         done=[Extent(0, 20 * GRAIN)],
         allowed=24 * GRAIN,
-        change_id="52 aa/7",
+        position=replace(disk().position, change_id="52 aa/7"),
         dirty=[Extent(90 * GRAIN, GRAIN)],
-        capacity=CAPACITY,
-        source_disk_uuid="uuid-2000",
-        source_base_path="[ds] web-01/web-01_0.vmdk",
     )
-    return replace(made, **changes)
+    names = {"change_id", "disk_uuid", "base_path", "capacity"}
+    position = replace(made.position, **{name: value for name, value in changes.items() if name in names})
+    return replace(made, position=position, **{name: value for name, value in changes.items() if name not in names})
 
 
 # -- one disk ---------------------------------------------------------------------------------------------------------
@@ -119,7 +117,7 @@ def test_cbt_is_distrusted_with_its_reason(
     changed_disk: dict[str, Any], changed_point: dict[str, Any], reason: str, digests_known: bool
 ) -> None:
     point = disk_point(disk(), **changed_point)
-    decision = decide_disk(disk(**changed_disk), point, None, digests_known=digests_known)
+    decision = decide_disk(disk(**changed_disk), DiskFacts(point, digests_known=digests_known))
     assert (decision.kind, decision.whole_disk, decision.since_change_id) == (COMPARE, True, None)
     assert reason in decision.reason
     assert decision.compare_with_target is not digests_known
@@ -128,7 +126,9 @@ def test_cbt_is_distrusted_with_its_reason(
 
 def test_what_a_users_snapshot_changes_of_the_path_is_no_reason_to_distrust() -> None:
     """A snapshot moves the leaf; only the base path tells that a disk is another one."""
-    decision = decide_disk(disk(path="[ds] web-01/web-01_0-000003.vmdk"), disk_point(disk()), None, digests_known=True)
+    decision = decide_disk(
+        disk(path="[ds] web-01/web-01_0-000003.vmdk"), DiskFacts(disk_point(disk()), digests_known=True)
+    )
     assert (decision.kind, decision.since_change_id) == (INCREMENTAL, "52 aa/5")
 
 
@@ -141,8 +141,8 @@ def test_what_a_users_snapshot_changes_of_the_path_is_no_reason_to_distrust() ->
         ({"unfinished": unfinished(change_id=None)}, FULL, None, 0, True, False),
         ({"unfinished": unfinished(change_id="52 bb/1")}, FULL, None, 0, True, False),
         ({"unfinished": unfinished(capacity=CAPACITY - GRAIN)}, FULL, None, 0, True, False),
-        ({"unfinished": unfinished(source_disk_uuid="other")}, FULL, None, 0, True, False),
-        ({"unfinished": unfinished(source_base_path="[x] y")}, FULL, None, 0, True, False),
+        ({"unfinished": unfinished(disk_uuid="other")}, FULL, None, 0, True, False),
+        ({"unfinished": unfinished(base_path="[x] y")}, FULL, None, 0, True, False),
         # a restore point is the leaf's parent
         ({"sealed": True}, INCREMENTAL, "52 aa/5", 0, False, False),
         ({"sealed": True, "unfinished": unfinished()}, INCREMENTAL, "52 aa/7", 20, False, False),
@@ -172,11 +172,13 @@ def test_decisions(
     left = facts.get("unfinished")
     decision = decide_disk(
         disk(),
-        disk_point(disk()) if facts.get("sealed") else None,
-        left,
-        digests_known=True,
-        leaf_is_sealed_state=facts.get("leaf", True),
-        made_empty=facts.get("made_empty", True),
+        DiskFacts(
+            disk_point(disk()) if facts.get("sealed") else None,
+            left,
+            digests_known=True,
+            leaf_is_sealed_state=facts.get("leaf", True),
+            made_empty=facts.get("made_empty", True),
+        ),
     )
     assert decision.kind is kind
     assert decision.since_change_id == since
@@ -191,7 +193,7 @@ def test_decisions(
 def test_an_unfinished_comparison_after_a_reset_goes_on() -> None:
     """What it planned was everything that could differ; the point's own change ID no longer matters."""
     left = unfinished(planned=[Extent(0, CAPACITY)], change_id="52 bb/1")
-    decision = decide_disk(disk(change_id="52 bb/3"), disk_point(disk()), left, digests_known=True)
+    decision = decide_disk(disk(change_id="52 bb/3"), DiskFacts(disk_point(disk()), left, digests_known=True))
     assert (decision.kind, decision.since_change_id) == (COMPARE, "52 bb/1")
     assert decision.carry == (Extent(20 * GRAIN, 80 * GRAIN),)
     assert "CBT was reset" in decision.reason
@@ -470,6 +472,26 @@ def test_no_restore_point_and_no_word_of_an_empty_disk_means_comparing() -> None
     assert kind_of(plan_vm(machine(), JOB, known(restore_points=()))) == [COMPARE]
     record = replace(known().record, empty_disks=(2000,))  # type: ignore[type-var]
     assert kind_of(plan_vm(machine(), JOB, known(restore_points=(), record=record))) == [FULL]
+
+
+def test_a_disk_that_the_run_will_make_is_empty_however_unsure_the_others_are() -> None:
+    """As the run decides once it has made it; a plan that said otherwise would be wrong."""
+    plan = plan_vm(machine(disk(), disk(2001)), JOB, known(lost_restore_points=(point("3"),)))
+    assert kind_of(plan) == [COMPARE, FULL]
+    assert [one.decision.compare_with_target for one in plan.disks] == [True, False]
+    made = ReplicaDisk(2001, newly_made=True)
+    assert plan.disks[1].decision == decide_disk(disk(2001), disk_facts(known(), 2001, made, reverted=False))
+
+
+@pytest.mark.parametrize("reverted", [False, True])
+@pytest.mark.parametrize("state", [{}, {"verification_failed": True}, {"unfinished": ((2000, unfinished()),)}])
+def test_plan_and_run_go_by_the_same_facts(state: dict[str, Any], reverted: bool) -> None:
+    state = state | ({"touched": "written by hand"} if reverted else {})
+    facts = known(**state)
+    assert expected_disk(facts, 2000, revert=reverted) == ReplicaDisk(2000)
+    plan = plan_vm(machine(), JOB, facts)
+    assert plan.revert_replica is reverted
+    assert plan.disks[0].decision == decide_disk(disk(), disk_facts(facts, 2000, ReplicaDisk(2000), reverted=reverted))
 
 
 # -- room at the target -----------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from vrepl.engine.source_snapshot import TakenSnapshot
 from vrepl.errors import CbtError, VsphereError
 from vrepl.model import Disk, SnapshotState, TransferKind, VirtualMachine
 from vrepl.planner.disks import decide_disk, regions_of, without_cbt
+from vrepl.planner.knowledge import ReplicaDisk, ReplicaKnowledge, disk_facts
 from vrepl.planner.preflight import unreplicable_disk_reason
-from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
+from vrepl.planner.vm import ReplicaAction, VmPlan
 from vrepl.ports import DigestFiles
 from vrepl.repository.digests import open_lookup
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -112,28 +113,13 @@ def _decide(
     note: Note,
 ) -> DiskMove:
     key = source_disk.key
-    newly_made = key in replica.newly_made
     last = known.last if plan.action is ReplicaAction.UPDATE else None
-    point = last.disk(key) if last and not newly_made else None
-    if point is not None and (key in replica.record.empty_disks or point.target_key != replica_disk.key):
-        point = None  # it speaks of a disk that another one stands in the place of since
-    unfinished = None
-    if plan.action is ReplicaAction.UPDATE and not plan.revert_replica and not newly_made:
-        unfinished = dict(known.unfinished).get(key)
-    digests_known = point is not None and key in known.digests_known
-    decision = decide_disk(
-        source_disk,
-        point,
-        unfinished,
-        digests_known=digests_known,
-        leaf_is_sealed_state=newly_made
-        or (
-            known.mapping is None
-            and not known.verification_failed
-            and (plan.revert_replica or known.leaf_is_sealed_state)
-        ),
-        made_empty=newly_made or (known.mapping is None and key in replica.record.empty_disks),
+    at_target = ReplicaDisk(
+        replica_disk.key, newly_made=key in replica.newly_made, empty=key in replica.record.empty_disks
     )
+    facts = disk_facts(known, key, at_target, reverted=plan.revert_replica)
+    digests_known = facts.digests_known
+    decision = decide_disk(source_disk, facts)
     changed = []
     if decision.since_change_id is not None:
         since = decision.since_change_id
@@ -151,7 +137,7 @@ def _decide(
         if not digests_known:
             decision = without_cbt(decision, decision.reason, digests_known=False)
     digests = DigestFiles(base=None, fresh=decision.fresh)
-    if point is not None and last is not None and digests_known:
+    if last is not None and digests_known:
         digests = folder.digest_files(key, last.id)
     attempts = read_log(folder.transfer_log(key)).last
     return DiskMove(

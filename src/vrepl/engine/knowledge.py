@@ -10,10 +10,11 @@ from dataclasses import replace
 from vrepl.engine.changes import changed_extents
 from vrepl.errors import CbtError
 from vrepl.extents import GRAIN, Extent, align, intersect, subtract, union
-from vrepl.model import Disk, DiskPoint, PowerState, RestorePoint, VirtualMachine
-from vrepl.planner.disks import UnfinishedDisk, change_id_uuid
-from vrepl.planner.mapping import MappingRequest
-from vrepl.planner.vm import NameTaken, ReplicaKnowledge
+from vrepl.model import Disk, DiskPoint, PowerState, RestorePoint, TrackingPosition, VirtualMachine
+from vrepl.planner.disks import UnfinishedDisk
+from vrepl.planner.knowledge import NameTaken, ReplicaKnowledge
+from vrepl.planner.seeding import SeedRequest
+from vrepl.planner.tracking import tracking_id
 from vrepl.ports import Inventory, TrackedInventory
 from vrepl.repository.commit_record import parse_commit_record, read_mark
 from vrepl.repository.intent import Intent
@@ -44,16 +45,16 @@ def gather(
     repository_id: str,
     target: TrackedInventory,
     names: TargetNames,
-    mapping: MappingRequest | None = None,
+    seed: SeedRequest | None = None,
 ) -> ReplicaKnowledge:
     """What is known of the replica of `vm`, read afresh from the target.
 
-    `mapping`: the VM that shall become its replica, if the operator named one.
+    `seed`: the VM that shall become its replica, if the operator named one.
     """
     record = folder.record if folder and folder.record.target_instance_uuid else None
     replica = target.find_vm_by_instance_uuid(record.target_instance_uuid) if record else None
-    if mapping is not None and (replica is None or replica.ref != mapping.candidate.ref):
-        return ReplicaKnowledge(record=record, replica=replica, mapping=mapping)
+    if seed is not None and (replica is None or replica.ref != seed.candidate.ref):
+        return ReplicaKnowledge(record=record, replica=replica, seed=seed)
     if folder is None or replica is None:
         taken_by = names.get(replica_name)
         leftover = taken_by if taken_by and _is_leftover(taken_by, vm, repository_id) else None
@@ -84,9 +85,9 @@ def gather(
     )
 
 
-def mapping_request(
+def seed_request(
     repository: Repository, vm: VirtualMachine, source: Inventory, target: Inventory, name: str
-) -> MappingRequest:
+) -> SeedRequest:
     """The VM named `name` at the target, with what its mark says. Raises NotFoundError (hint: near names)."""
     [candidate] = target.find_vms([name])
     mark = read_mark(candidate.extra_config)
@@ -100,7 +101,7 @@ def mapping_request(
         replica_of = f"{vm.name} in repository {mark.repository_id}"
     elif owner is not None and owner.record.source_instance_uuid != vm.instance_uuid:
         replica_of = owner.record.source_name
-    return MappingRequest(candidate, same_site=source.name == target.name, replica_of=replica_of)
+    return SeedRequest(candidate, same_site=source.name == target.name, replica_of=replica_of)
 
 
 def restore_point_snapshots(replica: VirtualMachine) -> dict[str, str]:
@@ -122,11 +123,8 @@ def unfinished_disks(folder: ReplicaFolder, intent: Intent | None) -> dict[int, 
             planned=disk.planned,
             done=intersect(disk.planned, state.done),
             allowed=state.allowed,
-            change_id=disk.change_id,
+            position=disk.position,
             dirty=disk.dirty,
-            capacity=disk.capacity,
-            source_disk_uuid=disk.source_disk_uuid,
-            source_base_path=disk.source_base_path,
             compare_with_target=disk.compare_with_target,
         )
     return found
@@ -144,9 +142,8 @@ def _unaccounted_disks(folder: ReplicaFolder) -> dict[int, UnfinishedDisk]:
                 planned=(),
                 done=(),
                 allowed=0,
-                change_id=None,
+                position=TrackingPosition(None, "", "", state.capacity),
                 dirty=(),
-                capacity=state.capacity,
                 compare_with_target=True,
             )
     return found
@@ -154,7 +151,7 @@ def _unaccounted_disks(folder: ReplicaFolder) -> dict[int, UnfinishedDisk]:
 
 def leaf_identity(disk: Disk) -> str:
     """Tells one leaf of a replica's disk from another: its file, and its change tracking (a revert changes that)."""
-    return f"{disk.path} {change_id_uuid(disk.change_id) if disk.change_id else ''}".strip()
+    return f"{disk.path} {tracking_id(disk.change_id) if disk.change_id else ''}".strip()
 
 
 def _kind_of(taken_by: VirtualMachine, source: VirtualMachine) -> NameTaken:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from vrepl.engine.context import ReplicationContext
-from vrepl.engine.knowledge import TargetNames, gather, mapping_request
+from vrepl.engine.knowledge import TargetNames, gather, seed_request
 from vrepl.model import VirtualMachine
-from vrepl.planner.vm import ReplicaKnowledge, VmPlan, plan_vm
+from vrepl.planner.knowledge import ReplicaKnowledge
+from vrepl.planner.vm import VmPlan, plan_vm
 from vrepl.repository.replica_folder import ReplicaFolder
 
 
@@ -18,6 +19,6 @@ def look_and_plan(
 ) -> tuple[VmPlan, ReplicaKnowledge]:
     """Only reads. `vm`: as its site shows it now; `map_to`: name of the target's VM that shall become its replica."""
     repository, job = context.services.repository, context.job
-    request = mapping_request(repository, vm, context.source, context.target, map_to) if map_to else None
+    request = seed_request(repository, vm, context.source, context.target, map_to) if map_to else None
     known = gather(folder, vm, job.replica_name_of(vm.name), repository.id, context.target, names, request)
     return plan_vm(vm, job, known), known

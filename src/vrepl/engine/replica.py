@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from vrepl.engine.context import ReplicationContext
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.model import Disk, ReplicaRecord, ReplicaSpec, RestorePoint, VirtualMachine
-from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
+from vrepl.planner.knowledge import ReplicaKnowledge
+from vrepl.planner.vm import ReplicaAction, VmPlan
 from vrepl.repository.commit_record import ReplicaMark
 from vrepl.repository.replica_folder import ReplicaFolder
 
@@ -90,7 +91,7 @@ def _create(context: ReplicationContext, folder: ReplicaFolder, plan: VmPlan) ->
 def _map(
     context: ReplicationContext, folder: ReplicaFolder, plan: VmPlan, candidate: VirtualMachine
 ) -> tuple[PreparedReplica, list[str]]:
-    """Make a VM that exists the replica. Marked first: cut off after that, the same mapping goes through again."""
+    """Make a VM that exists the replica. Marked first: cut off after that, the same seeding goes through again."""
     target = context.target
     target.set_extra_config(candidate.ref, _mark(context, plan, ""))
     if not candidate.cbt_enabled:

@@ -16,7 +16,8 @@ from vrepl.engine.recovery import remove_source_snapshots
 from vrepl.engine.undo import Undo
 from vrepl.errors import VsphereError
 from vrepl.model import Consistency, PowerState, Quiesce, SnapshotState, VirtualMachine
-from vrepl.planner.vm import ReplicaKnowledge, VmPlan
+from vrepl.planner.knowledge import ReplicaKnowledge
+from vrepl.planner.vm import VmPlan
 
 Pending = Callable[[bool], None]
 QUIESCE_FAULTS = frozenset(

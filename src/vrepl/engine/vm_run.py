@@ -23,7 +23,8 @@ from vrepl.engine.source_snapshot import TakenSnapshot, snapshot_window
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import RESUME_HINT, CbtError
 from vrepl.model import Datastore, DiskPoint, ReplicaRecord, RestorePoint, Side, VirtualMachine
-from vrepl.planner.vm import ReplicaAction, ReplicaKnowledge, VmPlan
+from vrepl.planner.knowledge import ReplicaKnowledge
+from vrepl.planner.vm import ReplicaAction, VmPlan
 from vrepl.report.model import VmReport
 from vrepl.repository.intent import Intent, Journal
 from vrepl.repository.replica_folder import ReplicaFolder

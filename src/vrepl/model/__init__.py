@@ -28,6 +28,7 @@ from vrepl.model.machines import (
     PowerState,
     Snapshot,
     SnapshotState,
+    TrackingPosition,
     VirtualMachine,
 )
 from vrepl.model.replicas import (
@@ -76,6 +77,7 @@ __all__ = [
     "Side",
     "Snapshot",
     "SnapshotState",
+    "TrackingPosition",
     "TransferKind",
     "TransferLimits",
     "TransportMode",

@@ -17,6 +17,19 @@ class PowerState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TrackingPosition:
+    """Where changed block tracking of one disk stands: a change ID says something only of this disk, in this place."""
+
+    change_id: str | None
+    """None: there is no tracking."""
+    disk_uuid: str
+    base_path: str
+    """The base of its chain of links."""
+    capacity: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Disk:
     """One virtual disk as some configuration (the VM's current one, or a snapshot's) shows it."""
 
@@ -43,6 +56,11 @@ class Disk:
     change_id: str | None = None
     datastore_ref: str = ""
     """The datastore's MoRef; "" where only its name is known. Names repeat across datacenters."""
+
+    @property
+    def position(self) -> TrackingPosition:
+        """Of its change tracking, as this configuration shows it."""
+        return TrackingPosition(self.change_id, self.uuid, self.base_path, self.capacity)
 
     @property
     def store(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from vrepl.model.machines import Disk, Hardware
+from vrepl.model.machines import Disk, Hardware, TrackingPosition
 from vrepl.model.transport import TransferKind
 
 
@@ -73,6 +73,11 @@ class DiskPoint:
     target_key: int
     kind: TransferKind
     bytes_moved: int
+
+    @property
+    def position(self) -> TrackingPosition:
+        """Of the source disk's change tracking."""
+        return TrackingPosition(self.change_id, self.source_disk_uuid, self.source_base_path, self.capacity)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vrepl.extents import GRAIN, Extent, align, clip, intersect, subtract, total, union
-from vrepl.model import Disk, DiskPoint, TransferKind
+from vrepl.model import Disk, DiskPoint, TrackingPosition, TransferKind
+from vrepl.planner.tracking import tracking_break
 
 
 def issued_extents(planned: Sequence[Extent], allowed: int, capacity: int) -> list[Extent]:
@@ -27,13 +28,10 @@ class UnfinishedDisk:
     """Settled and flushed, of `planned`."""
     allowed: int
     """Writes to `planned` were issued only below this byte offset."""
-    change_id: str | None
-    """Of the source snapshot that `done` was copied from."""
+    position: TrackingPosition
+    """Of the source disk in the snapshot that `done` was copied from."""
     dirty: Sequence[Extent]
     """What attempts before that one may have written since the last seal."""
-    capacity: int
-    source_disk_uuid: str = ""
-    source_base_path: str = ""
     compare_with_target: bool = False
     """What the leaf held when that attempt's run began was not known: only what is `done` is sure."""
 
@@ -44,7 +42,7 @@ class UnfinishedDisk:
     @property
     def maybe_written(self) -> list[Extent]:
         """Everything that may have been written to the leaf since the last seal, acknowledged or not."""
-        return union(self.dirty, issued_extents(self.planned, self.allowed, self.capacity))
+        return union(self.dirty, issued_extents(self.planned, self.allowed, self.position.capacity))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,51 +64,33 @@ class DiskDecision:
     """The replica's disk was created empty and nothing was ever sealed: unwritten grains are zeros."""
 
 
-def change_id_uuid(change_id: str) -> str:
-    """The part of a change ID that says which tracking it belongs to; the part after the slash is the position."""
-    return change_id.split("/", 1)[0]
+@dataclass(frozen=True, slots=True)
+class DiskFacts:
+    """What is known of the replica's disk, for which a way has to be decided."""
+
+    point: DiskPoint | None = None
+    """The disk in the restore point that is the leaf's parent."""
+    unfinished: UnfinishedDisk | None = None
+    digests_known: bool = False
+    """A digest set names that restore point."""
+    leaf_is_sealed_state: bool = True
+    """False: the replica's chain is not what the repository thinks (a snapshot of it was removed by hand, or it was
+    seeded from an existing VM), so nothing is sure."""
+    made_empty: bool = True
+    """Without a `point`, the replica's disk is known to have been created empty."""
 
 
-def distrust_reason(disk: Disk, point: DiskPoint) -> str | None:
-    """Why CBT's answer since `point` cannot be believed for this disk; None if it can (design, section 6)."""
-    if disk.uuid != point.source_disk_uuid:
-        return "its disk UUID changed: another disk stands in its place"
-    if point.change_id is None:
-        return "the last restore point has no change ID"
-    if disk.change_id is None:
-        return "CBT gives no change ID for this disk"
-    if change_id_uuid(disk.change_id) != change_id_uuid(point.change_id):
-        return "CBT was reset since the last restore point"
-    if disk.capacity != point.capacity:
-        return f"its capacity changed from {point.capacity} to {disk.capacity} bytes"
-    if disk.base_path != point.source_base_path:
-        return f"it moved from {point.source_base_path} to {disk.base_path}"
-    return None
-
-
-def decide_disk(
-    disk: Disk,
-    point: DiskPoint | None,
-    unfinished: UnfinishedDisk | None,
-    *,
-    digests_known: bool,
-    leaf_is_sealed_state: bool = True,
-    made_empty: bool = True,
-) -> DiskDecision:
-    """How to bring the replica's disk to the source's state.
-
-    `point`: the disk in the restore point that is the leaf's parent. `digests_known`: a digest set names that restore
-    point. `leaf_is_sealed_state` False: the replica's chain is not what the repository thinks (a snapshot of it was
-    removed by hand, or it was mapped), so nothing is sure. `made_empty`: without a `point`, the replica's disk is known
-    to have been created empty.
-    """
+def decide_disk(disk: Disk, facts: DiskFacts) -> DiskDecision:
+    """How to bring the replica's disk to the source's state."""
+    point, unfinished, digests_known = facts.point, facts.unfinished, facts.digests_known
     dirty = tuple(clip(unfinished.maybe_written, disk.capacity)) if unfinished else ()
     unsure_since = unfinished is not None and unfinished.compare_with_target
-    if not leaf_is_sealed_state or unsure_since or (point is None and not made_empty):
+    if not facts.leaf_is_sealed_state or unsure_since or (point is None and not facts.made_empty):
         return _decide_unknown(disk, unfinished, dirty)
     if point is None:
         return _decide_first(disk, unfinished, dirty)
-    distrust = distrust_reason(disk, point)
+    broken = tracking_break(point.position, disk.position)
+    distrust = broken.reason if broken else None
     if distrust is None and unfinished is None:
         return DiskDecision(
             TransferKind.INCREMENTAL,
@@ -123,7 +103,7 @@ def decide_disk(
             TransferKind.INCREMENTAL if distrust is None else TransferKind.COMPARE,
             f"resumes an unfinished run, {_percent(unfinished)} % of which is done"
             + (f" ({distrust})" if distrust else ""),
-            since_change_id=unfinished.change_id,
+            since_change_id=unfinished.position.change_id,
             carry=tuple(clip(unfinished.remaining, disk.capacity)),
             dirty=dirty,
         )
@@ -145,7 +125,7 @@ def _decide_unknown(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[
         return DiskDecision(
             TransferKind.COMPARE,
             f"resumes a comparison of both sides, {_percent(unfinished)} % of which is done",
-            since_change_id=unfinished.change_id,
+            since_change_id=unfinished.position.change_id,
             carry=tuple(clip(unfinished.remaining, disk.capacity)),
             dirty=dirty,
             compare_with_target=True,
@@ -166,7 +146,7 @@ def _decide_first(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Ex
         return DiskDecision(
             TransferKind.FULL,
             f"resumes the first run, {_percent(unfinished)} % of which is done",
-            since_change_id=unfinished.change_id,
+            since_change_id=unfinished.position.change_id,
             carry=tuple(clip(unfinished.remaining, disk.capacity)),
             dirty=dirty,
             fresh=True,
@@ -181,15 +161,8 @@ def _decide_first(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Ex
 
 
 def _same_tracking(disk: Disk, unfinished: UnfinishedDisk) -> bool:
-    """Whether CBT can say what changed since the unfinished attempt's snapshot: as `distrust_reason`, of an attempt."""
-    return (
-        unfinished.change_id is not None
-        and disk.change_id is not None
-        and change_id_uuid(disk.change_id) == change_id_uuid(unfinished.change_id)
-        and disk.capacity == unfinished.capacity
-        and disk.uuid == unfinished.source_disk_uuid
-        and disk.base_path == unfinished.source_base_path
-    )
+    """Whether CBT can say what changed since the unfinished attempt's snapshot."""
+    return tracking_break(unfinished.position, disk.position) is None
 
 
 def _percent(unfinished: UnfinishedDisk) -> int:

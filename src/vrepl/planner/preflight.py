@@ -20,7 +20,7 @@ class ConflictKind(StrEnum):
     QUIESCE = "quiesce"
     NO_SPACE = "no-space"
     SAME_VM = "same-vm"
-    MAPPING = "mapping"
+    SEED = "seed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,21 +10,19 @@ from vrepl.extents import total
 from vrepl.model import (
     Datastore,
     Disk,
-    DiskPoint,
     Hardware,
     JobSettings,
     OnNotReplicable,
     OnResize,
     PowerState,
     Quiesce,
-    ReplicaRecord,
     ReplicaState,
-    RestorePoint,
     VirtualMachine,
 )
-from vrepl.planner.disks import DiskDecision, UnfinishedDisk, decide_disk
-from vrepl.planner.mapping import MappingRequest, mapping_conflict
+from vrepl.planner.disks import DiskDecision, decide_disk
+from vrepl.planner.knowledge import NEW_DISK, NameTaken, ReplicaKnowledge, disk_facts, expected_disk
 from vrepl.planner.preflight import Conflict, ConflictKind, no_snapshot_reason, unreplicable_disk_reason
+from vrepl.planner.seeding import seed_conflict
 
 MIB = 1024 * 1024
 MINIMUM_HARDWARE_VERSION_FOR_CBT = 7
@@ -39,15 +37,6 @@ class ReplicaAction(StrEnum):
     RECREATE = "recreate"
     MAP = "map"
     """Take an existing VM of the target as the replica."""
-
-
-class NameTaken(StrEnum):
-    """What has the name that the replica would get."""
-
-    VM = "a VM"
-    TEMPLATE = "a template"
-    OTHER_REPLICA = "the replica of another VM"
-    UNKNOWN_REPLICA = "a replica of it, of which this repository knows nothing,"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,79 +69,16 @@ class VmPlan:
     quiesce: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaKnowledge:
-    """What the repository and the target say of one VM's replica."""
-
-    record: ReplicaRecord | None = None
-    replica: VirtualMachine | None = None
-    restore_points: tuple[RestorePoint, ...] = ()
-    """Oldest first; only those whose snapshot the replica still has."""
-    lost_restore_points: tuple[RestorePoint, ...] = ()
-    """In the repository, but their snapshots are gone from the replica."""
-    unfinished: tuple[tuple[int, UnfinishedDisk], ...] = ()
-    """By source disk key."""
-    digests_known: frozenset[int] = frozenset()
-    """Source disk keys whose digest set names the last restore point."""
-    name_taken_by: NameTaken | None = None
-    """What kind of VM already has the replica's name on the target, if it is not the replica."""
-    mapping: MappingRequest | None = None
-    """The operator asked for an existing VM of the target to become the replica, and it is not yet."""
-    leftover: VirtualMachine | None = None
-    """A VM of the replica's name that a dead run registered for this source and never sealed anything on."""
-    touched: str | None = None
-    """How the replica's leaf was changed by hand, if it was."""
-    verification_failed: bool = False
-    """The last restore point was read back and did not hold what it should: its digests say nothing of the leaf."""
-
-    @property
-    def last(self) -> RestorePoint | None:
-        return self.restore_points[-1] if self.restore_points else None
-
-    def made_empty(self, source_key: int) -> bool:
-        """Whether the replica's disk is, or will be, one that vrepl made empty and has sealed nothing of."""
-        if self.record is None or self.replica is None:
-            return True
-        return source_key not in self.record.disk_keys or source_key in self.record.empty_disks
-
-    def disk_point(self, source_key: int) -> DiskPoint | None:
-        """The disk in the last restore point; None where the replica has another one in its place since."""
-        point = self.last.disk(source_key) if self.last else None
-        if point is None or self.record is None or self.replica is None or self.touched:
-            return point
-        same = self.record.disk_keys.get(source_key) == point.target_key and source_key not in self.record.empty_disks
-        return point if same and self.replica.disk(point.target_key) else None
-
-    def made_for_another_size(self, disk: Disk) -> bool:
-        """Whether the replica's disk for this source disk has another capacity."""
-        key = self.record.disk_keys.get(disk.key) if self.record else None
-        made = self.replica.disk(key) if self.replica and key is not None else None
-        return made is not None and made.capacity != disk.capacity
-
-    @property
-    def leaf_is_sealed_state(self) -> bool:
-        """The leaf's parent is the newest restore point that the repository knows, and only vrepl wrote to the leaf."""
-        if self.replica is None or self.record is None:
-            return True
-        if self.touched and self.last is None:
-            return False
-        if not self.lost_restore_points or not self.restore_points:
-            return not self.lost_restore_points
-        # By time, as they are ordered everywhere: of two in one second the IDs say nothing.
-        lost, kept = self.lost_restore_points[-1], self.restore_points[-1]
-        return (lost.time, lost.id) < (kept.time, kept.id)
-
-
 def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> VmPlan:
     """The plan for one VM of a job."""
     replica_name = known.record.target_name if known.record and known.replica else job.replica_name_of(vm.name)
     carried, left_out, conflict = _choose_disks(vm, job)
     action = ReplicaAction.UPDATE
     notes: list[str] = []
-    if known.mapping is not None:
-        conflict = conflict or mapping_conflict(vm, carried, known.mapping, known.replica)
-        action, replica_name = ReplicaAction.MAP, known.mapping.candidate.name
-        known = ReplicaKnowledge(record=known.record, replica=known.mapping.candidate, mapping=known.mapping)
+    if known.seed is not None:
+        conflict = conflict or seed_conflict(vm, carried, known.seed, known.replica)
+        action, replica_name = ReplicaAction.MAP, known.seed.candidate.name
+        known = ReplicaKnowledge(record=known.record, replica=known.seed.candidate, seed=known.seed)
         notes.append(f"{replica_name} of the target becomes the replica: only what differs crosses")
     elif known.replica is None:
         action = ReplicaAction.RECREATE if known.record else ReplicaAction.CREATE
@@ -282,16 +208,13 @@ def _plan_disks(
     plans: list[DiskPlan] = []
     notes: list[str] = []
     conflict: Conflict | None = None
-    unfinished = {} if revert else dict(known.unfinished)
-    leaf_is_sealed_state = (
-        known.mapping is None and not known.verification_failed and (revert or known.leaf_is_sealed_state)
-    )
     if known.verification_failed:
         notes.append("the last restore point failed its verification: both sides are read")
     for disk in disks:
-        point = known.disk_point(disk.key)
+        facts = disk_facts(known, disk.key, expected_disk(known, disk.key, revert=revert), reverted=revert)
+        point = facts.point
         # A disk of which nothing is sealed may go, for no restore point needs it.
-        replaced = point is None and known.mapping is None and known.made_for_another_size(disk)
+        replaced = point is None and known.seed is None and known.made_for_another_size(disk)
         if replaced:
             notes.append(f"{disk.title} was resized since its copy began: the replica gets a new disk in its place")
         if known.last is not None and known.last.disk(disk.key) is None:
@@ -308,14 +231,9 @@ def _plan_disks(
                     f"{resized}, and a chain of snapshots cannot grow",
                     'set on_resize = "restart" in the job: the replica then gets a new disk, copied whole',
                 )
-        decision = decide_disk(
-            disk,
-            point,
-            None if replaced else unfinished.get(disk.key),
-            digests_known=disk.key in known.digests_known,
-            leaf_is_sealed_state=leaf_is_sealed_state,
-            made_empty=replaced or known.made_empty(disk.key),
-        )
+        if replaced:
+            facts = disk_facts(known, disk.key, NEW_DISK, reverted=revert)
+        decision = decide_disk(disk, facts)
         bound = total(decision.carry) if decision.carry and not decision.whole_disk else disk.capacity
         plans.append(
             DiskPlan(

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AliasChoices, BeforeValidator, Field, PlainSerializer
 
 from vrepl.extents import Extent
-from vrepl.model import Side, TransferKind
+from vrepl.model import Side, TrackingPosition, TransferKind
 from vrepl.repository.documents import read_document, remove_file, write_document
 
 INTENT_FORMAT = 1
@@ -43,6 +43,11 @@ class DiskIntent:
         bool, Field(validation_alias=AliasChoices("compare_with_target", "compares_with_target"))
     ] = False
     """What the leaf held when its run began was not known: what is not settled yet must be compared by reading it."""
+
+    @property
+    def position(self) -> TrackingPosition:
+        """Of the change tracking of the disk that is being copied."""
+        return TrackingPosition(self.change_id, self.source_disk_uuid, self.source_base_path, self.capacity)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from vrepl.planner.preflight import Conflict, ConflictKind, not_replicable_reaso
 
 
 @dataclass(frozen=True, slots=True)
-class MappingRequest:
+class SeedRequest:
     """The VM of the target that shall become the replica, and what is known of it."""
 
     candidate: VirtualMachine
@@ -20,8 +20,8 @@ class MappingRequest:
     """Whose replica it is already, in words, if it is another VM's or another repository's."""
 
 
-def mapping_conflict(
-    vm: VirtualMachine, disks: Sequence[Disk], request: MappingRequest, replica: VirtualMachine | None
+def seed_conflict(
+    vm: VirtualMachine, disks: Sequence[Disk], request: SeedRequest, replica: VirtualMachine | None
 ) -> Conflict | None:
     """Why `request.candidate` cannot become the replica of `vm`, whose `disks` are replicated; None if it can.
 
@@ -61,7 +61,7 @@ def mapping_conflict(
 
 
 def _conflict(message: str, hint: str) -> Conflict:
-    return Conflict(ConflictKind.MAPPING, message, hint)
+    return Conflict(ConflictKind.SEED, message, hint)
 
 
 def _sizes(capacities: Sequence[int]) -> str:
