@@ -39,8 +39,8 @@ class Control:
         self._site = site
         self._path = path
 
-    def get(self, path: str) -> Any:
-        return self._request("GET", path)
+    def get(self, path: str, **query: str | int | None) -> Any:
+        return self._request("GET", path, query=query)
 
     def post(self, path: str, body: Any = None, **query: str | int | None) -> Any:
         content = b"" if body is None else json.dumps(body).encode()

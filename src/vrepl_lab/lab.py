@@ -282,6 +282,10 @@ class Lab:
         """What a failing host does: the VM is off, and changes that no snapshot holds are lost to change tracking."""
         self.control(site).post("/vm/power-loss", vm=vm)
 
+    def guest_folder(self, site: str, vm: str) -> Path:
+        """The folder that stands for the file system of a VM's guest (docs/lab.md, "Programs in guests")."""
+        return Path(self.control(site).get("/vm/guest-folder", vm=vm)["folder"])
+
     def soap_calls(self, site: str) -> dict[str, Any]:
         """{"total": n, "by_method": {…}} since the start or the last reset."""
         calls = self.control(site).get("/soap-calls")

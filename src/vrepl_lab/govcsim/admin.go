@@ -47,6 +47,14 @@ func (l *Lab) adminHandler() http.Handler {
 	handle("POST /cbt/reset", l.resetCBT)
 	handle("POST /vm/tools", l.postTools)
 	handle("POST /vm/power-loss", l.losePower)
+	handle("GET /vm/guest-folder", func(r *http.Request) (any, error) {
+		vm, err := l.vmNamed(r)
+		if err != nil {
+			return nil, err
+		}
+		folder, err := l.guestFolder(vm.Self)
+		return map[string]string{"folder": folder}, err
+	})
 	handle("GET /soap-calls", func(*http.Request) (any, error) {
 		l.calls.Lock()
 		defer l.calls.Unlock()

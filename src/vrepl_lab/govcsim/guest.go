@@ -130,6 +130,7 @@ func (st *vmState) fresh() int {
 		_ = listener.Close()
 	}
 	st.services = nil
+	st.killGuest()
 	return st.run
 }
 

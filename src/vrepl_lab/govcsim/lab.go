@@ -44,7 +44,10 @@ type Lab struct {
 
 	networks sync.Mutex // held while switches and port groups change
 	powerOns *gates
-	rules    ruleSet
+
+	transfers transferSet
+	urlPort   int
+	rules     ruleSet
 }
 
 // settings are what POST /settings changes.
@@ -113,7 +116,8 @@ type vmState struct {
 	identity   identity
 	customize  *types.CustomizationSpec // waits for the next power-on
 	toolsSeen  bool                     // Tools have run in it, so that vCenter knows of them
-	lostPower  bool                     // change tracking is not to be trusted, and nobody knows yet
+	system     guestSystem
+	lostPower  bool // change tracking is not to be trusted, and nobody knows yet
 }
 
 // snapshotState is what the lab keeps of one snapshot.

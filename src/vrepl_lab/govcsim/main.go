@@ -71,6 +71,7 @@ func serve(o options) error {
 	if err != nil {
 		return err
 	}
+	l.urlPort = listeners.sdk.Addr().(*net.TCPAddr).Port
 	sdk := &http.Server{
 		Handler:           l.guard(l.mux(listeners.sdk.Addr().String())),
 		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12},
@@ -120,6 +121,7 @@ func newLab(o options, dir, password, seed string) *Lab {
 	l.svc = simulator.New(ctx, instance)
 	l.svc.Listen = &url.URL{User: url.UserPassword(o.user, password)}
 	l.install(ctx.Map)
+	l.addGuestAuth(ctx)
 	return l
 }
 
@@ -130,6 +132,7 @@ func (l *Lab) mux(address string) http.Handler {
 	registry.SessionManager().ServiceHostName = address
 	l.svc.ServeMux.HandleFunc(registry.Path+"/vimServiceVersions.xml", l.svc.ServiceVersions)
 	l.svc.ServeMux.HandleFunc("/folder/", l.svc.ServeDatastore)
+	l.svc.ServeMux.HandleFunc(guestFileURL, l.serveGuestFile)
 	return l.svc.ServeMux
 }
 

@@ -26,6 +26,9 @@ func (l *Lab) install(registry *simulator.Registry) {
 		"ServiceInstance":        &instanceMethods{lab: l},
 		"EnvironmentBrowser":     &environmentMethods{lab: l},
 		"HostNetworkSystem":      &networkMethods{lab: l},
+		"GuestProcessManager":    &processMethods{lab: l},
+		"GuestFileManager":       &fileMethods{lab: l},
+		"GuestAuthManager":       &authMethods{lab: l},
 	}
 	for kind, obj := range shadows {
 		self := types.ManagedObjectReference{Type: "Lab" + kind, Value: "lab-" + strings.ToLower(kind)}
@@ -200,6 +203,12 @@ var privilegeOf = map[string]string{
 	"AddPortGroup":                 "Host.Config.Network",
 	"RemovePortGroup":              "Host.Config.Network",
 	"CustomizeVM_Task":             "VirtualMachine.Provisioning.Customize",
+
+	"StartProgramInGuest":           "VirtualMachine.GuestOperations.Execute",
+	"TerminateProcessInGuest":       "VirtualMachine.GuestOperations.Execute",
+	"ListProcessesInGuest":          "VirtualMachine.GuestOperations.Query",
+	"InitiateFileTransferToGuest":   "VirtualMachine.GuestOperations.Modify",
+	"InitiateFileTransferFromGuest": "VirtualMachine.GuestOperations.Query",
 }
 
 // permitted refuses a call whose privilege is missing.
