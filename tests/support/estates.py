@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def estate(folder: Path, jobs: str) -> tuple[LoadedConfig, Repository]:
 
 
 def job_table(name: str, vms: Iterable[str], *lines: str) -> str:
-    listed = ", ".join(f'"{vm}"' for vm in vms)
+    listed = ", ".join(json.dumps(vm) for vm in vms)
     more = "\n".join(lines)
     return f"""
 [jobs.{name}]

@@ -168,7 +168,8 @@ class Workshop:
     def __init__(self, loaded: LoadedConfig, events: EngineEvents | None = None) -> None:
         self.loaded = loaded
         self.repository = open_repository(loaded)
-        self.sites = Sites(loaded)
+        self.secrets = Secrets()
+        self.sites = Sites(loaded, self.secrets)
         self.stopped = threading.Event()
         """Set once the operator asked to stop: no further job begins."""
         self._events = events or SilentEvents()

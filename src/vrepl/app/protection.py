@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vrepl.config import LoadedConfig
-from vrepl.report.model import Result
+from vrepl.report.model import Result, time_from_json
 from vrepl.report.protection import Protection, ReplicaStanding, VmProtection
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
@@ -45,7 +45,7 @@ def standing(folder: ReplicaFolder) -> ReplicaStanding:
 
 
 def last_results(repository: Repository, wanted: Iterable[Key]) -> Mapping[Key, Mapping[str, Any]]:
-    """The newest VM report of each, as JSON."""
+    """The newest VM report of each, as JSON, with the time when its run `finished`."""
     missing = set(wanted)
     found: dict[Key, Mapping[str, Any]] = {}
     read = 0
@@ -56,7 +56,7 @@ def last_results(repository: Repository, wanted: Iterable[Key]) -> Mapping[Key, 
                 key = (run["run"]["job"], vm["name"])
                 if key in missing:
                     missing.discard(key)
-                    found[key] = vm
+                    found[key] = {**vm, "finished": run["run"]["finished"]}
         if not missing or len(runs) < limit:
             break
         read = limit
@@ -68,7 +68,14 @@ def _protection_of(
 ) -> VmProtection:
     told: dict[str, Any] = {}
     if report is not None:
-        told = {"last_result": Result(report["result"]), "error": report.get("error"), "hint": report.get("hint")}
+        told = {
+            "last_result": Result(report["result"]),
+            "last_finished": time_from_json(report["finished"]),
+            "last_seconds": report.get("seconds"),
+            "last_bytes": sum(disk.get("bytes_moved") or 0 for disk in report.get("disks", ())),
+            "error": report.get("error"),
+            "hint": report.get("hint"),
+        }
     if folder is None or not folder.record.target_name:
         return VmProtection(vm, job, None, rpo=rpo, **told)
     doubtful = good = moment = verified = None

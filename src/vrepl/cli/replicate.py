@@ -96,6 +96,7 @@ def replicate(
     if dry_run:
         context.exit(_plan(state, jobs, vms, mappings))
     from vrepl.app.composition import Workshop, route_of
+    from vrepl.app.telling import Teller
     from vrepl.cli import running
     from vrepl.cli.running import events_for
 
@@ -103,8 +104,13 @@ def replicate(
     selections = running.select(loaded, jobs, vms)
     replica_map = running.mapping_of(selections, mappings)
     with events_for(state) as events, Workshop(loaded, events) as workshop:
+        teller = Teller.of(workshop)
 
         def run(selection: Selection) -> RunReport:
+            vms = selection.vms or selection.job.vms
+            return teller.around(selection.job.name, vms, lambda: move(selection))
+
+        def move(selection: Selection) -> RunReport:
             job = selection.job
             workshop.log_in(job.source, job.target)
             route = route_of(loaded, job)

@@ -25,22 +25,30 @@ WATCH_SECONDS = 2.0
         "vrepl status",
         "vrepl status --watch",
         "vrepl status --nagios            for a monitoring system",
+        "vrepl -q status --notify         from cron: tells of runs that did not come",
         "vrepl status --json | jq '.vms[] | select(.rpo_met == false)'",
     ),
 )
 @click.option("--nagios", is_flag=True, help="One line and exit codes as the Nagios plugin interface wants them.")
 @click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option("--notify", is_flag=True, help="Also tell what is new, as [notify] says; and write the metrics.")
 @json_option
 @click.pass_context
 @pass_state
-def status(state: State, context: click.Context, nagios: bool, watch: bool) -> None:
+def status(state: State, context: click.Context, nagios: bool, watch: bool, notify: bool) -> None:
     """Show each VM's last good restore point, its age against the job's objective (`rpo`), and its last result.
 
     What needs attention comes first. The age counts from when the source was snapshotted. Connects to nothing. Exit
     code 3 where an objective is missed, the last run of a VM failed, or its restore point was read back and differs.
+
+    A run tells how it went by itself; --notify, from cron, is for runs that do not come.
     """
     if watch and (nagios or state.json):
         raise UsageError("--watch is for people", hint="ask again and again without it")
+    if notify:
+        from vrepl.app.telling import Teller
+
+        Teller.of_configuration(state.config()).tell()
     if nagios:
         context.exit(_plugin(state))
     if watch:

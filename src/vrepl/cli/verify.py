@@ -30,6 +30,7 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
     note of what was verified. Exit code 3 if some restore points differ, 1 if all do.
     """
     from vrepl.app.composition import Workshop, verification_route
+    from vrepl.app.telling import Teller
     from vrepl.cli import running
     from vrepl.cli.running import events_for
     from vrepl.errors import UsageError
@@ -53,6 +54,7 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
             report = engine.verify(
                 folders, restore_point_id=restore_point, jobs={job.name: job for job in loaded.jobs(())}
             )
+        Teller.of(workshop).tell(report.to_json())
 
     def show(out: Console) -> None:
         from vrepl.report import console

@@ -87,4 +87,13 @@ last = 7                       # 1..28; last + daily + weekly is at most 28
 source = ["san", "hotadd", "nbdssl"]
 target = ["san", "hotadd", "nbdssl"]
 fallback = true                # try the next mode when one fails; always reported
+
+# ---- Who is told how runs went: docs/monitoring.md --------------------------------------------------------------
+[notify]
+# on_finish = "/usr/local/bin/tell-me"                     # gets the report as JSON on standard input
+# urls = [{ file = "/etc/vrepl/secrets/mail-url" }]        # Apprise; pip install 'vrepl[notify]'
+# ping = { file = "/etc/vrepl/secrets/ping-url" }          # healthchecks.io and its like
+
+[metrics]
+# textfile = "/var/lib/prometheus/node-exporter/vrepl.prom"   # pip install 'vrepl[metrics]'
 """

@@ -208,6 +208,8 @@ def _absolute(config: Config, folder: Path) -> Config:
             return value.model_copy(update={key: anchor(getattr(value, key)) for key in value.model_fields_set})
         if isinstance(value, dict):
             return {key: anchor(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return tuple(anchor(item) for item in value)
         return value
 
     anchored = anchor(config)

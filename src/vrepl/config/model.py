@@ -318,6 +318,27 @@ class JobTable(Table):
         )
 
 
+def _words(value: Any) -> Any:
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
+class NotifyTable(Table):
+    """Who is told how runs went."""
+
+    on_finish: Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)] | None = None
+    urls: tuple[SecretTable, ...] = ()
+    ping: SecretTable | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody is to be told of trouble."""
+        return self.on_finish is not None or bool(self.urls)
+
+
+class MetricsTable(Table):
+    textfile: FilePath | None = None
+
+
 class Config(Table):
     """The whole file."""
 
@@ -326,3 +347,5 @@ class Config(Table):
     vddk: VddkTable = Field(default_factory=VddkTable)
     proxies: dict[str, ProxyTable] = Field(default_factory=dict)
     jobs: dict[str, JobTable] = Field(default_factory=dict)
+    notify: NotifyTable = Field(default_factory=NotifyTable)
+    metrics: MetricsTable = Field(default_factory=MetricsTable)

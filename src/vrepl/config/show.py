@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vrepl.config.model import BandwidthTable, Config
+from vrepl.config.model import BandwidthTable, Config, SecretTable
 from vrepl.config.units import format_rate
 
 
 def effective(config: Config) -> dict[str, Any]:
     """Plain values; keys without a value are left out, and a secret shows where it comes from, never itself.
 
-    The words of a password command are masked but the first: they may hold something like a token.
+    The words of a command are masked but the first: they may hold something like a token.
     """
     values: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     for name, site in config.sites.items():
-        reference = site.password.reference()
-        shown: Any = reference.value[0]
-        if reference.kind == "command":
-            shown = [reference.value[0], *("***" for _ in reference.value[1:])]
-        values["sites"][name]["password"] = {reference.kind: shown}
+        values["sites"][name]["password"] = _secret(site.password)
         values["sites"][name]["bandwidth"] = _bandwidth(site.bandwidth)
     for name, job in config.jobs.items():
         values["jobs"][name]["bandwidth"] = _bandwidth(job.bandwidth)
@@ -28,7 +24,22 @@ def effective(config: Config) -> dict[str, Any]:
             del values["jobs"][name]["proxy"]
             if job.proxy.source is not None:
                 values["jobs"][name]["proxy"] = job.proxy.source
+    notify = config.notify
+    if notify.on_finish is not None:
+        values["notify"]["on_finish"] = _masked(notify.on_finish)
+    values["notify"]["urls"] = [_secret(url) for url in notify.urls]
+    if notify.ping is not None:
+        values["notify"]["ping"] = _secret(notify.ping)
     return values
+
+
+def _secret(table: SecretTable) -> dict[str, Any]:
+    reference = table.reference()
+    return {reference.kind: _masked(reference.value) if reference.kind == "command" else reference.value[0]}
+
+
+def _masked(command: tuple[str, ...]) -> list[str]:
+    return [command[0], *("***" for _ in command[1:])]
 
 
 def _bandwidth(table: BandwidthTable) -> dict[str, Any]:

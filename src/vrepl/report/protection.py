@@ -54,6 +54,10 @@ class VmProtection:
     verified: dt.datetime | None = None
     """When a restore point was last read back whole and found good."""
     last_result: Result | None = None
+    last_finished: dt.datetime | None = None
+    last_seconds: float | None = None
+    last_bytes: int | None = None
+    """Written by the last run; None where that is not known."""
     error: str | None = None
     hint: str | None = None
     running: bool = False
