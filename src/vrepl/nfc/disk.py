@@ -151,12 +151,10 @@ class NfcDisk:
         while position < whole and self._may_ask_allocation and not self._written.bytes:
             length = min(QUERY, whole - position)
             file = self._opened()
-            file.session.wait()  # a host that cannot tell ends the session, which must not end any reading
             try:
                 found = file.allocated(position, length // frames.CHUNK)
             except DiskError:
                 self._may_ask_allocation = False
-                self._drop()
                 break
             yield from intersect(found, [extent])
             position += length

@@ -1,7 +1,7 @@
 """Many requests in flight on one NFC session: one thread sends, receives, and completes.
 
-A session is broken for good by the first thing that goes wrong: what a host sends after it refused a record is not
-known well enough to go on. Memory does not grow with what the host says: data goes straight to where it was asked for,
+What a host sends after it refused a record is known where that was a question: the answer itself, empty. A session
+whose reading or writing is refused is broken for good. Memory does not grow with what the host says: data goes straight to where it was asked for,
 what was packed goes through one scratch buffer, and everything else has a limit (see `frames`).
 """
 
@@ -57,6 +57,8 @@ class Session:
         # Below: of the thread alone.
         self._waiting: deque[Request] = deque()
         self._flying: dict[int, Request] = {}
+        self._refused: dict[int, int] = {}
+        """Questions that were refused, by number, whose kind of answer may still come."""
         self._bytes_flying = 0
         self._number = 0
         self._sending: Iterator[bytes | memoryview] | None = None
@@ -252,6 +254,8 @@ class Session:
             if header.size:
                 yield payload
             request = self._flying.get(header.number)
+            if self._refused.pop(header.number, None) == header.kind:
+                continue
             if request is None:
                 raise FrameError(f"a record of type {header.kind} answers request {header.number}, which is not open")
             if header.kind == frames.ERROR:
@@ -259,7 +263,13 @@ class Session:
                 text = bytearray(length)
                 if length:
                     yield memoryview(text)
-                raise request.refusal(Refusal(code, text.decode("utf-8", "replace")))
+                error = request.refusal(Refusal(code, text.decode("utf-8", "replace")))
+                if not isinstance(request, Question):
+                    raise error
+                self._refused[header.number] = request.kind
+                del self._flying[header.number]
+                self._end(request, error)
+                continue
             if header.kind != request.kind:
                 raise FrameError(f"a request of type {request.kind} is answered with type {header.kind}")
             try:

@@ -129,7 +129,13 @@ func (l *Lab) build(inv *inventory) error {
 		if h.NFCLimitMiB == 0 {
 			h.NFCLimitMiB = 48 // ESXi 6.x and 7
 		}
-		l.nfc[h.Name] = &nfcHost{name: h.Name, moref: ref.Value, limitKiB: int64(h.NFCLimitMiB * 1024)}
+		own, err := newHostIdentity(h.Name)
+		if err != nil {
+			return err
+		}
+		l.nfc[h.Name] = &nfcHost{
+			name: h.Name, moref: ref.Value, limitKiB: int64(h.NFCLimitMiB * 1024), identity: own, issued: map[string]nfcTicket{},
+		}
 	}
 	for _, ds := range inv.Datastores {
 		if err := l.addDatastore(ctx, ds, hosts); err != nil {

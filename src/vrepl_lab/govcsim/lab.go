@@ -40,6 +40,7 @@ type Lab struct {
 
 	nfc     map[string]*nfcHost // by host name
 	nfcPort int
+	library *labSettings // what libvixDiskLib obeys
 	calls   callCounter
 
 	networks sync.Mutex // held while switches and port groups change

@@ -18,6 +18,8 @@ type nfcHost struct {
 	limitKiB int64
 	usedKiB  int64
 	peakKiB  int64
+	identity *hostIdentity
+	issued   map[string]nfcTicket // for clients without VDDK, by what they present
 }
 
 // ticket is what op open gives a client to show to the host.
@@ -126,7 +128,7 @@ func (l *Lab) serveNFC(h *nfcHost, listener net.Listener) {
 		if err != nil {
 			return
 		}
-		go l.nfcSession(h, newWire(conn))
+		go l.hostSession(h, conn)
 	}
 }
 

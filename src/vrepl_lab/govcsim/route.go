@@ -36,6 +36,7 @@ func (l *Lab) install(registry *simulator.Registry) {
 		registry.Put(obj)
 	}
 	registry.AddHandler(&newcomers{})
+	l.installNFCService(registry)
 	registry.Handler = func(ctx *simulator.Context, method *simulator.Method) (mo.Reference, types.BaseMethodFault) {
 		if ctx.Session == nil {
 			return nil, nil

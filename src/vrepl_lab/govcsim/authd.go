@@ -1,0 +1,112 @@
+package main
+
+import (
+	"bufio"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"strings"
+	"time"
+)
+
+// authdBanner is what an ESXi 8 says first on port 902 (cloudbase/OpenVixDiskLib docs/nfc_auth.md; Broadcom KB 341384).
+const authdBanner = "220 VMware Authentication Daemon Version 1.10: SSL Required, ServerDaemonProtocol:SOAP, " +
+	"MKSDisplayProtocol:VNC , VMXARGS supported, NFCSSL supported/t, SHA256 supported\r\n"
+
+// peeked is a connection of which something was read already.
+type peeked struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+func (p *peeked) Read(b []byte) (int, error) { return p.in.Read(b) }
+
+// hostSession is one connection to a host's port: libvixDiskLib of the lab says "op …", everybody else speaks TLS.
+func (l *Lab) hostSession(host *nfcHost, conn net.Conn) {
+	p := &peeked{conn, bufio.NewReader(conn)}
+	_, _ = io.WriteString(conn, authdBanner)
+	first, err := p.in.Peek(1)
+	switch {
+	case err != nil:
+		_ = conn.Close()
+	case first[0] == 'o':
+		l.nfcSession(host, &wire{conn, p.in})
+	case first[0] == 0x16: // a TLS handshake; anything else ends the connection, as "SSL Required" says
+		l.authd(host, p)
+	default:
+		_ = conn.Close()
+	}
+}
+
+// authd takes a ticket and joins the client to NFC. An order of lines that no client has ends the connection.
+func (l *Lab) authd(host *nfcHost, conn *peeked) {
+	defer conn.Close()
+	config := &tls.Config{
+		Certificates: []tls.Certificate{host.identity.certificate}, MinVersion: tls.VersionTLS12,
+		MaxVersion:             tls.VersionTLS12, // what ESXi 7 and 8 negotiate (vatesfr/xen-orchestra vectura)
+		SessionTicketsDisabled: true,
+	}
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
+	session := tls.Server(conn, config)
+	in := bufio.NewReaderSize(session, 2048)
+	line := func() string {
+		text, err := in.ReadString('\n')
+		if err != nil || !strings.HasSuffix(text, "\r\n") {
+			return ""
+		}
+		return strings.TrimSuffix(text, "\r\n")
+	}
+	say := func(text string) { _, _ = io.WriteString(session, text+"\r\n") }
+	secret, ok := strings.CutPrefix(line(), "SESSION ")
+	if !ok {
+		say("530 Please login with USER and PASS")
+		return
+	}
+	if line() != "BANNER " { // the space belongs to it
+		return
+	}
+	ticket, ok := host.takeNFC(secret)
+	if !ok {
+		say("530 Please login with USER and PASS")
+		return
+	}
+	say(strings.TrimSuffix(authdBanner, "\r\n"))
+	tag, ok := strings.CutPrefix(line(), "THUMBPRINT_SHA2 ")
+	if !ok || tag == "" || strings.ContainsAny(tag, " :") || len(tag) > 260 {
+		say("501 Invalid arguments")
+		return
+	}
+	say("200 " + host.identity.sha256)
+	var data net.Conn = conn
+	mode := ""
+	switch line() {
+	case "PROXY vpxa-nfc":
+		mode = "nbd"
+		say("200 Connect ha-nfc")
+	case "PROXY vpxa-nfcssl":
+		mode = "nbdssl"
+		say("200 Connect ha-nfcssl")
+		data = tls.Server(conn, config)
+	default:
+		say("500 unknown service")
+		return
+	}
+	_ = conn.SetDeadline(time.Time{})
+	s := &nfcAIO{lab: l, host: host, conn: data, bare: conn.Conn, mode: mode, ticket: ticket}
+	if vm := l.vm(ticket.vm); vm != nil {
+		s.vmName = plainName(vm.Name)
+	}
+	defer s.end()
+	err := s.greet(tag)
+	if err == nil {
+		err = s.serve()
+	}
+	if err != nil && err != io.EOF {
+		log.Printf("nfc %s of %s: %v", mode, s.vmName, err)
+	}
+}
+
+// errOrder is a client that says something where it may not.
+func errOrder(format string, args ...any) error { return fmt.Errorf("out of order: "+format, args...) }
