@@ -21,6 +21,8 @@ from vrepl.repository.rebuild import FoundReplica, rebuild
 from vrepl.repository.store import Repository
 from vrepl.transport.decorators import FailingDisk
 
+pytestmark = pytest.mark.slow
+
 CAPACITY = 40 * GRAIN + 512
 
 

@@ -108,6 +108,7 @@ def test_what_somebody_powered_on_by_hand_is_named_and_adopted(world: World) -> 
     assert fail_over(world, Undo()).state is ReplicaState.READY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wishes",
     [[Start()], [Start(), Undo()], [Start(), Undo(keep_state=True)], [Start(), Commit()]],
