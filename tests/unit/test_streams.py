@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 VREPL = f"{sys.executable} -c 'from vrepl.cli import main; main()'"
 CONFIG = """
 [sites.prod]
@@ -69,8 +71,6 @@ import logging
 from pathlib import Path
 from vrepl.cli.logs import set_up_logging
 from vrepl.cli.state import State
-
-pytestmark = pytest.mark.slow
 set_up_logging(State(log_file=Path(%r), log_format=%r, quiet=True))
 for number in range(25):
     logging.getLogger("vrepl.x").warning("a\\nb")
