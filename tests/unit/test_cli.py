@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from vrepl.cli import COMMANDS, main
 from vrepl.model import ReplicaRecord
+from vrepl.report.model import RunReport
 from vrepl.repository.store import Repository, replica_id
 
 CONFIG = """
@@ -186,11 +188,34 @@ def test_the_words_of_a_password_command_are_masked(folder: Path) -> None:
 
 
 def test_lists_of_an_empty_repository(folder: Path) -> None:
-    assert json.loads(run("replicas", "--json").stdout) == {"version": 1, "replicas": []}
-    assert json.loads(run("history", "--json").stdout) == {"version": 1, "runs": []}
+    assert json.loads(run("replicas", "--json").stdout) == {"version": 1, "replicas": [], "damaged": []}
+    assert json.loads(run("history", "--json").stdout) == {"version": 1, "runs": [], "damaged": []}
     status = json.loads(run("status", "--json").stdout)
     assert status["jobs"] == [{"name": "demo", "vms": ["web-01"], "running": False, "owner": None}]
     assert run("repository", "check").exit_code == 0
+
+
+@pytest.mark.parametrize("damage", ["bit", "no report", "nothing"])
+def test_a_damaged_run_disables_nothing(folder: Path, damage: str) -> None:
+    store = Repository.open(folder / "repository")
+    for number in (1, 2):
+        store.save_run(f"run-{number}", RunReport(job="demo", id=f"run-{number}").to_json())
+        os.utime(store.path / "runs" / f"run-{number}.json", (number, number))
+    path = store.path / "runs" / "run-2.json"
+    text = path.read_text()
+    broken = {"bit": text.replace("demo", "demp"), "nothing": "", "no report": '{"format": 1, "report": {"run": 7}}'}
+    path.write_text(broken[damage])
+    told = json.loads(run("history", "--json").stdout)
+    assert [one["id"] for one in told["runs"]] == ["run-1"]
+    assert len(told["damaged"]) == 1
+    assert str(path) in told["damaged"][0]
+    status = run("status", "--json")
+    assert json.loads(status.stdout)["vms"][0]["name"] == "web-01"
+    assert str(path) in status.stderr
+    assert json.loads(run("report", "--json").stdout)["run"]["id"] == "run-1"
+    named = run("report", "run-2")
+    assert named.exit_code == 1
+    assert f"{path} is damaged" in named.stderr
 
 
 def test_a_replica_that_is_not_made_yet_is_called_by_its_source(folder: Path) -> None:

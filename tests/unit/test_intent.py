@@ -13,6 +13,7 @@ from tests.support.crash import dying
 from vrepl.errors import RepositoryError
 from vrepl.extents import GRAIN, Extent
 from vrepl.model import Side, TransferKind
+from vrepl.repository.documents import with_checksum
 from vrepl.repository.intent import (
     DiskIntent,
     HotAddedDisks,
@@ -71,7 +72,7 @@ def test_hotadd_entries_are_read_as_every_vrepl_wrote_them(tmp_path: Path) -> No
     content = json.loads(path.read_text())
     assert content["journal"]["hotadd_cleanup"] == ["source:vm-1:", "target:vm-2:far:proxy"]
     content["journal"] |= {"hotadd_cleanup": ["target:vm-2"], "source_vm_ref": None, "made_target_vm": False}
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(with_checksum(content)))
     loaded = load_intent(path)
     assert loaded is not None
     assert loaded.journal.hotadd_cleanup == (HotAddedDisks(Side.TARGET, "vm-2", None),)
@@ -80,9 +81,9 @@ def test_hotadd_entries_are_read_as_every_vrepl_wrote_them(tmp_path: Path) -> No
 def test_a_newer_intent_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "intent.json"
     save_intent(path, INTENT)
-    content = json.loads(path.read_text()) | {"format": 2}
-    path.write_text(json.dumps(content))
-    with pytest.raises(RepositoryError, match=r"intent\.json has format 2; this vrepl knows formats up to 1") as raised:
+    content = with_checksum(json.loads(path.read_text()) | {"format": 3})
+    path.write_text(json.dumps(with_checksum(content)))
+    with pytest.raises(RepositoryError, match=r"intent\.json has format 3; this vrepl knows formats up to 2") as raised:
         load_intent(path)
     assert "newer vrepl" in (raised.value.hint or "")
     assert json.loads(path.read_text()) == content

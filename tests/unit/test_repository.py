@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from vrepl.repository.commit_record import (
     read_mark,
 )
 from vrepl.repository.digests import open_lookup
+from vrepl.repository.documents import DamagedError, with_checksum
 from vrepl.repository.intent import DiskIntent, Intent, Journal, PreparedAccess
 from vrepl.repository.rebuild import FoundReplica, rebuild
 from vrepl.repository.replica_folder import ReplicaFolder, Verification
@@ -159,11 +161,9 @@ def test_a_new_repository_is_for_its_owner_only(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert repository.id == "abc123"
-    assert json.loads((path / "repository.json").read_text()) == {
-        "format": 1,
-        "id": "abc123",
-        "created": "2024-03-14T12:00:00Z",
-    }
+    content = json.loads((path / "repository.json").read_text())
+    assert re.fullmatch(r"[0-9a-f]{64}", content.pop("checksum"))
+    assert content == {"format": 2, "id": "abc123", "created": "2024-03-14T12:00:00Z"}
     for directory, _, files in os.walk(path):
         assert Path(directory).stat().st_mode & 0o777 == 0o700, directory
         for name in files:
@@ -174,11 +174,11 @@ def test_a_new_repository_is_for_its_owner_only(tmp_path: Path) -> None:
 
 def test_a_newer_repository_is_refused_and_left_alone(repository: Repository) -> None:
     file = repository.path / "repository.json"
-    file.write_text('{"format": 2, "something": "else"}')
-    with pytest.raises(RepositoryError, match=r"repository\.json has format 2") as raised:
+    file.write_text('{"format": 3, "something": "else"}')
+    with pytest.raises(RepositoryError, match=r"repository\.json has format 3") as raised:
         Repository.open(repository.path)
     assert "newer vrepl" in (raised.value.hint or "")
-    assert file.read_text() == '{"format": 2, "something": "else"}'
+    assert file.read_text() == '{"format": 3, "something": "else"}'
 
 
 def test_what_is_no_repository_is_refused(tmp_path: Path, repository: Repository, folder: ReplicaFolder) -> None:
@@ -373,8 +373,8 @@ def test_giving_up_leaves_what_was_sealed(repository: Repository, folder: Replic
 
 def steps_of(tmp_path: Path, folder: ReplicaFolder, action: str, argument: object) -> int:
     """How many steps the action takes, tried on a copy."""
-    shutil.copytree(folder.path, tmp_path / "count")
-    copy = ReplicaFolder.load(tmp_path / "count")
+    shutil.copytree(folder.path, tmp_path / "count" / folder.path.name)
+    copy = ReplicaFolder.load(tmp_path / "count" / folder.path.name)
     assert copy is not None
     with dying() as steps:
         getattr(copy, action)(argument)
@@ -383,8 +383,8 @@ def steps_of(tmp_path: Path, folder: ReplicaFolder, action: str, argument: objec
 
 def copies(tmp_path: Path, folder: ReplicaFolder, count: int) -> Iterator[tuple[int, ReplicaFolder]]:
     for number in range(count):
-        shutil.copytree(folder.path, tmp_path / f"copy{number}")
-        copy = ReplicaFolder.load(tmp_path / f"copy{number}")
+        shutil.copytree(folder.path, tmp_path / f"copy{number}" / folder.path.name)
+        copy = ReplicaFolder.load(tmp_path / f"copy{number}" / folder.path.name)
         assert copy is not None
         yield number, copy
 
@@ -456,11 +456,20 @@ def test_a_damaged_or_newer_document_is_an_error_not_a_guess(folder: ReplicaFold
     sealed = run(folder, 1)
     path = folder.path / "restore-points" / f"{sealed.id}.json"
     text = path.read_text()
-    path.write_text(text.replace('"quiesced"', '"perhaps"'))
-    with pytest.raises(RepositoryError, match=r"is damaged: restore_point\.consistency"):
+    path.write_text(text.replace('"quiesced"', '"crash"'))
+    with pytest.raises(DamagedError, match="its checksum is not that of its content"):
         folder.restore_points()
-    path.write_text(text.replace('"format": 1', '"format": 9'))
+    content = json.loads(text)
+    content["restore_point"]["consistency"] = "perhaps"
+    path.write_text(json.dumps(with_checksum(content)))
+    with pytest.raises(DamagedError, match=r"is damaged: restore_point\.consistency"):
+        folder.restore_points()
+    path.write_text(json.dumps(with_checksum({**json.loads(text), "format": 9})))
     with pytest.raises(RepositoryError, match="has format 9"):
+        folder.restore_points()
+    path.write_text(text)
+    path.rename(path.with_name("20240314T120900Z-000009.json"))
+    with pytest.raises(DamagedError, match="under a wrong name"):
         folder.restore_points()
 
 
@@ -749,11 +758,39 @@ def test_rebuild_after_runs_that_were_refused_for_want_of_it(tmp_path: Path) -> 
     assert folder.record.target_instance_uuid == RECORD.target_instance_uuid
 
 
-def test_a_damaged_repository_says_how_to_begin_anew(repository: Repository) -> None:
-    (repository.path / "repository.json").write_text("")
-    with pytest.raises(RepositoryError, match="damaged") as caught:
+@pytest.mark.parametrize("left", [None, "", '{"format": 2, "id": "0123", "created": "2024-03-14T12:00:00Z"}'])
+def test_rebuild_makes_the_repositorys_own_document_anew(
+    repository: Repository, folder: ReplicaFolder, left: str | None
+) -> None:
+    """It was damaged, or the whole was deleted in mid-run and made half anew by that run."""
+    own, file = repository.id, repository.path / "repository.json"
+    first = run(folder, 1)
+    if left is None:
+        shutil.rmtree(repository.path)
+        folder.add_restore_point(first)
+        repository.save_run("r", {})
+    else:
+        file.write_text(left)
+    with pytest.raises(RepositoryError) as caught:
         Repository.open(repository.path)
-    assert "move the folder away" in str(caught.value.hint)
+    assert "repository rebuild" in str(caught.value.hint)
+    mended = Repository.open(repository.path, mend=True)
+    vm = replica_vm(own, [(first.snapshot_name, description(first, repository))])
+    strangers = dataclasses.replace(replica_vm("strange", []), instance_uuid="other", name="other")
+    strangers = dataclasses.replace(
+        strangers, extra_config={**strangers.extra_config, "vrepl.source.instanceUuid": UUID[:-1] + "f"}
+    )
+    [one, other] = rebuild(mended, [FoundReplica("dr", vm), FoundReplica("dr", strangers)])
+    assert (one.problem, other.problem) == ("", "belongs to repository strange")
+    assert Repository.open(repository.path).id == own
+    assert Repository.open(repository.path).replicas()[0].restore_points() == [first]
+    assert not any(one.severity is Severity.ERROR for one in check(mended))
+
+
+def test_rebuild_goes_into_no_folder_that_holds_other_things(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RepositoryError, match="holds other things"):
+        Repository.open(tmp_path, mend=True)
 
 
 def test_rebuild_takes_only_what_is_its_own(repository: Repository, folder: ReplicaFolder) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vrepl.config import LoadedConfig
+from vrepl.errors import RepositoryError
 from vrepl.report.model import Result, time_from_json
 from vrepl.report.protection import Protection, ReplicaStanding, VmProtection
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
+
+logger = logging.getLogger(__name__)
 
 Key = tuple[str, str]
 """Job, and name of the VM."""
@@ -27,7 +31,8 @@ def protection_now(loaded: LoadedConfig) -> tuple[Protection, dict[str, str]]:
 
 def protection(loaded: LoadedConfig, repository: Repository, now: dt.datetime) -> Protection:
     """Raises RepositoryError where the repository cannot be read."""
-    folders = {(folder.record.source_site, folder.record.source_name): folder for folder in repository.replicas()}
+    replicas = repository.replicas(_warn)
+    folders = {(folder.record.source_site, folder.record.source_name): folder for folder in replicas}
     jobs = loaded.config.jobs
     wanted = {(name, vm) for name, job in jobs.items() for vm in job.vms}
     results = last_results(repository, wanted)
@@ -50,7 +55,7 @@ def last_results(repository: Repository, wanted: Iterable[Key]) -> Mapping[Key, 
     found: dict[Key, Mapping[str, Any]] = {}
     read = 0
     for limit in LOOK_BACK:
-        runs = repository.runs(limit)
+        runs = repository.runs(limit, _warn)
         for run in runs[read:]:
             for vm in run.get("vms", ()):
                 key = (run["run"]["job"], vm["name"])
@@ -61,6 +66,11 @@ def last_results(repository: Repository, wanted: Iterable[Key]) -> Mapping[Key, 
             break
         read = limit
     return found
+
+
+def _warn(damaged: RepositoryError) -> None:
+    """What is left out because it cannot be believed, and that it is."""
+    logger.warning("%s%s", damaged.message, f" ({damaged.hint})" if damaged.hint else "")
 
 
 def _protection_of(
@@ -80,10 +90,15 @@ def _protection_of(
         return VmProtection(vm, job, None, rpo=rpo, **told)
     doubtful = good = moment = verified = None
     for point_id in reversed(folder.restore_point_ids()):
-        stored = folder.stored(point_id)
+        try:
+            stored = folder.stored(point_id)
+        except RepositoryError as error:
+            doubtful = doubtful or point_id
+            told |= {"error": error.message, "hint": error.hint}
+            continue
         if stored is None:
             continue
-        if stored.verified is not None and not stored.verified.good:
+        if (stored.verified is not None and not stored.verified.good) or stored.doubt is not None:
             doubtful = doubtful or point_id
             continue
         good, moment = stored.restore_point.id, stored.restore_point.time

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vrepl.cli.damage import messages, warn_of
 from vrepl.cli.state import State, examples, json_option, pass_state
-from vrepl.errors import NotFoundError
+from vrepl.errors import NotFoundError, RepositoryError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +24,9 @@ def history(state: State, job: str | None, limit: int) -> None:
     from vrepl.app.composition import open_repository
     from vrepl.report.listing import run_row
 
-    runs = open_repository(state.config()).runs()
+    damaged: list[RepositoryError] = []
+    runs = open_repository(state.config()).runs(damaged=damaged.append)
+    warn_of(damaged)
     rows = [run_row(run) for run in runs if job is None or run["run"]["job"] == job][:limit]
 
     def show(out: Console) -> None:
@@ -46,7 +49,7 @@ def history(state: State, job: str | None, limit: int) -> None:
             )
         out.print(listing)
 
-    state.result({"version": 1, "runs": rows}, show)
+    state.result({"version": 1, "runs": rows, "damaged": messages(damaged)}, show)
 
 
 @click.command(
@@ -62,13 +65,18 @@ def report(state: State, run: str | None) -> None:
     from vrepl.report.model import RunReport
 
     repository = open_repository(state.config())
-    newest = repository.runs(limit=1)
+    damaged: list[RepositoryError] = []
+    newest = [] if run else repository.runs(limit=1, damaged=damaged.append)
+    warn_of(damaged)
     found = repository.run(run) if run else (newest[0] if newest else None)
     if found is None:
         raise NotFoundError(
             f"there is no run {run}" if run else "no run has been made yet", hint="`vrepl history` lists runs"
         )
-    told = RunReport.from_json(found)
+    try:
+        told = RunReport.from_json(found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RepositoryError(f"the report of run {run or 'that was the last'} is damaged: {error!r}") from error
 
     def show(out: Console) -> None:
         from vrepl.report import console

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vrepl.cli.damage import messages, warn_of
 from vrepl.cli.state import State, examples, json_option, pass_state
+from vrepl.errors import RepositoryError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 def replicas(state: State) -> None:
     """List the replicas that the repository knows, with their newest restore points."""
     from vrepl.app.composition import open_repository
-    from vrepl.report.listing import replica_row
+    from vrepl.report.listing import replica_rows
 
-    rows = [replica_row(folder) for folder in open_repository(state.config()).replicas()]
+    damaged: list[RepositoryError] = []
+    rows = replica_rows(open_repository(state.config()), damaged)
+    warn_of(damaged)
 
     def show(out: Console) -> None:
         from vrepl.report import console
@@ -46,7 +50,7 @@ def replicas(state: State) -> None:
             )
         out.print(listing)
 
-    state.result({"version": 1, "replicas": rows}, show)
+    state.result({"version": 1, "replicas": rows, "damaged": messages(damaged)}, show)
 
 
 @click.command(
@@ -61,8 +65,14 @@ def restore_points(state: State, vm: str) -> None:
     from vrepl.app.composition import open_repository
     from vrepl.report.listing import find_replica, restore_point_row
 
-    folder = find_replica(open_repository(state.config()).replicas(), vm)
-    rows = [restore_point_row(point, folder.verification(point.id)) for point in folder.restore_points()]
+    damaged: list[RepositoryError] = []
+    folders = open_repository(state.config()).replicas(damaged.append)
+    warn_of(damaged)
+    folder = find_replica(folders, vm)
+    rows = [
+        restore_point_row(point, folder.verification(point.id), folder.doubt(point.id))
+        for point in folder.restore_points()
+    ]
     record = folder.record
     data = {
         "version": 1,

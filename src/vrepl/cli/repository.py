@@ -74,19 +74,21 @@ def check(state: State, context: click.Context) -> None:
 def rebuild(state: State, context: click.Context, sites: tuple[str, ...], adopt: bool) -> None:
     """Make the repository anew from the replicas themselves: their marks and their snapshots' descriptions.
 
-    What the repository still holds stays. Digests are not on the replicas: the next run goes by change tracking,
+    What the repository still holds stays; documents that are damaged, or that the replicas contradict, are made anew
+    (the old ones are kept as NAME.damaged). Digests are not on the replicas: the next run goes by change tracking,
     and where it cannot, reads.
     """
-    from vrepl.app.composition import Sites, open_repository
+    from vrepl.app.composition import Sites
     from vrepl.repository.commit_record import read_mark
     from vrepl.repository.rebuild import FoundReplica
     from vrepl.repository.rebuild import rebuild as rebuild_repository
+    from vrepl.repository.store import Repository
 
     loaded = state.config()
     names = [loaded.require_site(site) for site in sites] or list(
         dict.fromkeys(job.target for job in loaded.config.jobs.values())
     )
-    store = open_repository(loaded)
+    store = Repository.open(loaded.config.repository.path, mend=True)
     with Sites(loaded) as connect:
         found = [
             FoundReplica(name, vm)
@@ -105,6 +107,7 @@ def rebuild(state: State, context: click.Context, sites: tuple[str, ...], adopt:
                 "id": one.replica_id,
                 "restore_points": one.restore_points,
                 "problem": one.problem or None,
+                "mended": list(one.mended),
             }
             for one in rebuilt
         ],
@@ -118,6 +121,8 @@ def rebuild(state: State, context: click.Context, sites: tuple[str, ...], adopt:
         for one in rebuilt:
             what = f"passed over: {one.problem}" if one.problem else f"{one.restore_points} restore points"
             console.line(out, f"{one.vm_name}: {what}")
+            for path in one.mended:
+                console.line(out, f"  made anew: {path}")
 
     state.result(data, show)
     context.exit(EXIT_OK if not passed_over else EXIT_PARTIAL if len(passed_over) < len(rebuilt) else EXIT_FAILED)

@@ -216,7 +216,7 @@ def left_behind(repository: Repository) -> Callable[[str], None]:
 
     def tell(site: str) -> None:
         say(f"{site} does not answer; what cannot be cleaned up there is left to the next run:")
-        for folder in repository.unfinished():
+        for folder in repository.unfinished(lambda error: say(f"  {error.message}")):
             for line in _leavings(folder, site):
                 say(f"  {line}")
 

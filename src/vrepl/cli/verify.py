@@ -33,8 +33,9 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
     from vrepl.app.telling import Teller
     from vrepl.cli import running
     from vrepl.cli.running import events_for
-    from vrepl.errors import UsageError
+    from vrepl.errors import RepositoryError, UsageError
     from vrepl.report.listing import find_replica
+    from vrepl.report.model import ErrorReport, Result, VmVerification
 
     if restore_point is not None and len(vms) != 1:
         raise UsageError(
@@ -42,7 +43,8 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
         )
     loaded = state.config()
     with events_for(state) as events, Workshop(loaded, events) as workshop:
-        known = workshop.repository.replicas()
+        damaged: list[RepositoryError] = []
+        known = workshop.repository.replicas(damaged.append)
         folders = [find_replica(known, vm) for vm in dict.fromkeys(vms)] or known
         workshop.log_in(*(folder.record.target_site for folder in folders))
         engine = workshop.engine(verification_route(loaded, [folder.record for folder in folders]))
@@ -55,6 +57,10 @@ def verify(state: State, context: click.Context, vms: tuple[str, ...], restore_p
                 folders, restore_point_id=restore_point, jobs={job.name: job for job in loaded.jobs(())}
             )
         Teller.of(workshop).tell(report.to_json())
+
+    if not vms:
+        # Nobody named it, and nobody can be told that it is right.
+        report.vms += [VmVerification("?", Result.FAILED, error=ErrorReport.of(error)) for error in damaged]
 
     def show(out: Console) -> None:
         from vrepl.report import console

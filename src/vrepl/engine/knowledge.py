@@ -10,13 +10,15 @@ from dataclasses import replace
 from vrepl.engine.changes import changed_extents
 from vrepl.errors import CbtError
 from vrepl.extents import GRAIN, Extent, align, intersect, subtract, union
-from vrepl.model import Disk, DiskPoint, PowerState, RestorePoint, TrackingPosition, VirtualMachine
+from vrepl.model import Disk, DiskPoint, PowerState, ReplicaRecord, RestorePoint, TrackingPosition, VirtualMachine
 from vrepl.planner.disks import UnfinishedDisk
 from vrepl.planner.knowledge import NameTaken, ReplicaKnowledge
 from vrepl.planner.seeding import SeedRequest
 from vrepl.planner.tracking import tracking_id
 from vrepl.ports import Inventory, TrackedInventory
+from vrepl.repository.agreement import commit_records, require_agreement, require_empty_disks
 from vrepl.repository.commit_record import parse_commit_record, read_mark
+from vrepl.repository.documents import DamagedError
 from vrepl.repository.intent import Intent
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
@@ -32,10 +34,26 @@ class TargetNames:
         self._by_name: Mapping[str, VirtualMachine] | None = None
 
     def get(self, name: str) -> VirtualMachine | None:
+        return self._listed().get(name)
+
+    def marked(self, record: ReplicaRecord, repository_id: str) -> VirtualMachine | None:
+        """A VM with restore points of that replica, which this repository made; whatever the record calls it."""
+        for vm in self._listed().values():
+            mark = read_mark(vm.extra_config)
+            if (
+                mark is not None
+                and (mark.source_site, mark.source_instance_uuid) == (record.source_site, record.source_instance_uuid)
+                and mark.repository_id in {repository_id, record.adopted_from}
+                and commit_records(vm, record)
+            ):
+                return vm
+        return None
+
+    def _listed(self) -> Mapping[str, VirtualMachine]:
         with self._lock:
             if self._by_name is None:
                 self._by_name = {vm.name: vm for vm in self._target.list_vms()}
-            return self._by_name.get(name)
+            return self._by_name
 
 
 def gather(
@@ -53,6 +71,8 @@ def gather(
     """
     record = folder.record if folder and folder.record.target_instance_uuid else None
     replica = target.find_vm_by_instance_uuid(record.target_instance_uuid) if record else None
+    if folder is not None and record is not None:
+        _refuse_contradictions(folder, record, replica, repository_id, names)
     if seed is not None and (replica is None or replica.ref != seed.candidate.ref):
         return ReplicaKnowledge(record=record, replica=replica, seed=seed)
     if folder is None or replica is None:
@@ -68,6 +88,8 @@ def gather(
     present = tuple(point for point in sealed if point.id in snapshots)
     lost = tuple(point for point in sealed if point.id not in snapshots)
     last = present[-1] if present else None
+    if folder.record.empty_disks:
+        require_empty_disks(folder, replica, last, target.read_snapshot(snapshots[last.id]) if last else None)
     intent = folder.intent()
     touched, unfinished = _judge_leaf(target, folder, replica, last, snapshots, intent)
     if last is None:
@@ -85,15 +107,34 @@ def gather(
     )
 
 
+def _refuse_contradictions(
+    folder: ReplicaFolder,
+    record: ReplicaRecord,
+    replica: VirtualMachine | None,
+    repository_id: str,
+    names: TargetNames,
+) -> None:
+    """Raises DamagedError where the replica, or the VM that is the replica, says something else than the repository."""
+    if replica is not None:
+        require_agreement(folder, replica, repository_id)
+        return
+    other = names.marked(record, repository_id)
+    if other is not None:
+        raise DamagedError(
+            folder.path / "replica.json",
+            f"no VM has the instanceUuid {record.target_instance_uuid} that it gives the replica, and {other.name} "
+            f"({other.instance_uuid}) bears the replica's mark and restore points",
+        )
+
+
 def seed_request(
     repository: Repository, vm: VirtualMachine, source: Inventory, target: Inventory, name: str
 ) -> SeedRequest:
     """The VM named `name` at the target, with what its mark says. Raises NotFoundError (hint: near names)."""
     [candidate] = target.find_vms([name])
     mark = read_mark(candidate.extra_config)
-    owner = next(
-        (one for one in repository.replicas() if one.record.target_instance_uuid == candidate.instance_uuid), None
-    )
+    others = repository.replicas(lambda error: None)
+    owner = next((one for one in others if one.record.target_instance_uuid == candidate.instance_uuid), None)
     replica_of = None
     if mark is not None and (mark.source_site, mark.source_instance_uuid) != (source.name, vm.instance_uuid):
         replica_of = f"VM {mark.source_instance_uuid} of site {mark.source_site}"
@@ -185,8 +226,10 @@ def _known_digests(folder: ReplicaFolder, last: RestorePoint) -> list[int]:
 
 
 def _failed_verification(folder: ReplicaFolder, point: RestorePoint) -> bool:
-    verification = folder.verification(point.id)
-    return verification is not None and not verification.good
+    """Whether the digests of a restore point cannot be taken for what the replica holds."""
+    verification, doubt = folder.verification(point.id), folder.doubt(point.id)
+    failed = verification is not None and not verification.good
+    return failed or (doubt is not None and not doubt.digests_hold)
 
 
 def _judge_leaf(

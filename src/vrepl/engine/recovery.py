@@ -17,6 +17,7 @@ from vrepl.engine.marks import san_mark_of, source_mark_of
 from vrepl.errors import InterruptedRunError, NotFoundError, UsageError, VreplError
 from vrepl.model import ReplicaRecord, Side, VirtualMachine
 from vrepl.ports import Inventory, SnapshottedSite
+from vrepl.repository.agreement import require_agreement
 from vrepl.repository.commit_record import parse_commit_record
 from vrepl.repository.intent import HotAddedDisks, PreparedAccess
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -58,6 +59,7 @@ def recover_replica(services: Services, site: SnapshottedSite, folder: ReplicaFo
     replica = site.find_vm_by_instance_uuid(record.target_instance_uuid)
     if replica is None:
         return []
+    require_agreement(folder, replica, services.repository.id)
     site.wait_for_tasks(replica.ref)
     done = detach_leavings(services, site, replica)
     done += remove_san_snapshots(services, site, site.read_vm(replica.ref))
@@ -71,7 +73,7 @@ def recover_replica(services: Services, site: SnapshottedSite, folder: ReplicaFo
         commit = parse_commit_record(snapshot.description)
         if (
             commit is None
-            or commit.repository_id != services.repository.id
+            or commit.repository_id not in {services.repository.id, record.adopted_from}
             or commit.source_instance_uuid != record.source_instance_uuid
             or commit.restore_point.id in points
         ):

@@ -18,7 +18,7 @@ from vrepl.engine.recovery import Original, recover
 from vrepl.engine.reporting import planned_vm_report
 from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
-from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, UsageError, VreplError
+from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, RepositoryError, UsageError, VreplError
 from vrepl.model import DEFAULT_MODES, Datastore, JobSettings, TransferLimits, VirtualMachine
 from vrepl.planner.vm import VmPlan
 from vrepl.ports import Inventory, Site
@@ -57,8 +57,13 @@ class Engine:
         found, missing = self._find(source, job, vm_names)
         datastores = target.datastores()
         for vm in found:
-            folder = self.services.repository.replica(source.name, vm.instance_uuid)
-            plan, _ = look_and_plan(context, folder, vm, names, replica_map.get(vm.name))
+            try:
+                folder = self.services.repository.replica(source.name, vm.instance_uuid)
+                plan, _ = look_and_plan(context, folder, vm, names, replica_map.get(vm.name))
+            except RepositoryError as error:
+                # What is wrong with one VM's documents is no reason to say nothing of the others.
+                report.vms.append(VmReport(name=vm.name, result=Result.FAILED, error=ErrorReport.of(error)))
+                continue
             report.vms.append(planned_vm_report(context, plan, _obstacle(context, plan, datastores)))
         report.vms.extend(missing)
         report.soap_calls = {source.name: source.soap_calls, target.name: target.soap_calls}
@@ -81,6 +86,8 @@ class Engine:
         services = self.services
         services.repository.check_writable()
         with self._job_lock(job.name, lock_wait):
+            if services.repository.upgrade():
+                services.events.note("", f"the repository {services.repository.path} has today's format from now on")
             context = self._replication(job, run_id=timestamped_id(services.clock(), services.new_id()))
             sites = (context.source, context.target)
             calls_before = {site.name: site.soap_calls for site in sites}
@@ -142,7 +149,11 @@ class Engine:
     def _recover_dropped(self, context: ReplicationContext) -> None:
         """Clean up after runs that died over VMs that have left the job since: none of its runs would ever again."""
         job = context.job
-        for folder in self.services.repository.unfinished():
+
+        def damaged(error: VreplError) -> None:
+            self.services.events.note("", f"an unfinished run cannot be judged: {error.message}")
+
+        for folder in self.services.repository.unfinished(damaged):
             record = folder.record
             if (record.job, record.source_site, record.target_site) != (job.name, job.source, job.target):
                 continue

@@ -19,6 +19,7 @@ from vrepl.errors import (
 from vrepl.model import Disk, DiskPoint, RestorePoint, Side, SnapshotState, TransportMode, VirtualMachine
 from vrepl.ports import DiskAddress, TransferProgress, VerifyOrder, VerifyResult
 from vrepl.report.model import DiskVerification, Result, VmVerification
+from vrepl.repository.agreement import require_agreement
 from vrepl.repository.replica_folder import ReplicaFolder, Verification
 
 
@@ -63,6 +64,7 @@ def _verify_disks(context: VerificationContext, folder: ReplicaFolder, point: Re
             f"the replica {folder.record.target_name} is gone from site {context.target.name}",
             hint="the next run makes it anew",
         )
+    require_agreement(folder, replica, context.services.repository.id)
     snapshot_ref = restore_point_snapshots(replica).get(point.id)
     if snapshot_ref is None:
         raise NotFoundError(

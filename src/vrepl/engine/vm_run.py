@@ -96,6 +96,7 @@ class VmRun:
         with replica_held(work, folder, context.target, Original(context.source, self._vm)):
             work.enter("preflight")
             plan, known, store = self._plan(folder)
+            folder.upgrade()  # what could be compared has been
             with room_kept(context, plan, store, work.note):
                 work.enter("replica")
                 replica = self._prepare_replica(folder, plan, known)

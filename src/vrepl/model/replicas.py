@@ -118,3 +118,5 @@ class ReplicaRecord:
     """Source device key -> replica device key."""
     empty_disks: tuple[int, ...] = ()
     """Source keys of disks that vrepl made empty and has sealed nothing of: what it did not write there is zeros."""
+    adopted_from: str | None = None
+    """ID of the repository that made the replica, where a rebuild took it in from another one."""

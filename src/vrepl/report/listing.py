@@ -6,13 +6,14 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vrepl.errors import NotFoundError
+from vrepl.errors import NotFoundError, RepositoryError
 from vrepl.model import RestorePoint, VirtualMachine
 from vrepl.planner.preflight import not_replicable_reason, unreplicable_disk_reason
 from vrepl.report.model import Json, time_to_json
 
 if TYPE_CHECKING:
-    from vrepl.repository.replica_folder import ReplicaFolder, Verification
+    from vrepl.repository.replica_folder import Doubt, ReplicaFolder, Verification
+    from vrepl.repository.store import Repository
 
 
 def vm_row(vm: VirtualMachine) -> Json:
@@ -44,8 +45,8 @@ def vm_row(vm: VirtualMachine) -> Json:
     }
 
 
-def restore_point_row(point: RestorePoint, verification: Verification | None) -> Json:
-    """One restore point; `verified` is null until it has been read back."""
+def restore_point_row(point: RestorePoint, verification: Verification | None, doubt: Doubt | None = None) -> Json:
+    """One restore point; `verified` is null until it has been read back, `doubt` unless something speaks against it."""
     return {
         "id": point.id,
         "time": time_to_json(point.time),
@@ -62,6 +63,7 @@ def restore_point_row(point: RestorePoint, verification: Verification | None) ->
             "good": verification.good,
             "detail": verification.detail,
         },
+        "doubt": None if doubt is None else {"time": time_to_json(doubt.time), "reason": doubt.reason},
         "disks": [
             {
                 "index": disk.index,
@@ -98,8 +100,21 @@ def replica_row(folder: ReplicaFolder) -> Json:
         "running": folder.is_locked(),
         "unfinished": folder.intent() is not None,
         "restore_points": len(points),
-        "last_restore_point": None if newest is None else restore_point_row(newest, folder.verification(newest.id)),
+        "last_restore_point": None
+        if newest is None
+        else restore_point_row(newest, folder.verification(newest.id), folder.doubt(newest.id)),
     }
+
+
+def replica_rows(repository: Repository, damaged: list[RepositoryError]) -> list[Json]:
+    """Every replica; to `damaged` goes what keeps one out of the list."""
+    rows = []
+    for folder in repository.replicas(damaged.append):
+        try:
+            rows.append(replica_row(folder))
+        except RepositoryError as error:
+            damaged.append(error)
+    return rows
 
 
 def find_replica(folders: Sequence[ReplicaFolder], name: str) -> ReplicaFolder:

@@ -141,7 +141,7 @@ class Protection:
             have = "no restore point" if age is None else f"last good copy {words.duration(age)} old"
             said.append(f"{have}, objective {words.period(vm.rpo)}")
         if vm.doubtful is not None:
-            said.append(f"restore point {vm.doubtful} differs from its digests")
+            said.append(f"restore point {vm.doubtful} is doubtful")
         if vm.failed:
             said.append(f"last run failed: {vm.error or 'see `vrepl report`'}")
         return "; ".join(said) or None

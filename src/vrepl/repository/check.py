@@ -96,8 +96,13 @@ class _Checker:
             return None
         if folder is None:
             self._add(Severity.ERROR, self._path, "has no replica.json", "`vrepl repository rebuild` makes it anew")
-        elif folder.record.id != self._path.name:
-            self._add(Severity.ERROR, self._path, f"its record is that of {folder.record.id}", "was it renamed?")
+        elif folder.outdated():
+            self._add(
+                Severity.NOTE,
+                self._path,
+                "its documents have an older format, without checksums",
+                "the next run compares them with the replica and writes them anew",
+            )
         return folder
 
     def _check_restore_points(self, folder: ReplicaFolder) -> list[str]:
@@ -108,10 +113,17 @@ class _Checker:
             except RepositoryError as error:
                 self._add_error(path, error)
                 continue
-            if point is not None and point.id != path.stem:
-                self._add(Severity.ERROR, path, f"is restore point {point.id} under a wrong name")
-            elif point is not None:
-                known.append(point.id)
+            if point is None:
+                continue
+            known.append(point.id)
+            doubt = folder.doubt(point.id)
+            if doubt is not None:
+                self._add(
+                    Severity.WARNING,
+                    path,
+                    f"is doubtful: {doubt.reason}",
+                    "the next run compares what the newest restore point holds; do not fail over to a doubtful one",
+                )
         return known
 
     def _check_parents(self, folder: ReplicaFolder, known: list[str]) -> None:

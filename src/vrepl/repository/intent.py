@@ -11,9 +11,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, PlainSerializer
 
 from vrepl.extents import Extent
 from vrepl.model import Side, TrackingPosition, TransferKind
-from vrepl.repository.documents import read_document, remove_file, write_document
-
-INTENT_FORMAT = 1
+from vrepl.repository.documents import DocumentType, remove_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +108,17 @@ class Intent:
         return next((disk for disk in self.disks if disk.source_key == source_key), None)
 
 
+INTENT_DOCUMENT = DocumentType(Intent)
+
+
 def load_intent(path: Path) -> Intent | None:
     """None if there is no unfinished run. Raises RepositoryError if it is damaged or from a newer vrepl."""
-    return read_document(path, Intent, INTENT_FORMAT)
+    return INTENT_DOCUMENT.read(path)
 
 
 def save_intent(path: Path, intent: Intent) -> None:
     """Durable before it returns. Raises RepositoryError naming the path."""
-    write_document(path, Intent, intent, INTENT_FORMAT)
+    INTENT_DOCUMENT.write(path, intent)
 
 
 def clear_intent(path: Path) -> None:

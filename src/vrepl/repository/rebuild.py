@@ -6,11 +6,14 @@ disks makes them anew (`ReplicaFolder.write_digests`).
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vrepl.model import ReplicaRecord, ReplicaState, RestorePoint, VirtualMachine
+from vrepl.repository.agreement import contradictions
 from vrepl.repository.commit_record import (
     COMMIT_RECORD_FORMAT,
     CommitRecord,
@@ -21,6 +24,7 @@ from vrepl.repository.commit_record import (
     read_mark_format,
 )
 from vrepl.repository.files import DAMAGED_SUFFIX
+from vrepl.repository.replica_folder import Doubt, ReplicaFolder, set_aside
 from vrepl.repository.store import Repository, replica_id
 
 logger = logging.getLogger(__name__)
@@ -46,68 +50,132 @@ class Rebuilt:
     replica_id: str
     restore_points: int
     problem: str = ""
+    mended: tuple[str, ...] = ()
+    """Documents that were damaged or wrong, and were made anew."""
 
 
-def rebuild(repository: Repository, found: Iterable[FoundReplica], *, adopt: bool = False) -> list[Rebuilt]:
+def rebuild(
+    repository: Repository, found: Iterable[FoundReplica], *, adopt: bool = False, now: dt.datetime | None = None
+) -> list[Rebuilt]:
     """Recreate every replica found; what the repository holds already stays, and is completed.
 
-    Documents that are damaged are set aside first, and made anew with the rest.
+    Documents that are damaged, or that a replica contradicts, are set aside first, and made anew with the rest.
 
-    A replica that another repository made is passed over, unless `adopt`. Where this repository is new (its folder
-    was lost) and all replicas name one other repository, it takes that one's id over.
+    A replica that another repository made is passed over, unless `adopt`. Where this repository's own id was lost, it
+    takes over the one that its replicas name. `now`: the time to put down for what is doubted from here on.
     """
-    for file in repository.set_aside_damaged():
+    aside = set(repository.set_aside_damaged())
+    for file in sorted(aside):
         logger.warning("%s was damaged, and is kept as %s%s", file, file.name, DAMAGED_SUFFIX)
     candidates = list(found)
-    marks = {mark.repository_id for one in candidates if (mark := read_mark(one.vm.extra_config)) is not None}
-    # Runs that were refused since have left folders, but none of them has a replica.
-    is_new = not any(folder.record.target_instance_uuid for folder in repository.replicas())
-    if len(marks) == 1 and is_new and repository.id not in marks:
-        repository.take_over(marks.pop())
+    _take_over_id(repository, candidates)
     claims: dict[str, int] = {}
     for one in candidates:
         mark = read_mark(one.vm.extra_config)
         if mark is not None and _accepts(repository, mark, adopt):
             name = replica_id(mark.source_site, mark.source_instance_uuid)
             claims[name] = claims.get(name, 0) + 1
-    return [_rebuild_one(repository, one, claims, adopt) for one in candidates]
+    work = _Rebuild(repository, claims, adopt, aside, now or dt.datetime.now(dt.UTC))
+    return [work.one(candidate) for candidate in candidates]
+
+
+def _take_over_id(repository: Repository, candidates: Sequence[FoundReplica]) -> None:
+    """Go on under the id that the replicas name, where this repository's own was lost and only one can be meant."""
+    names = {path.name for path in (repository.path / "replicas").glob("*") if path.is_dir()}
+    marks = [mark for one in candidates if (mark := read_mark(one.vm.extra_config)) is not None]
+    # Another repository may have replicas at the same site: those that there are folders of are this one's.
+    ours = {
+        mark.repository_id
+        for mark in marks
+        if replica_id(mark.source_site, mark.source_instance_uuid) in names and repository.made_anew
+    }
+    # Runs that were refused since have left folders, but none of them has a replica.
+    is_new = repository.made_anew or not any(
+        folder.record.target_instance_uuid for folder in repository.replicas(lambda error: None)
+    )
+    wanted = ours or {mark.repository_id for mark in marks}
+    if is_new and len(wanted) == 1 and repository.id not in wanted:
+        repository.take_over(wanted.pop())
 
 
 def _accepts(repository: Repository, mark: ReplicaMark, adopt: bool) -> bool:
     return adopt or mark.repository_id == repository.id
 
 
-def _rebuild_one(repository: Repository, one: FoundReplica, claims: dict[str, int], adopt: bool) -> Rebuilt:
-    mark = read_mark(one.vm.extra_config)
-    if mark is None:
-        version = read_mark_format(one.vm.extra_config)
-        if version is not None and version > COMMIT_RECORD_FORMAT:
-            return Rebuilt(one.vm.name, "", 0, f"made by a newer vrepl (format {version})")
-        return Rebuilt(one.vm.name, "", 0, "no replica of vrepl's")
-    name = replica_id(mark.source_site, mark.source_instance_uuid)
-    if not _accepts(repository, mark, adopt):
-        return Rebuilt(one.vm.name, name, 0, f"belongs to repository {mark.repository_id}")
-    if claims.get(name, 0) > 1:
-        # A clone of a replica bears its mark; which of them is the replica cannot be told by guessing.
-        return Rebuilt(one.vm.name, name, 0, f"one of {claims[name]} VMs that bear the mark of this replica")
-    newer = [
-        snapshot.name
-        for snapshot in one.vm.snapshots
-        if (commit_record_format(snapshot.description) or 0) > COMMIT_RECORD_FORMAT
-    ]
-    if newer:
-        return Rebuilt(one.vm.name, name, 0, f"snapshot {newer[0]!r} was made by a newer vrepl")
-    commits = _commit_records(one.vm, mark)
-    folder = repository.replica(mark.source_site, mark.source_instance_uuid)
-    if folder is None:
-        folder = repository.create_replica(_record(one, mark, commits))
-    with folder.lock():
-        if not folder.record.target_instance_uuid:
-            folder.save_record(_record(one, mark, commits))
-        for restore_point in (commit.restore_point for commit in commits):
-            if folder.restore_point(restore_point.id) is None:
+@dataclass(frozen=True, slots=True)
+class _Rebuild:
+    repository: Repository
+    claims: Mapping[str, int]
+    """How many of the VMs found bear the mark of a replica, by its id."""
+    adopt: bool
+    aside: Collection[Path]
+    """Documents that were set aside as damaged."""
+    now: dt.datetime
+
+    def one(self, one: FoundReplica) -> Rebuilt:
+        mark = read_mark(one.vm.extra_config)
+        if mark is None:
+            version = read_mark_format(one.vm.extra_config)
+            if version is not None and version > COMMIT_RECORD_FORMAT:
+                return Rebuilt(one.vm.name, "", 0, f"made by a newer vrepl (format {version})")
+            return Rebuilt(one.vm.name, "", 0, "no replica of vrepl's")
+        name = replica_id(mark.source_site, mark.source_instance_uuid)
+        problem = self._problem(one, mark, name)
+        if problem:
+            return Rebuilt(one.vm.name, name, 0, problem)
+        commits = _commit_records(one.vm, mark)
+        record = _record(one, mark, commits, self.repository.id)
+        folder = self.repository.replica(mark.source_site, mark.source_instance_uuid)
+        if folder is None:
+            folder = self.repository.create_replica(record)
+        with folder.lock():
+            mended = self._mend(folder, record, one.vm)
+            for restore_point in (commit.restore_point for commit in commits):
+                path = folder.path / "restore-points" / f"{restore_point.id}.json"
+                if folder.restore_point(restore_point.id) is not None:
+                    continue
                 folder.add_restore_point(restore_point)
-    return Rebuilt(one.vm.name, name, len(commits))
+                if path in self.aside or path in mended:
+                    # What was noted of it, such as a verification that failed, went with its document.
+                    folder.mark_doubtful(
+                        restore_point.id, Doubt(self.now, "its document was damaged", digests_hold=False)
+                    )
+            folder.upgrade()
+        mended += [path for path in sorted(self.aside) if path.is_relative_to(folder.path)]
+        return Rebuilt(one.vm.name, name, len(commits), mended=tuple(str(path) for path in mended))
+
+    def _problem(self, one: FoundReplica, mark: ReplicaMark, name: str) -> str:
+        """Why a replica is passed over; "" if it is not."""
+        if not _accepts(self.repository, mark, self.adopt):
+            return f"belongs to repository {mark.repository_id}"
+        if self.claims.get(name, 0) > 1:
+            # A clone of a replica bears its mark; which of them is the replica cannot be told by guessing.
+            return f"one of {self.claims[name]} VMs that bear the mark of this replica"
+        newer = [
+            snapshot.name
+            for snapshot in one.vm.snapshots
+            if (commit_record_format(snapshot.description) or 0) > COMMIT_RECORD_FORMAT
+        ]
+        return f"snapshot {newer[0]!r} was made by a newer vrepl" if newer else ""
+
+    def _mend(self, folder: ReplicaFolder, record: ReplicaRecord, vm: VirtualMachine) -> list[Path]:
+        """Set aside what the replica contradicts; returns what that was. The record is made anew at once."""
+        mended = []
+        known = folder.record
+        if (known.target_site, known.target_instance_uuid) != (record.target_site, record.target_instance_uuid):
+            if known.target_instance_uuid:
+                mended.append(folder.path / "replica.json")
+            folder.save_record(record)
+        for wrong in list(contradictions(folder, vm, self.repository.id)):
+            if wrong.path.name == "replica.json":
+                folder.save_record(record)
+            elif wrong.path.parent.name == "restore-points":
+                set_aside(wrong.path)
+            else:
+                continue
+            logger.warning("%s was wrong: %s", wrong.path, wrong.reason)
+            mended.append(wrong.path)
+        return mended
 
 
 def _commit_records(vm: VirtualMachine, mark: ReplicaMark) -> list[CommitRecord]:
@@ -122,7 +190,7 @@ def _commit_records(vm: VirtualMachine, mark: ReplicaMark) -> list[CommitRecord]
     return sorted(ours, key=lambda record: (record.restore_point.time, record.restore_point.id))
 
 
-def _record(one: FoundReplica, mark: ReplicaMark, commits: list[CommitRecord]) -> ReplicaRecord:
+def _record(one: FoundReplica, mark: ReplicaMark, commits: list[CommitRecord], repository_id: str) -> ReplicaRecord:
     newest: RestorePoint | None = commits[-1].restore_point if commits else None
     return ReplicaRecord(
         id=replica_id(mark.source_site, mark.source_instance_uuid),
@@ -135,4 +203,5 @@ def _record(one: FoundReplica, mark: ReplicaMark, commits: list[CommitRecord]) -
         job=newest.job if newest else "",
         state=one.state,
         disk_keys={disk.source_key: disk.target_key for disk in newest.disks} if newest else {},
+        adopted_from=mark.repository_id if mark.repository_id != repository_id else None,
     )

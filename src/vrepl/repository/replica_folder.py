@@ -5,15 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vrepl.errors import NotFoundError, RepositoryError
 from vrepl.model import ReplicaRecord, RestorePoint
 from vrepl.ports import DigestFiles
 from vrepl.repository.digest_folder import DiskFolder
-from vrepl.repository.documents import DamagedError, read_document, write_document
+from vrepl.repository.documents import DamagedError, DocumentType
 from vrepl.repository.files import (
     DAMAGED_SUFFIX,
     TEMPORARY_SUFFIX,
@@ -22,11 +23,9 @@ from vrepl.repository.files import (
     remove_file,
     rename_file,
 )
-from vrepl.repository.intent import Intent, clear_intent, load_intent, save_intent
+from vrepl.repository.intent import INTENT_DOCUMENT, Intent, clear_intent, load_intent, save_intent
 from vrepl.repository.locks import holding, is_held
 
-REPLICA_FORMAT = 1
-RESTORE_POINT_FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -40,11 +39,38 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why a restore point may not be what the source was, found after it was sealed."""
+
+    time: dt.datetime
+    reason: str
+    disks: tuple[int, ...] = ()
+    """Source device keys; empty: every disk."""
+    digests_hold: bool = True
+    """The replica holds what the digests say; the source may have held something else. False: that is unsure too."""
+
+
+@dataclass(frozen=True, slots=True)
 class StoredRestorePoint:
     """`restore-points/<id>.json`."""
 
     restore_point: RestorePoint
     verified: Verification | None = None
+    doubt: Doubt | None = None
+
+
+def _contradiction(record: ReplicaRecord) -> str | None:
+    """What a record says that cannot be."""
+    expected = f"{record.source_site}-{record.source_instance_uuid}"
+    if record.id != expected:
+        return f"it calls itself {record.id}, and its source is {expected}"
+    if len(set(record.disk_keys.values())) != len(record.disk_keys):
+        return "two disks of the source stand for one disk of the replica"
+    return None
+
+
+REPLICA_DOCUMENT = DocumentType(ReplicaRecord, valid=_contradiction)
+RESTORE_POINT_DOCUMENT = DocumentType(StoredRestorePoint)
 
 
 class ReplicaFolder:
@@ -60,7 +86,7 @@ class ReplicaFolder:
     @classmethod
     def load(cls, path: Path) -> ReplicaFolder | None:
         """None if there is no replica in `path`."""
-        record = read_document(path / "replica.json", ReplicaRecord, REPLICA_FORMAT)
+        record = _read_record(path)
         return cls(path, record) if record is not None else None
 
     @classmethod
@@ -82,18 +108,15 @@ class ReplicaFolder:
             with naming(path, "list"):
                 points = sorted((path / "restore-points").glob("*.json"))
             readers: list[tuple[Path, Callable[[Path], object]]] = [
-                (path / "replica.json", lambda file: read_document(file, ReplicaRecord, REPLICA_FORMAT)),
+                (path / "replica.json", lambda file: _read_record(file.parent)),
                 (path / "intent.json", load_intent),
-                *(
-                    (point, lambda file: read_document(file, StoredRestorePoint, RESTORE_POINT_FORMAT))
-                    for point in points
-                ),
+                *((point, _read_stored) for point in points),
             ]
             for file, read in readers:
                 try:
                     read(file)
                 except DamagedError:
-                    rename_file(file, file.with_name(f"{file.name}{DAMAGED_SUFFIX}"))
+                    set_aside(file)
                     moved.append(file)
             return moved
 
@@ -102,7 +125,7 @@ class ReplicaFolder:
         return self._record
 
     def save_record(self, record: ReplicaRecord) -> None:
-        write_document(self.path / "replica.json", ReplicaRecord, record, REPLICA_FORMAT)
+        REPLICA_DOCUMENT.write(self.path / "replica.json", record)
         self._record = record
 
     @contextmanager
@@ -114,12 +137,41 @@ class ReplicaFolder:
         """
         what = f"the replica of {self._record.source_name} ({self._record.target_name})"
         with holding(self.path / "lock", what, wait_seconds):
-            record = read_document(self.path / "replica.json", ReplicaRecord, REPLICA_FORMAT)
+            record = _read_record(self.path)
             if record is None:
                 raise NotFoundError(f"{what} was removed meanwhile", hint="run again: it will be made anew")
             self._record = record
             self.recover()
             yield
+
+    def outdated(self) -> bool:
+        """Whether some document has an older format. One that is damaged does not count."""
+        return any(True for _ in self._outdated())
+
+    def upgrade(self) -> list[Path]:
+        """Write every document of an older format anew; returns those. Wants the lock.
+
+        Only once they have been compared with what the replica says of itself: older formats have no checksum.
+        """
+        done = []
+        for path, document, value in list(self._outdated()):
+            document.write(path, value)
+            done.append(path)
+        return done
+
+    def _outdated(self) -> Iterator[tuple[Path, DocumentType[Any], Any]]:
+        with naming(self.path, "list"):
+            points = sorted((self.path / "restore-points").glob("*.json"))
+        documents: list[tuple[Path, DocumentType[Any]]] = [
+            *((point, RESTORE_POINT_DOCUMENT) for point in points),
+            (self.path / "intent.json", INTENT_DOCUMENT),
+            (self.path / "replica.json", REPLICA_DOCUMENT),
+        ]
+        for path, document in documents:
+            with suppress(DamagedError):
+                found = document.read_as_found(path)
+                if found is not None and found.format < document.format:
+                    yield path, document, found.value
 
     def is_locked(self) -> bool:
         return is_held(self.path / "lock")
@@ -187,11 +239,30 @@ class ReplicaFolder:
         stored = self._stored(restore_point_id)
         if stored is None:
             raise RepositoryError(f"{self.path} has no restore point {restore_point_id}")
-        self._save_stored(StoredRestorePoint(stored.restore_point, verification))
+        # Read back in full, the replica holds what the digests say; whether the source did is another question.
+        doubt = stored.doubt
+        if doubt is not None and not doubt.digests_hold and verification.good:
+            doubt = None
+        self._save_stored(StoredRestorePoint(stored.restore_point, verification, doubt))
 
     def verification(self, restore_point_id: str) -> Verification | None:
         stored = self._stored(restore_point_id)
         return stored.verified if stored is not None else None
+
+    def mark_doubtful(self, restore_point_id: str, doubt: Doubt) -> None:
+        """Durable before it returns; one that is gone is fine. A doubt that stands already takes in the new one."""
+        stored = self._stored(restore_point_id)
+        if stored is None:
+            return
+        before = stored.doubt
+        if before is not None:
+            both = () if not before.disks or not doubt.disks else tuple(sorted({*before.disks, *doubt.disks}))
+            doubt = replace(doubt, disks=both, digests_hold=doubt.digests_hold and before.digests_hold)
+        self._save_stored(replace(stored, doubt=doubt))
+
+    def doubt(self, restore_point_id: str) -> Doubt | None:
+        stored = self._stored(restore_point_id)
+        return stored.doubt if stored is not None else None
 
     # The unfinished run
 
@@ -293,9 +364,29 @@ class ReplicaFolder:
         return self.path / "restore-points" / f"{self._valid(restore_point_id)}.json"
 
     def _stored(self, restore_point_id: str) -> StoredRestorePoint | None:
-        return read_document(self._restore_point_path(restore_point_id), StoredRestorePoint, RESTORE_POINT_FORMAT)
+        return _read_stored(self._restore_point_path(restore_point_id))
 
     def _save_stored(self, stored: StoredRestorePoint) -> None:
         path = self._restore_point_path(stored.restore_point.id)
         make_directory(path.parent)
-        write_document(path, StoredRestorePoint, stored, RESTORE_POINT_FORMAT)
+        RESTORE_POINT_DOCUMENT.write(path, stored)
+
+
+def _read_record(folder: Path) -> ReplicaRecord | None:
+    path = folder / "replica.json"
+    record = REPLICA_DOCUMENT.read(path)
+    if record is not None and record.id != folder.name:
+        raise DamagedError(path, f"it is the record of {record.id}, and lies in the folder of {folder.name}")
+    return record
+
+
+def _read_stored(path: Path) -> StoredRestorePoint | None:
+    stored = RESTORE_POINT_DOCUMENT.read(path)
+    if stored is not None and stored.restore_point.id != path.stem:
+        raise DamagedError(path, f"it is restore point {stored.restore_point.id} under a wrong name")
+    return stored
+
+
+def set_aside(path: Path) -> None:
+    """Rename a document that cannot be believed to `<name>.damaged`, for a person to look at."""
+    rename_file(path, path.with_name(f"{path.name}{DAMAGED_SUFFIX}"))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from urllib.parse import quote, unquote
 
 from vrepl.errors import RepositoryError
 from vrepl.model import ReplicaRecord
-from vrepl.repository.documents import DamagedError, check_format, read_document, read_json, to_value
+from vrepl.repository.documents import FORMAT, DamagedError, DocumentType
 from vrepl.repository.files import (
+    DAMAGED_SUFFIX,
     TEMPORARY_SUFFIX,
-    create_bytes,
     make_directory,
     naming,
     remove_file,
@@ -28,14 +27,13 @@ from vrepl.repository.files import (
     sync_directory,
 )
 from vrepl.repository.locks import clear_dead, holding, is_held, read_owner
-from vrepl.repository.replica_folder import ReplicaFolder
+from vrepl.repository.replica_folder import ReplicaFolder, set_aside
 
-REPOSITORY_FORMAT = 1
-RUN_FORMAT = 1
 KEEP_RUNS = 1000
 """Run reports beyond these, the oldest, are removed when one is saved."""
+_PARTS = frozenset({"replicas", "runs", "jobs", "told.json", "told.lock"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_WITHOUT_RECORD = "bring that file back, or move the folder away and run `vrepl repository rebuild`"
+_WITHOUT_RECORD = "`vrepl repository rebuild` makes it anew from the replicas"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +45,25 @@ class RepositoryRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredRun:
+    """`runs/<run id>.json`: what `replicate --json` printed; but for what every report has, opaque here."""
+
+    report: dict[str, Any]
+
+
+def _no_report(run: StoredRun) -> str | None:
+    """What keeps a stored run from being listed."""
+    head = run.report.get("run", {})
+    if not isinstance(head, dict) or not all(isinstance(head.get(key, ""), str | None) for key in ("id", "job")):
+        return "it is no run's report"
+    return None
+
+
+REPOSITORY_DOCUMENT = DocumentType(RepositoryRecord)
+RUN_DOCUMENT = DocumentType(StoredRun, valid=_no_report)
+
+
+@dataclass(frozen=True, slots=True)
 class LockHolder:
     """One lock file with a name in it. `held` False: its owner is dead, and the lock is free."""
 
@@ -54,6 +71,10 @@ class LockHolder:
     path: Path
     held: bool
     owner: str
+
+
+Damaged = Callable[[RepositoryError], None]
+"""Told what cannot be believed, or read, where a command goes on without it."""
 
 
 def _utc_now() -> dt.datetime:
@@ -67,8 +88,10 @@ def _new_id() -> str:
 class Repository:
     """An open repository. Methods raise RepositoryError naming the path."""
 
-    def __init__(self, path: Path, record: RepositoryRecord) -> None:
+    def __init__(self, path: Path, record: RepositoryRecord, *, made_anew: bool = False) -> None:
         self.path = path
+        self.made_anew = made_anew
+        """Its `repository.json` was made just now: nothing outside bears its id yet."""
         self._record = record
 
     @classmethod
@@ -77,47 +100,54 @@ class Repository:
         path: Path,
         create: bool = True,
         *,
+        mend: bool = False,
         clock: Callable[[], dt.datetime] = _utc_now,
         new_id: Callable[[], str] = _new_id,
     ) -> Repository:
-        """Raises RepositoryError naming the path: newer format, not a repository, read-only, no space.
+        """Raises RepositoryError naming the path: newer format, damaged, not a repository, read-only, no space.
 
-        `create`: make it if there is nothing (or an empty directory) yet.
+        `create`: make it if there is nothing (or an empty directory) yet. `mend`, for a rebuild: also make
+        `repository.json` anew where it is damaged, or missing among what else a repository has.
         """
         file = path / "repository.json"
         if path.exists() and not path.is_dir():
             raise RepositoryError(f"{path} is not a directory")
         try:
-            record = read_document(file, RepositoryRecord, REPOSITORY_FORMAT)
-        except DamagedError as error:
-            raise RepositoryError(error.message, hint=_WITHOUT_RECORD) from error
+            record = REPOSITORY_DOCUMENT.read(file)
+        except DamagedError:
+            if not mend:
+                raise
+            set_aside(file)
+            record = None
+        made = record is None
         if record is None:
-            cls._refuse_foreign(path, create)
+            cls._refuse_foreign(path, create, mend)
             make_directory(path)
-            fresh = RepositoryRecord(new_id(), clock())
-            content = {"format": REPOSITORY_FORMAT, **to_value(RepositoryRecord, fresh)}
             # Two first runs at once: the one that comes second takes what the other made.
-            create_bytes(file, (json.dumps(content, indent=1) + "\n").encode())
-            record = read_document(file, RepositoryRecord, REPOSITORY_FORMAT)
+            made = REPOSITORY_DOCUMENT.create(file, RepositoryRecord(new_id(), clock()))
+            record = REPOSITORY_DOCUMENT.read(file)
             if record is None:
                 raise RepositoryError(f"{file} went away while it was opened")
-        return cls(path, record)
+        return cls(path, record, made_anew=made)
 
     @staticmethod
-    def _refuse_foreign(path: Path, create: bool) -> None:
+    def _refuse_foreign(path: Path, create: bool, mend: bool) -> None:
         with naming(path, "open"):
             entries = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
             if "repository.json" in entries:
                 return  # another process has made it since we looked
-            if "replicas" in entries:
-                raise RepositoryError(
-                    f"{path} has replicas but no repository.json",
-                    hint=_WITHOUT_RECORD,
-                )
-            if any(not name.endswith(TEMPORARY_SUFFIX) for name in entries):
+            foreign = {name for name in entries - _PARTS if not name.endswith((TEMPORARY_SUFFIX, DAMAGED_SUFFIX))}
+            if foreign:
                 raise RepositoryError(
                     f"{path} holds other things and is no repository",
                     hint="name a directory of its own in [repository] of the configuration",
+                )
+            if mend:
+                return
+            if entries & _PARTS:
+                raise RepositoryError(
+                    f"{path} has {' and '.join(sorted(entries & _PARTS))} but no repository.json",
+                    hint=_WITHOUT_RECORD,
                 )
             if not create:
                 raise RepositoryError(
@@ -137,9 +167,19 @@ class Repository:
     def take_over(self, repository_id: str) -> None:
         """Go on under the id of a repository that was lost, so that what bears it is one's own again."""
         record = RepositoryRecord(repository_id, self._record.created)
-        content = {"format": REPOSITORY_FORMAT, **to_value(RepositoryRecord, record)}
-        replace_bytes(self.path / "repository.json", (json.dumps(content, indent=1) + "\n").encode())
+        REPOSITORY_DOCUMENT.write(self.path / "repository.json", record)
         self._record = record
+
+    def upgrade(self) -> bool:
+        """Give `repository.json` today's format, before any other document gets it: older vrepls then stay out.
+
+        True if it was older. What lies in the folders of replicas is upgraded once it has been compared with them.
+        """
+        found = REPOSITORY_DOCUMENT.read_as_found(self.path / "repository.json")
+        if found is None or found.format == FORMAT:
+            return False
+        REPOSITORY_DOCUMENT.write(self.path / "repository.json", found.value)
+        return True
 
     def check_writable(self) -> None:
         """Raises RepositoryError (with a hint) unless a small file can be written now; for before anything is begun."""
@@ -176,18 +216,19 @@ class Repository:
                 shutil.rmtree(path)
             sync_directory(path.parent)
 
-    def replicas(self) -> list[ReplicaFolder]:
-        """By the names of their sources."""
+    def replicas(self, damaged: Damaged | None = None) -> list[ReplicaFolder]:
+        """By the names of their sources.
+
+        `damaged` is told of each whose record cannot be believed, and the others are returned; without it that raises.
+        """
         directory = self.path / "replicas"
         with naming(directory, "list"):
-            paths = sorted(directory.iterdir()) if directory.is_dir() else []
-        folders = (ReplicaFolder.load(path) for path in paths if path.is_dir())
-        return sorted(filter(None, folders), key=lambda folder: folder.record.source_name)
+            paths = sorted(path for path in directory.iterdir() if path.is_dir()) if directory.is_dir() else []
+        return sorted(_load_all(paths, damaged), key=lambda folder: folder.record.source_name)
 
-    def unfinished(self) -> list[ReplicaFolder]:
+    def unfinished(self, damaged: Damaged) -> list[ReplicaFolder]:
         """Those whose last run did not end: it is going on, or is dead. Looks into no other replica's folder."""
-        paths = sorted((self.path / "replicas").glob("*/intent.json"))
-        return list(filter(None, (ReplicaFolder.load(path.parent) for path in paths)))
+        return _load_all([path.parent for path in sorted((self.path / "replicas").glob("*/intent.json"))], damaged)
 
     def set_aside_damaged(self) -> list[Path]:
         """Rename every document of a replica that is damaged, so that it can be made anew; returns those.
@@ -252,26 +293,30 @@ class Repository:
     def save_run(self, run_id: str, report: dict[str, Any]) -> None:
         """`report`: what `replicate --json` prints; opaque here. Durable before it returns."""
         make_directory(self.path / "runs")
-        content = {"format": RUN_FORMAT, "report": report}
-        replace_bytes(self._run_path(run_id), (json.dumps(content, indent=1) + "\n").encode())
+        RUN_DOCUMENT.write(self._run_path(run_id), StoredRun(report))
         for path in self._run_paths()[KEEP_RUNS:]:
             remove_file(path)
 
-    def runs(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """Newest first (by when they were saved)."""
-        reports = (self._read_run(path) for path in self._run_paths()[:limit])
-        return [report for report in reports if report is not None]
+    def runs(self, limit: int | None = None, damaged: Damaged | None = None) -> list[dict[str, Any]]:
+        """Newest first (by when they were saved); those that are damaged are passed over, and `damaged` is told."""
+        found: list[dict[str, Any]] = []
+        for path in self._run_paths():
+            if limit is not None and len(found) >= limit:
+                break
+            try:
+                run = RUN_DOCUMENT.read(path)
+            except RepositoryError as error:
+                if damaged is not None:
+                    damaged(error)
+                continue
+            if run is not None:
+                found.append(run.report)
+        return found
 
     def run(self, run_id: str) -> dict[str, Any] | None:
-        return self._read_run(self._run_path(run_id))
-
-    def _read_run(self, path: Path) -> dict[str, Any] | None:
-        content = read_json(path)
-        if content is None:
-            return None
-        check_format(path, content, RUN_FORMAT)
-        report: dict[str, Any] = content.get("report", {})
-        return report
+        """Raises DamagedError if its report is damaged."""
+        run = RUN_DOCUMENT.read(self._run_path(run_id))
+        return None if run is None else run.report
 
     def _run_path(self, run_id: str) -> Path:
         if not _NAME.fullmatch(run_id):
@@ -282,6 +327,21 @@ class Repository:
         directory = self.path / "runs"
         with naming(directory, "list"):
             return sorted(directory.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+
+
+def _load_all(paths: Iterable[Path], damaged: Damaged | None) -> list[ReplicaFolder]:
+    found = []
+    for path in paths:
+        try:
+            folder = ReplicaFolder.load(path)
+        except RepositoryError as error:
+            if damaged is None:
+                raise
+            damaged(error)
+            continue
+        if folder is not None:
+            found.append(folder)
+    return found
 
 
 def replica_id(source_site: str, source_instance_uuid: str) -> str:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vrepl.errors import RepositoryError
-from vrepl.repository.documents import read_document, write_document
+from vrepl.repository.documents import DocumentType
 from vrepl.repository.locks import holding
 
-TOLD_FORMAT = 1
 WAIT = 60.0
 """Seconds: another run that ends now tells its things first."""
 
@@ -21,6 +20,9 @@ class Told:
     """`troubles`: job, VM, kind."""
 
     troubles: tuple[tuple[str, str, str], ...] = field(default_factory=tuple)
+
+
+TOLD_DOCUMENT = DocumentType(Told)
 
 
 class ToldBook:
@@ -37,10 +39,10 @@ class ToldBook:
 
     def read(self) -> frozenset[tuple[str, str, str]]:
         try:
-            told = read_document(self._path, Told, TOLD_FORMAT)
+            told = TOLD_DOCUMENT.read(self._path)
         except RepositoryError:
             told = None  # better told twice than never
         return frozenset(told.troubles) if told is not None else frozenset()
 
     def write(self, troubles: frozenset[tuple[str, str, str]]) -> None:
-        write_document(self._path, Told, Told(tuple(sorted(troubles))), TOLD_FORMAT)
+        TOLD_DOCUMENT.write(self._path, Told(tuple(sorted(troubles))))

@@ -1,0 +1,123 @@
+"""Whether what the repository holds of a replica is what the replica says of itself. Pure of vSphere.
+
+A checksum tells damage from what vrepl wrote; it does not tell what vrepl should have written. So what is also known
+elsewhere is compared before it is used: restore points with the commit records on the replica's snapshots, identities
+with the replica's mark. What only the repository knows cannot be compared (docs/repository.md lists it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vrepl.model import ReplicaRecord, RestorePoint, SnapshotState, VirtualMachine
+from vrepl.repository.commit_record import CommitRecord, parse_commit_record, read_mark
+from vrepl.repository.documents import DamagedError
+from vrepl.repository.replica_folder import ReplicaFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """One document that says something else than the replica does."""
+
+    path: Path
+    reason: str
+
+
+def require_agreement(folder: ReplicaFolder, replica: VirtualMachine, repository_id: str) -> None:
+    """Raises DamagedError, naming the document, unless the replica's own word is that of the repository."""
+    for found in contradictions(folder, replica, repository_id):
+        raise DamagedError(found.path, found.reason)
+
+
+def contradictions(folder: ReplicaFolder, replica: VirtualMachine, repository_id: str) -> Iterator[Contradiction]:
+    """Every document of this replica that `replica`, the VM that its record names, contradicts."""
+    record, path = folder.record, folder.path / "replica.json"
+    reason = _wrong_mark(record, replica)
+    if reason is not None:
+        yield Contradiction(path, reason)
+        return
+    mark = read_mark(replica.extra_config)
+    if mark is not None and mark.repository_id not in {repository_id, record.adopted_from}:
+        yield Contradiction(
+            folder.path.parent.parent / "repository.json",
+            f"{replica.name} bears the mark of repository {mark.repository_id}, and this one calls itself "
+            f"{repository_id}",
+        )
+    points = folder.restore_points()
+    sealed = commit_records(replica, record)
+    for point in points:
+        reason = _wrong_point(point, sealed.get(point.id))
+        if reason is not None:
+            yield Contradiction(folder.path / "restore-points" / f"{point.id}.json", reason)
+    present = [point for point in points if point.id in sealed]
+    if present and (reason := _crossed_disks(record, present)):
+        yield Contradiction(path, reason)
+
+
+def require_empty_disks(
+    folder: ReplicaFolder, replica: VirtualMachine, last: RestorePoint | None, sealed: SnapshotState | None
+) -> None:
+    """Raises DamagedError where a disk that the record calls empty and never sealed is not one.
+
+    `sealed`: the snapshot of `last`, the leaf's parent. A disk that was put in another's place has a base of its own.
+    """
+    record = folder.record
+    mark = read_mark(replica.extra_config)
+    if last is None and record.empty_disks and mark is not None and not mark.run_id:
+        reason = f"{replica.name} was there before vrepl took it as the replica, and it calls its disks empty"
+        raise DamagedError(folder.path / "replica.json", reason)
+    for source_key in record.empty_disks if last and sealed else ():
+        point = last.disk(source_key) if last else None
+        then = sealed.disk(point.target_key) if point and sealed else None
+        now = replica.disk(record.disk_keys.get(source_key, -1))
+        if then is not None and now is not None and then.base_path == now.base_path:
+            reason = f"it calls {now.title} of the replica empty, which is part of restore point {last and last.id}"
+            raise DamagedError(folder.path / "replica.json", reason)
+
+
+def commit_records(replica: VirtualMachine, record: ReplicaRecord) -> dict[str, CommitRecord]:
+    """Restore point ID -> commit record, of those of the replica's snapshots that speak of this source."""
+    found = (parse_commit_record(snapshot.description) for snapshot in replica.snapshots)
+    return {
+        commit.restore_point.id: commit
+        for commit in found
+        if commit is not None
+        and (commit.source_site, commit.source_instance_uuid) == (record.source_site, record.source_instance_uuid)
+    }
+
+
+def _wrong_mark(record: ReplicaRecord, replica: VirtualMachine) -> str | None:
+    mark = read_mark(replica.extra_config)
+    if mark is None:
+        return f"it names {replica.name} as the replica, which bears no mark of vrepl's"
+    if (mark.source_site, mark.source_instance_uuid) != (record.source_site, record.source_instance_uuid):
+        return (
+            f"it names {replica.name} as the replica, which bears the mark of the replica of VM "
+            f"{mark.source_instance_uuid} of site {mark.source_site}"
+        )
+    return None
+
+
+def _wrong_point(point: RestorePoint, commit: CommitRecord | None) -> str | None:
+    if not point.id.startswith(f"{point.time:%Y%m%dT%H%M%SZ}"):
+        return f"its time, {point.time:%Y-%m-%d %H:%M:%S} UTC, is not the one in its name"
+    if commit is None or commit.restore_point == point:
+        return None
+    theirs = commit.restore_point
+    fields = [name for name in RestorePoint.__slots__ if getattr(point, name) != getattr(theirs, name)]
+    return f"the commit record on the replica's snapshot {theirs.snapshot_name} differs in {', '.join(fields)}"
+
+
+def _crossed_disks(record: ReplicaRecord, points: Sequence[RestorePoint]) -> str | None:
+    """A disk of the replica that the last restore point knows as that of another disk, which the record still has.
+
+    A disk that vrepl made empty since may have the device key of an older one: keys follow the place.
+    """
+    owners = {disk.target_key: disk.source_key for disk in points[-1].disks}
+    for source_key, target_key in record.disk_keys.items():
+        owner = owners.get(target_key, source_key)
+        if owner != source_key and owner in record.disk_keys and source_key not in record.empty_disks:
+            return f"it gives disk {target_key} of the replica to disk {source_key} of the source, not to {owner}"
+    return None
