@@ -73,7 +73,7 @@ def test_both_ends_on_one_host_take_it_twice() -> None:
 
 def test_the_free_scsi_slots_of_the_proxy_bound_what_is_hot_added() -> None:
     gate = Gate(replace(LIMITS, parallel_disks=9), lambda: None)
-    choice = ModeChoice(HOTADD, "", places=3)
+    choice = ModeChoice(HOTADD, "", at_once=3)
     ends = [End(address("dr", HOTADD), machine("esx-1"), True, choice)]
     with gate.hold_disk(1, ends, 0), gate.hold_disk(2, ends, 0), gate.hold_disk(3, ends, 0):
         started = threading.Event()

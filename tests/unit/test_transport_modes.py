@@ -268,7 +268,7 @@ class TestModeChooser:
         chooser.detached("prod", web, 2)
         assert not chooser.left_on_proxy("prod", web)
         plan = chooser.plan(Side.SOURCE, "prod", web, web.disks[0], first_run=True, allowed=(HOTADD,))
-        assert [choice.places for choice in plan.usable] == [left.free_scsi_slots + 2]
+        assert [choice.at_once for choice in plan.usable] == [left.free_scsi_slots + 2]
 
     def test_two_datacenters_with_equal_datastore_names_get_the_modes_of_their_own(self) -> None:
         """By name alone, both disks would have got the modes of whichever datastore was listed last."""

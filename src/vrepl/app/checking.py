@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from vrepl.app.composition import Route, Sites, make_movers, mover_settings, now, open_repository, proxy_place
+from vrepl.app.composition import Route, Sites, make_movers, mover_settings, now, open_repository, proxy_machine
 from vrepl.checks.facts import World
 from vrepl.config import LoadedConfig
 from vrepl.model import Datastore, ReplicaPlacement, TransportMode, VirtualMachine
@@ -73,9 +73,9 @@ class VddkForChecks:
     """VDDK of one proxy, tried in data movers of its own."""
 
     def __init__(self, loaded: LoadedConfig, sites: Sites, proxy: str | None) -> None:
-        place = proxy_place(loaded, proxy)
-        self._settings = mover_settings(loaded, place)
-        self._movers: VddkMovers = make_movers(loaded, Route((), place), sites)
+        machine = proxy_machine(loaded, proxy)
+        self._settings = mover_settings(loaded, machine)
+        self._movers: VddkMovers = make_movers(loaded, Route((), machine), sites)
 
     def load(self) -> str:
         spawner = Spawner()
@@ -124,11 +124,11 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
             return probes[proxy]
 
         def luns(proxy: str | None) -> frozenset[str]:
-            return visible_luns(proxy_place(loaded, proxy).sysroot)
+            return visible_luns(proxy_machine(loaded, proxy).sysroot)
 
         def proxy_vm(proxy: str | None, vms: Sequence[VirtualMachine]) -> tuple[ProxyVm | None, str]:
-            place = proxy_place(loaded, proxy)
-            return find_proxy_vm(place.name, product_uuid(place.sysroot), vms)
+            machine = proxy_machine(loaded, proxy)
+            return find_proxy_vm(machine.name, product_uuid(machine.sysroot), vms)
 
         try:
             yield World(loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns, proxy_vm)

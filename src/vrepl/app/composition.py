@@ -98,7 +98,7 @@ class Sites:
 
 
 @dataclass(frozen=True, slots=True)
-class ProxyPlace:
+class ProxyMachine:
     """The machine that a data mover runs on, as far as the configuration tells."""
 
     name: str
@@ -106,42 +106,42 @@ class ProxyPlace:
     sysroot: Path
 
 
-def proxy_place(loaded: LoadedConfig, name: str | None) -> ProxyPlace:
+def proxy_machine(loaded: LoadedConfig, name: str | None) -> ProxyMachine:
     """The named proxy, or this machine with `[vddk]`."""
     vddk = loaded.config.vddk
     if name is None:
-        return ProxyPlace("this machine", vddk.libdir, Path("/"))
+        return ProxyMachine("this machine", vddk.libdir, Path("/"))
     if name not in loaded.config.proxies:
         raise UsageError(f"no proxy {name} is configured", hint=f"{loaded.path}: [proxies.{name}]")
     table = loaded.config.proxies[name]
-    return ProxyPlace(name, table.libdir or vddk.libdir, table.sysroot)
+    return ProxyMachine(name, table.libdir or vddk.libdir, table.sysroot)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """Which machine serves which site, and how fast bytes may move between them."""
 
-    places: tuple[tuple[str, ProxyPlace], ...]
+    machines: tuple[tuple[str, ProxyMachine], ...]
     """By site name; any other site is served by this machine."""
-    default: ProxyPlace
+    default: ProxyMachine
     limits: tuple[Bandwidth, ...] = ()
     """The tightest counts."""
 
-    def place(self, site: str) -> ProxyPlace:
-        return dict(self.places).get(site, self.default)
+    def machine(self, site: str) -> ProxyMachine:
+        return dict(self.machines).get(site, self.default)
 
     @property
     def parted(self) -> bool:
         """Whether two machines move the disks: a data mover on each, joined by a byte stream."""
-        return len({place for _, place in self.places}) > 1
+        return len({machine for _, machine in self.machines}) > 1
 
 
 def route_of(loaded: LoadedConfig, job: JobSettings) -> Route:
     """Of a job's transfers."""
     sites = loaded.config.sites
     return Route(
-        tuple((site, proxy_place(loaded, job.proxy_at(site))) for site in dict.fromkeys((job.source, job.target))),
-        proxy_place(loaded, None),
+        tuple((site, proxy_machine(loaded, job.proxy_at(site))) for site in dict.fromkeys((job.source, job.target))),
+        proxy_machine(loaded, None),
         (job.bandwidth, *(sites[name].bandwidth.bandwidth() for name in (job.source, job.target) if name in sites)),
     )
 
@@ -152,14 +152,14 @@ def verification_route(loaded: LoadedConfig, replicas: Sequence[ReplicaRecord]) 
     The sites' limits hold; those of jobs are for their transfers.
     """
     config = loaded.config
-    places: dict[str, ProxyPlace] = {}
+    machines: dict[str, ProxyMachine] = {}
     for record in replicas:
         job = config.jobs.get(record.job)
         if job is not None and job.target == record.target_site:
-            places.setdefault(record.target_site, proxy_place(loaded, job.proxy.target))
+            machines.setdefault(record.target_site, proxy_machine(loaded, job.proxy.target))
     names = dict.fromkeys(record.target_site for record in replicas)
     limits = tuple(config.sites[name].bandwidth.bandwidth() for name in names if name in config.sites)
-    return Route(tuple(places.items()), proxy_place(loaded, None), limits)
+    return Route(tuple(machines.items()), proxy_machine(loaded, None), limits)
 
 
 class Workshop:
@@ -223,12 +223,12 @@ class Workshop:
         self.sites.close()
 
 
-def mover_settings(loaded: LoadedConfig, place: ProxyPlace) -> MoverSettings:
+def mover_settings(loaded: LoadedConfig, machine: ProxyMachine) -> MoverSettings:
     from vrepl.movers.process import MoverSettings
 
     vddk = loaded.config.vddk
     return MoverSettings(
-        libdir=place.libdir,
+        libdir=machine.libdir,
         buffer_units=vddk.nfc_buffer_kib // 64,
         buffer_count=vddk.nfc_buffer_count,
     )
@@ -248,8 +248,8 @@ def make_movers(
 
     return VddkMovers(
         lambda name: sites(name).connection(),
-        lambda name: mover_settings(loaded, route.place(name)),
-        settings_of_proxy=lambda name: mover_settings(loaded, proxy_place(loaded, name or None)),
+        lambda name: mover_settings(loaded, route.machine(name)),
+        settings_of_proxy=lambda name: mover_settings(loaded, proxy_machine(loaded, name or None)),
         pair=route.parted,
         bandwidth=lambda: tightest(route.limits, local_time()),
     )
@@ -259,8 +259,8 @@ def mode_chooser(loaded: LoadedConfig, route: Route, sites: Sites) -> RuleModeCh
     """Transport modes by rule, over what this route's machines can reach."""
 
     def facts(name: str) -> ProxyFacts:
-        place = route.place(name)
-        return gather_facts(place.name, place.sysroot, sites(name), loaded.config.sites[name].nfc_port)
+        machine = route.machine(name)
+        return gather_facts(machine.name, machine.sysroot, sites(name), loaded.config.sites[name].nfc_port)
 
     return RuleModeChooser(facts=facts, datastores=lambda name: sites(name).datastores())
 

@@ -34,7 +34,7 @@ class Crossing:
             undo.release_all()
 
     def bytes_moved(self, key: int) -> int:
-        """Of the disk that the replica's folder knows by `key`."""
+        """Of the disk that logs and intent know by `key`."""
         return sum(disk.tally.moved for disk in self._disks if disk.move.key == key)
 
     def reports(self) -> list[DiskReport]:

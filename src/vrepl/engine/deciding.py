@@ -10,7 +10,7 @@ from vrepl.engine.disk_crossing import DiskMove, first_intent
 from vrepl.engine.events import Note
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import leaf_identity
-from vrepl.engine.replica import PreparedReplica
+from vrepl.engine.prepared_replica import PreparedReplica
 from vrepl.engine.source_snapshot import TakenSnapshot
 from vrepl.errors import CbtError, VsphereError
 from vrepl.model import Disk, SnapshotState, TransferKind, VirtualMachine

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
 
 from vrepl.engine.context import Services
 from vrepl.engine.gate import End, Gate
@@ -31,7 +33,6 @@ from vrepl.planner.disks import DiskDecision, issued_extents
 from vrepl.ports import DigestFiles, DiskAddress, SourceSite, TransferOrder, TransferProgress, TransferResult
 from vrepl.report.model import DiskReport, SideTransport
 from vrepl.repository.intent import DiskIntent, HotAddedDisks
-from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.transferlog import read_log
 
 UNREACHABLE = frozenset({14008, 14009, 14010, 18000})
@@ -50,14 +51,21 @@ class CrossingEnd:
     """Name of the configured proxy that serves it; None: this machine."""
 
 
+class TransferLogs(Protocol):
+    """Where the durable traces of attempts lie."""
+
+    def transfer_log(self, disk_key: int) -> Path:
+        """Where the disk's log is or will be; its folder exists."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class CrossingRoute:
     """From where to where a crossing goes, and what it needs for that."""
 
     services: Services
     gate: Gate
-    folder: ReplicaFolder
-    """Of the replica, whichever end that is: intent, transfer logs and digests lie there."""
+    logs: TransferLogs
     keeper: IntentKeeper
     read: CrossingEnd
     written: CrossingEnd
@@ -70,7 +78,7 @@ class DiskMove:
     """One disk that must be brought to the state that a snapshot of the VM which is read shows."""
 
     key: int
-    """By which the replica's folder knows the disk: the original's device key."""
+    """By which logs and intent know the disk: the original's device key, whichever way bytes go."""
     read_vm: VirtualMachine
     read_snapshot: SnapshotState
     read_disk: Disk
@@ -252,7 +260,7 @@ class DiskCrossing:
             dirty=intent.dirty,
             parent=move.parent_digests,
             compare_with_target=move.decision.compare_with_target,
-            log=self._route.folder.transfer_log(intent.source_key),
+            log=self._route.logs.transfer_log(intent.source_key),
             attempt=intent.attempt,
         )
         seen = TransferProgress()
@@ -282,7 +290,7 @@ class DiskCrossing:
             self._mode_failed(error)
         elif not error.retryable:
             raise error
-        state = read_log(self._route.folder.transfer_log(intent.source_key)).attempt(intent.attempt)
+        state = read_log(self._route.logs.transfer_log(intent.source_key)).attempt(intent.attempt)
         done = intersect(intent.planned, state.done)
         issued = issued_extents(intent.planned, state.allowed, intent.capacity)
         following = replace(

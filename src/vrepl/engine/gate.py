@@ -75,8 +75,8 @@ class Gate:
         """As `hold`, for one attempt at a disk."""
         with self._changed:
             for end in ends:
-                if end.choice.places is not None:
-                    self._scsi_slots.setdefault(end.address.site, max(end.choice.places, DIRECT_READ_HANDLES))
+                if end.choice.at_once is not None:
+                    self._scsi_slots.setdefault(end.address.site, max(end.choice.at_once, DIRECT_READ_HANDLES))
         with self.hold(disk_demand(self._limits, key, ends, size)):
             yield
 

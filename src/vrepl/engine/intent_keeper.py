@@ -5,23 +5,31 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 from vrepl.repository.intent import DiskIntent, HotAddedDisks, Intent
-from vrepl.repository.replica_folder import ReplicaFolder
+
+
+class IntentStore(Protocol):
+    """Where the intent lies."""
+
+    def save_intent(self, intent: Intent) -> None:
+        """Durable before it returns."""
+        ...
 
 
 class IntentKeeper:
     """The intent of the running run; disks in transfer side by side change it through here, each change durable."""
 
-    def __init__(self, folder: ReplicaFolder, intent: Intent) -> None:
-        self._folder = folder
+    def __init__(self, store: IntentStore, intent: Intent) -> None:
+        self._store = store
         self._lock = threading.Lock()
         self.intent = intent
 
     def change(self, edit: Callable[[Intent], Intent]) -> None:
         with self._lock:
             changed = edit(self.intent)
-            self._folder.save_intent(changed)
+            self._store.save_intent(changed)
             self.intent = changed
 
     def set_disk(self, disk: DiskIntent) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vrepl.engine.consolidation import consolidate
-from vrepl.engine.context import ReplicationContext, timestamped_id
+from vrepl.engine.context import ReplicationContext, Services, timestamped_id
 from vrepl.engine.events import Note
 from vrepl.engine.gate import snapshot_demand
 from vrepl.engine.marks import SourceMark
@@ -18,6 +18,7 @@ from vrepl.errors import VsphereError
 from vrepl.model import Consistency, PowerState, Quiesce, SnapshotState, VirtualMachine
 from vrepl.planner.knowledge import ReplicaKnowledge
 from vrepl.planner.vm import VmPlan
+from vrepl.ports import SnapshottedSite
 
 Pending = Callable[[bool], None]
 QUIESCE_FAULTS = frozenset(
@@ -38,75 +39,86 @@ class TakenSnapshot:
 def snapshot_window(
     context: ReplicationContext, plan: VmPlan, known: ReplicaKnowledge, note: Note, pending: Pending
 ) -> Iterator[TakenSnapshot]:
-    """A snapshot of the source, quiesced as the job wants; removed on every way out.
+    """A snapshot of the source, from which a restore point is going to be made; removed on every way out.
 
-    Waits for its place among the snapshots that may be open at once. `pending` is told whether the source needs
-    consolidation once the snapshot is gone.
+    Waits for its place among the snapshots that may be open at once. `pending` as in `temporary_snapshot`.
     """
+    services, vm = context.services, plan.vm
     with Undo(note) as undo:
-        leave = context.gate.enter(snapshot_demand(context.source.name, plan.vm))
-        undo.push("leave room for other snapshots", leave)
-        yield _take_snapshot(context, undo, plan, known, note, pending)
+        undo.push("leave room for other snapshots", context.gate.enter(snapshot_demand(context.source.name, vm)))
+        moment = _after_all(services.clock(), known, note)
+        point_id = timestamped_id(moment, services.new_id())
+        mark = SourceMark(services.repository.id, context.run_id)
+        with temporary_snapshot(
+            services, context.source, vm, mark, context.job.quiesce, note, pending, quiesce=plan.quiesce
+        ) as state:
+            yield TakenSnapshot(state, _consistency(vm, state), point_id, moment)
         undo.release_all()
 
 
-def _take_snapshot(
-    context: ReplicationContext, undo: Undo, plan: VmPlan, known: ReplicaKnowledge, note: Note, pending: Pending
-) -> TakenSnapshot:
-    mark = SourceMark(context.services.repository.id, context.run_id)
-    moment = _after_all(context.services.clock(), known, note)
-    point_id = timestamped_id(moment, context.services.new_id())
+@contextmanager
+def temporary_snapshot(
+    services: Services,
+    site: SnapshottedSite,
+    vm: VirtualMachine,
+    mark: SourceMark,
+    wish: Quiesce,
+    note: Note,
+    pending: Pending,
+    *,
+    quiesce: bool,
+) -> Iterator[SnapshotState]:
+    """A snapshot of a VM whose disks are going to be read; removed on every way out, by its mark if need be.
 
-    def remove() -> None:
-        """Where creating it seemed to fail it may exist all the same: then it is found by its mark."""
-        if not taken_ref:
-            context.source.wait_for_tasks(plan.vm.ref)
-            vm = context.source.read_vm(plan.vm.ref)
-            remove_source_snapshots(context.services, context.source, vm, even_when_stopped=True)
-            return
-        _mend_consolidation(
-            context,
-            plan.vm,
-            note,
-            pending,
-            context.services.patiently(
-                plan.vm.name,
+    `wish`: whether a guest that cannot be quiesced is an error; `quiesce`: whether it is tried. `pending` is told
+    whether the VM needs consolidation once the snapshot is gone.
+    """
+    with Undo(note) as undo:
+        taken: list[SnapshotState] = []
+
+        def remove() -> None:
+            """Where creating it seemed to fail it may exist all the same: then it is found by its mark."""
+            if not taken:
+                site.wait_for_tasks(vm.ref)
+                remove_source_snapshots(services, site, site.read_vm(vm.ref), even_when_stopped=True)
+                return
+            needed = services.patiently(
+                vm.name,
                 "remove the source snapshot",
-                lambda: context.source.remove_snapshot(plan.vm.ref, taken_ref[0]),
+                lambda: site.remove_snapshot(vm.ref, taken[0].ref),
                 even_when_stopped=True,
-            ),
-        )
+            )
+            if needed and not consolidate(services, site, vm, wait_for_locks=False):
+                pending(True)
+                note("a disk of the source is still locked: its snapshot is gone, but not yet the snapshot's files")
 
-    taken_ref: list[str] = []
-    undo.push("remove the source snapshot", remove)
+        def create(quiesced: bool) -> SnapshotState:
+            return services.patiently(
+                vm.name,
+                "create the source snapshot",
+                lambda: site.create_snapshot(vm.ref, mark.snapshot_name, mark.description(), quiesce=quiesced),
+            )
 
-    def create(quiesce: bool) -> SnapshotState:
-        return context.services.patiently(
-            plan.vm.name,
-            "create the source snapshot",
-            lambda: context.source.create_snapshot(
-                plan.vm.ref, mark.snapshot_name, mark.description(), quiesce=quiesce
-            ),
-        )
+        undo.push("remove the source snapshot", remove)
+        state: SnapshotState | None = None
+        if quiesce:
+            try:
+                state = create(True)
+            except VsphereError as error:
+                if wish is Quiesce.REQUIRE or error.fault not in QUIESCE_FAULTS:
+                    raise
+                note(f"the guest could not be quiesced ({error.message}): the restore point is crash-consistent")
+        elif wish is Quiesce.PREFER and vm.power is PowerState.ON:
+            note("VMware Tools does not run in the guest: the restore point is crash-consistent")
+        taken.append(state or create(False))
+        yield taken[0]
+        undo.release_all()
 
-    state: SnapshotState | None = None
-    if plan.quiesce:
-        try:
-            state = create(True)
-        except VsphereError as error:
-            if context.job.quiesce is Quiesce.REQUIRE or error.fault not in QUIESCE_FAULTS:
-                raise
-            note(f"the guest could not be quiesced ({error.message}): the restore point is crash-consistent")
-    elif context.job.quiesce is Quiesce.PREFER and plan.vm.power is PowerState.ON:
-        note("VMware Tools does not run in the guest: the restore point is crash-consistent")
-    if state is None:
-        state = create(False)
-    taken_ref.append(state.ref)
-    if plan.vm.power is PowerState.OFF:
-        consistency = Consistency.POWERED_OFF
-    else:
-        consistency = Consistency.QUIESCED if state.quiesced else Consistency.CRASH
-    return TakenSnapshot(state, consistency, point_id, moment)
+
+def _consistency(vm: VirtualMachine, state: SnapshotState) -> Consistency:
+    if vm.power is PowerState.OFF:
+        return Consistency.POWERED_OFF
+    return Consistency.QUIESCED if state.quiesced else Consistency.CRASH
 
 
 def _after_all(now: dt.datetime, known: ReplicaKnowledge, note: Note) -> dt.datetime:
@@ -119,14 +131,3 @@ def _after_all(now: dt.datetime, known: ReplicaKnowledge, note: Note) -> dt.date
         f"({newest:%Y-%m-%d %H:%M:%S} UTC): the new one is dated right after that"
     )
     return newest + dt.timedelta(seconds=1)
-
-
-def _mend_consolidation(
-    context: ReplicationContext, vm: VirtualMachine, note: Note, pending: Pending, needed: bool
-) -> None:
-    """After the snapshot is gone: mend a pending consolidation, and say so where it stays."""
-    if not needed:
-        return
-    if not consolidate(context.services, context.source, vm, wait_for_locks=False):
-        pending(True)
-        note("a disk of the source is still locked: its snapshot is gone, but not yet the snapshot's files")

@@ -16,8 +16,8 @@ from vrepl.engine.knowledge import TargetNames
 from vrepl.engine.marks import SourceMark
 from vrepl.engine.planning import look_and_plan
 from vrepl.engine.preflight import refuse_impossible, room_kept
+from vrepl.engine.prepared_replica import PreparedReplica, prepare_replica
 from vrepl.engine.recovery import Original, forget_lost_restore_points
-from vrepl.engine.replica import PreparedReplica, prepare_replica
 from vrepl.engine.sealing import prune, seal, snapshot_name
 from vrepl.engine.source_snapshot import TakenSnapshot, snapshot_window
 from vrepl.engine.vm_work import VmWork
@@ -192,7 +192,7 @@ class VmRun:
         route = CrossingRoute(
             services=context.services,
             gate=context.gate,
-            folder=folder,
+            logs=folder,
             keeper=keeper,
             read=CrossingEnd(Side.SOURCE, context.source, job.source_modes, job.proxy_at(job.source)),
             written=CrossingEnd(Side.TARGET, context.target, job.target_modes, job.proxy_at(job.target)),

@@ -40,7 +40,7 @@ class ModeChoice:
 
     mode: TransportMode
     reason: str
-    places: int | None = None
+    at_once: int | None = None
     """How many disks can be reached this way at once: the proxy VM's free SCSI slots; None: no such limit."""
 
 

@@ -80,8 +80,8 @@ def choose_modes(
         failure = (failed or {}).get(mode)
         obstacle = f"failed earlier in this run ({failure})" if failure else _OBSTACLES[mode](question, proxy)
         if obstacle is None:
-            places = proxy.vm.free_scsi_slots if proxy.vm and mode is TransportMode.HOTADD else None
-            usable.append(ModeChoice(mode, _MERITS[mode](question, proxy) + _warning(question), places))
+            at_once = proxy.vm.free_scsi_slots if proxy.vm and mode is TransportMode.HOTADD else None
+            usable.append(ModeChoice(mode, _MERITS[mode](question, proxy) + _warning(question), at_once))
         else:
             ruled_out.append(ModeChoice(mode, obstacle))
     for mode in TransportMode:

@@ -120,7 +120,7 @@ def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> Vm
 
 
 def can_enable_cbt(vm: VirtualMachine) -> bool:
-    """CBT is off and may be switched on now: hardware version >= 7 and no snapshot exists (design, section 6)."""
+    """CBT is off and may be switched on now: hardware version >= 7 and no snapshot exists (VMware KB 1020128)."""
     return (
         not vm.cbt_enabled
         and vm.cbt_supported
@@ -191,13 +191,13 @@ def _replica_conflict(vm: VirtualMachine, replica_name: str, known: ReplicaKnowl
         return Conflict(
             ConflictKind.REPLICA_STATE,
             f"the replica {known.replica.name} is {known.record.state}",
-            "undo or commit the failover first: vrepl failover --help",
+            "undo or commit the failover first",
         )
     if known.replica.power is not PowerState.OFF:
         return Conflict(
             ConflictKind.REPLICA_POWERED_ON,
             f"the replica {known.replica.name} is {known.replica.power} on the target",
-            "power it off (what it wrote will be reverted), or use `vrepl failover` if it is meant to run",
+            "power it off: what it wrote will be reverted",
         )
     return None
 

@@ -188,8 +188,8 @@ class ReplicaFolder:
         intent = self.intent()
         if intent is None or intent.restore_point_id not in self._restore_point_ids():
             return
-        # A seal that had made its restore point and died before it tidied up. An access that wants giving back is
-        # the engine's to see to, so an intent that holds one stays until that is done.
+        # A seal that had made its restore point and died before it tidied up. The engine gives back an access,
+        # so an intent that holds one stays until that is done.
         if not intent.journal.prepared_for_access and not intent.journal.hotadd_cleanup:
             self._finish_intent()
 

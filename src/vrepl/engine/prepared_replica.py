@@ -15,7 +15,7 @@ from vrepl.repository.replica_folder import ReplicaFolder
 
 ANNOTATION = (
     "Replica of {name}, kept by vrepl. Do not power it on, write to its disks or touch its snapshots by hand: "
-    "the next run reverts what was changed. Use `vrepl failover`."
+    "the next run reverts what was changed."
 )
 
 
