@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,28 +17,15 @@ import pytest
 
 from tests.support import plain_api
 from tests.support.plain_api import disk_path, vm_named, wait
-from vrepl_lab.lab import USER, Lab
+from tests.support.vddk_processes import Client
+from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
-CLIENT = Path(__file__).parents[1] / "support"
 SPEC = LabSpec.of_vms(
     VmSpec("on-01", disks=(DiskSpec(2 * MIB, content="random", thin=False),)),
     VmSpec("off-01", disks=(DiskSpec(2 * MIB, content="random", thin=False),), power="poweredOff", tools="notRunning"),
     VmSpec("nfs-01", disks=(DiskSpec(MIB, content="random"),), power="poweredOff", datastore="nfs-01"),
 )
-PROLOGUE = """
-import sys, time
-from pathlib import Path
-from vddk_client import *
-s = settings()
-library = Library(s["library"], s["config"])
-params = library.params(s["thumbprint"], moref=s["moref"], server="127.0.0.1", port=s["port"], password=s["password"],
-                        nfc_port=s["nfc_port"])
-params.credentials[0] = s["user"].encode()
-
-def opened(read_only=True, snapshot=None, modes=s["modes"], path=s["path"]):
-    return library.open(library.connect(params, read_only, snapshot, modes), path, 4 if read_only else 0)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -52,55 +37,6 @@ def disks(start_shared_lab: Callable[[LabSpec], Lab]) -> Lab:
 def api(disks: Lab) -> Iterator[Any]:
     with plain_api.session(disks) as instance:
         yield instance
-
-
-class Client:
-    """Starts client processes for one disk of the lab."""
-
-    def __init__(self, lab: Lab, folder: Path) -> None:
-        self._lab = lab
-        self._folder = folder
-        (folder / "vddk.conf").write_text(
-            f"vixDiskLib.nfcAio.Session.BufSizeIn64KB=16\nvixDiskLib.nfcAio.Session.BufCount=4\ntmpDirectory={folder}\n"
-        )
-
-    def start(
-        self, body: str, vm: Any, *, proxy: str = "bare", modes: str = "nbdssl", path: str | None = None, **more: Any
-    ) -> subprocess.Popen[str]:
-        site = self._lab.sites["prod"]
-        values = {
-            "library": str(self._lab.libdir(proxy) / "lib64/libvixDiskLib.so.8"),
-            "config": str(self._folder / "vddk.conf"),
-            "thumbprint": site.sha1_thumbprint,
-            "moref": vm._moId,
-            "port": site.port,
-            "nfc_port": site.nfc_port,
-            "user": USER,
-            "password": self._lab.password("prod"),
-            "modes": modes,
-            "path": path or disk_path(vm.config),
-            **more,
-        }
-        given = self._folder / "settings.json"
-        given.write_text(json.dumps(values))
-        given.chmod(0o600)
-        return subprocess.Popen(
-            [sys.executable, "-c", PROLOGUE + body, str(given)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(CLIENT)},
-        )
-
-    def run(self, body: str, vm: Any, **values: Any) -> Any:
-        """What the client answered. A VixError ends it; its code is returned as ["error", code]."""
-        child = self.start(body, vm, **values)
-        output, errors = child.communicate(timeout=60)
-        if child.returncode:
-            last = errors.strip().splitlines()[-1]
-            assert "VixError: " in last, errors
-            return ["error", int(last.rpartition(" ")[2]) & 0xFFFF]
-        return json.loads(output)
 
 
 @pytest.fixture

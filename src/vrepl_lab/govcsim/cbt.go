@@ -20,6 +20,37 @@ type tracker struct {
 	uuid      [16]byte
 }
 
+// kept is the table as it was when the current epoch began: what power loss falls back to.
+func (t *tracker) kept() string { return strings.TrimSuffix(t.file, ".bin") + "-kept.bin" }
+
+func (t *tracker) remove() {
+	_ = os.Remove(t.file)
+	_ = os.Remove(t.kept())
+}
+
+// forget drops what was tracked since the current epoch began, as a host does that loses its power: it wrote the table
+// to disk last when it made a snapshot. The epoch itself stays.
+func (t *tracker) forget() error {
+	head := make([]byte, ctkHeader)
+	f, err := os.OpenFile(t.file, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return err
+	}
+	table, err := os.ReadFile(t.kept())
+	if os.IsNotExist(err) {
+		table, err = make([]byte, ctkHeader+4*t.blocks()), nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(table[ctkHeader:], ctkHeader)
+	return err
+}
+
 func (t *tracker) blocks() int64 { return (t.capacity + t.blockSize - 1) / t.blockSize }
 
 // uuidText is the uuid part of a change ID as vSphere prints it: "52 d1 … -…" in hex pairs.
@@ -61,6 +92,7 @@ func (t *tracker) reset(seed string) error {
 	if _, err := f.WriteAt(make([]byte, 4*t.blocks()), ctkHeader); err != nil {
 		return err
 	}
+	_ = os.Remove(t.kept())
 	_, err = f.WriteAt(head, 0)
 	return err
 }
@@ -120,6 +152,10 @@ func (t *tracker) freeze(copyTo string) (string, error) {
 		return "", err
 	}
 	if err := os.WriteFile(copyTo, data, 0o600); err != nil {
+		return "", err
+	}
+	_ = os.Remove(t.kept())
+	if err := os.Link(copyTo, t.kept()); err != nil { // it outlives the snapshot's own copy
 		return "", err
 	}
 	var next [8]byte

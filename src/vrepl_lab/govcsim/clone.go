@@ -1,8 +1,6 @@
 package main
 
 import (
-	"strings"
-
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -53,7 +51,12 @@ func (l *Lab) clone(
 			config = copyConfig(&snap.Config)
 		}
 		for _, disk := range disks(config.Hardware.Device) {
-			sources[disk.Key] = l.link(diskPath(disk))
+			at := l.link(diskPath(disk))
+			sources[disk.Key] = at
+			if at != nil && l.anyWriter(at, vm.Self.Value) {
+				fault = fileLocked(at.dsPath)
+				return
+			}
 		}
 	})
 	if fault != nil {
@@ -221,165 +224,4 @@ func (l *Lab) cloneDisks(
 	}
 	ctx.WithLock(made, func() { l.refreshLinks(ctx, made, st, leaves) })
 	return nil
-}
-
-// RelocateVMTask is RelocateVM_Task: to another host, another datastore, or both. Change tracking survives.
-func (m *vmMethods) RelocateVMTask(ctx *simulator.Context, req *types.RelocateVM_Task) soap.HasFault {
-	l, vm := m.lab, m.lab.vm(req.This)
-	ref := l.vmTask(vm, "RelocateVM_Task", true,
-		func(ctx *simulator.Context, _ *Task, st *vmState) (types.AnyType, types.BaseMethodFault) {
-			st.data.Lock()
-			defer st.data.Unlock()
-			var fault types.BaseMethodFault
-			ctx.WithLock(vm, func() { fault = l.relocate(ctx, vm, st, &req.Spec) })
-			return nil, fault
-		})
-	return &methods.RelocateVM_TaskBody{Res: &types.RelocateVM_TaskResponse{Returnval: ref}}
-}
-
-// relocate moves the files first: govcsim only changes references. The caller holds st.data and the VM's lock.
-func (l *Lab) relocate(
-	ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState, spec *types.VirtualMachineRelocateSpec,
-) types.BaseMethodFault {
-	host := *vm.Runtime.Host
-	if spec.Host != nil {
-		host = *spec.Host
-	}
-	from := storeOf(vm.Config.Files.VmPathName)
-	to := from
-	if spec.Datastore != nil {
-		ds, ok := ctx.Map.Get(*spec.Datastore).(*simulator.Datastore)
-		if !ok {
-			return invalidArgument("spec.datastore")
-		}
-		to = ds.Name
-	}
-	if fault := l.mounted(ctx, host, to); fault != nil {
-		return fault
-	}
-	if to == from {
-		return l.relocateReferences(ctx, vm, spec)
-	}
-	if l.isVSAN(from) || l.isVSAN(to) {
-		return &types.NotSupported{} // its folders have other names on disk, which only govcsim knows
-	}
-	mine := l.owned(vm.Self.Value)
-	for _, at := range mine {
-		if l.anyHandle(at) {
-			return fileLocked(at.dsPath)
-		}
-		for _, over := range l.children(at) {
-			if over.owner != vm.Self.Value {
-				return &types.ResourceInUse{Type: "VirtualDisk", Name: at.dsPath}
-			}
-		}
-	}
-	if fault := l.relocateReferences(ctx, vm, spec); fault != nil {
-		return fault
-	}
-	return l.moveFiles(ctx, vm, st, mine, from, to)
-}
-
-func (l *Lab) isVSAN(store string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.stores[store] != nil && l.stores[store].Type == "vsan"
-}
-
-func (l *Lab) relocateReferences(
-	ctx *simulator.Context, vm *simulator.VirtualMachine, spec *types.VirtualMachineRelocateSpec,
-) types.BaseMethodFault {
-	old := *vm.Runtime.Host
-	res := vm.RelocateVMTask(ctx, &types.RelocateVM_Task{This: vm.Self, Spec: *spec}).(*methods.RelocateVM_TaskBody)
-	if _, fault := inner(ctx, res.Res.Returnval); fault != nil {
-		return fault
-	}
-	if spec.Host != nil && *spec.Host != old {
-		for ref, add := range map[types.ManagedObjectReference]bool{old: false, *spec.Host: true} {
-			h := ctx.Map.Get(ref).(*simulator.HostSystem)
-			if add {
-				ctx.Map.AddReference(ctx, h, &h.Vm, vm.Self)
-			} else {
-				ctx.Map.RemoveReference(ctx, h, &h.Vm, vm.Self)
-			}
-		}
-	}
-	return nil
-}
-
-// moveFiles brings a VM's folder to another datastore and gives every path its new name.
-func (l *Lab) moveFiles(
-	ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState, mine []*link, from, to string,
-) types.BaseMethodFault {
-	folder := vmFolder(vm)
-	target := "[" + to + "]" + strings.TrimPrefix(folder, "["+from+"]")
-	oldDir, fault := l.folderFile(folder)
-	if fault != nil {
-		return fault
-	}
-	newDir, fault := l.folderFile(target)
-	if fault != nil {
-		return fault
-	}
-	if err := moveFolder(oldDir, newDir); err != nil {
-		return fileFault(target, err.Error())
-	}
-	renamed := func(dsPath string) string { return target + strings.TrimPrefix(dsPath, folder) }
-	movedFile := func(file string) string { return newDir + strings.TrimPrefix(file, oldDir) }
-	leaves := l.leafs(vm)
-	l.mu.Lock()
-	for _, at := range mine {
-		if !strings.HasPrefix(at.dsPath, folder+"/") {
-			continue
-		}
-		delete(l.links, at.dsPath)
-		at.dsPath, at.stem = renamed(at.dsPath), movedFile(at.stem)
-		l.links[at.dsPath] = at
-	}
-	l.mu.Unlock()
-	for _, t := range st.trackers {
-		t.file = movedFile(t.file)
-	}
-	for value, s := range st.snapshots {
-		s.file = renamed(s.file)
-		for _, d := range s.disks {
-			if d.table != "" {
-				d.table = movedFile(d.table)
-			}
-		}
-		ref := types.ManagedObjectReference{Type: "VirtualMachineSnapshot", Value: value}
-		if snap, ok := ctx.Map.Get(ref).(*simulator.VirtualMachineSnapshot); ok {
-			ctx.WithLock(snap, func() { renameFiles(&snap.Config.Files, renamed) })
-		}
-	}
-	renameFiles(&vm.Config.Files, renamed)
-	l.mu.Lock()
-	oldRef, newRef := l.stores[from].ref, l.stores[to].ref
-	l.mu.Unlock()
-	for ref, add := range map[types.ManagedObjectReference]bool{oldRef: false, newRef: true} {
-		ds := ctx.Map.Get(ref).(*simulator.Datastore)
-		if add {
-			ctx.Map.AddReference(ctx, ds, &ds.Vm, vm.Self)
-		} else {
-			ctx.Map.RemoveReference(ctx, ds, &ds.Vm, vm.Self)
-		}
-	}
-	ctx.Update(vm, []types.PropertyChange{
-		{Name: "config.files", Val: vm.Config.Files},
-		{Name: "summary.config.vmPathName", Val: vm.Config.Files.VmPathName},
-		{Name: "datastore", Val: []types.ManagedObjectReference{newRef}},
-	})
-	vm.LayoutEx.File = nil
-	l.refreshLinks(ctx, vm, st, leaves)
-	return nil
-}
-
-func renameFiles(files *types.VirtualMachineFileInfo, renamed func(string) string) {
-	for _, field := range []*string{
-		&files.VmPathName, &files.SnapshotDirectory, &files.SuspendDirectory, &files.LogDirectory,
-	} {
-		if *field != "" {
-			*field = renamed(*field)
-		}
-	}
 }

@@ -23,8 +23,10 @@ func (l *Lab) flagConsolidation(ctx *simulator.Context, vm *simulator.VirtualMac
 	})
 }
 
-// consolidate merges every released link with its only child, or deletes it when nothing stands on it. Links that a
-// handle reads stay: the VM then needs consolidation, and the name of such a link is returned.
+// consolidate merges every released link with its only child, or deletes it when nothing of the VM stands on it. Links
+// that a handle or another running VM reads stay: the VM then needs consolidation, and the name of such a link is
+// returned. A linked clone that is off is not seen, as no host sees it: what it stood on is changed or gone, and it
+// cannot be opened again; with the setting clone_guard its parents stay.
 // The caller holds st.data but not the VM's lock: reading the VM's properties goes on while data is copied.
 func (l *Lab) consolidate(ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState) (string, types.BaseMethodFault) {
 	blocked := map[*link]bool{}
@@ -37,17 +39,26 @@ func (l *Lab) consolidate(ctx *simulator.Context, vm *simulator.VirtualMachine, 
 		if at == nil {
 			break
 		}
-		over := l.childrenToMerge(at)
 		var child *link
-		if len(over) == 1 {
-			child = over[0]
+		for _, over := range l.children(at) {
+			if over.owner == vm.Self.Value {
+				child = over
+			}
 		}
-		if l.anyHandle(at) || (child != nil && l.anyHandle(child)) {
+		if l.held(at, vm.Self.Value) || (child != nil && l.held(child, vm.Self.Value)) {
 			blocked[at] = true
 			locked = at.dsPath
 			continue
 		}
 		changed = true
+		if clones := l.foreignChildren(at, vm.Self.Value); len(clones) > 0 {
+			l.orphan(clones, "The parent virtual disk has been modified since the child was created. "+
+				"The content ID of the parent virtual disk does not match the corresponding parent content ID in the child")
+		}
+		if child != nil {
+			l.orphan(l.foreignChildren(child, vm.Self.Value),
+				"The parent of this virtual disk, "+child.dsPath+", could not be opened: file not found")
+		}
 		if child == nil {
 			if at.parent != nil && !frozen(st, at.parent) && at.parent.owner == vm.Self.Value {
 				l.release(at.parent)
@@ -98,17 +109,15 @@ func (l *Lab) nextReleased(st *vmState, leaves map[int32]*link, owner string, bl
 		if !at.released || at.owner != owner || blocked[at] || isLeaf[at] || frozen(st, at) {
 			continue
 		}
-		n, foreign := 0, false
+		own, foreign := 0, false
 		for _, over := range l.links {
-			if over.parent == at {
-				n++
-				foreign = foreign || over.owner != owner
+			if over.parent == at && over.owner == owner {
+				own++
+			} else if over.parent == at {
+				foreign = true
 			}
 		}
-		if foreign && !guard && n > 1 && l.ownChildren(at) == 1 {
-			n, foreign = 1, false // vSphere does not know of the clone: its disk changes under it
-		}
-		if n > 1 || foreign {
+		if own > 1 || (foreign && guard) {
 			continue
 		}
 		if best == nil || at.dsPath < best.dsPath {

@@ -250,8 +250,14 @@ func (l *Lab) openDisk(msg map[string]string) (*handle, []string, *vixFault) {
 	l.mu.Lock()
 	busy := l.conflict(h)
 	l.mu.Unlock()
+	if busy == "" {
+		busy = l.usedByOther(use{leaf: t.at, write: h.write}, t.vm.Self.Value)
+	}
 	if busy != "" {
 		return nil, nil, fails(vixLocked, "locked: %s", busy)
+	}
+	if why := l.brokenChain(t.at); why != "" {
+		return nil, nil, fails(vixFileNotFound, "%s", why)
 	}
 	fault = fails(vixAccess, "no transport mode in %q can be used", msg["modes"])
 	for _, mode := range strings.FieldsFunc(msg["modes"], func(r rune) bool { return r == ':' || r == ' ' }) {

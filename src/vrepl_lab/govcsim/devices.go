@@ -42,6 +42,9 @@ func (l *Lab) checkDevices(
 		}
 		d := spec.Device.GetVirtualDevice()
 		add := spec.Operation == types.VirtualDeviceConfigSpecOperationAdd
+		if _, controller := spec.Device.(types.BaseVirtualController); add && !controller && !plugged(vm, changes, spec.Device) {
+			return badDevice(i, "controllerKey")
+		}
 		switch device := spec.Device.(type) {
 		case types.BaseVirtualEthernetCard:
 			if fault := l.checkNIC(ctx, device.GetVirtualEthernetCard(), add); fault != nil {
@@ -51,7 +54,7 @@ func (l *Lab) checkDevices(
 			if d.UnitNumber == nil && add {
 				return badDevice(i, "unitNumber")
 			}
-			if fault := l.checkDisk(ctx, host, device, spec, i, home); fault != nil {
+			if fault := l.checkDisk(ctx, vm, host, device, spec, i, home); fault != nil {
 				return fault
 			}
 		}
@@ -144,7 +147,7 @@ func (l *Lab) checkNIC(ctx *simulator.Context, card *types.VirtualEthernetCard, 
 }
 
 func (l *Lab) checkDisk(
-	ctx *simulator.Context, host types.ManagedObjectReference, disk *types.VirtualDisk,
+	ctx *simulator.Context, vm *simulator.VirtualMachine, host types.ManagedObjectReference, disk *types.VirtualDisk,
 	spec *types.VirtualDeviceConfigSpec, index int, home string,
 ) types.BaseMethodFault {
 	b, ok := disk.Backing.(types.BaseVirtualDeviceFileBackingInfo)
@@ -175,6 +178,11 @@ func (l *Lab) checkDisk(
 			f.File = info.FileName
 			return f
 		}
+		if vm != nil && vm.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOff {
+			if fault := l.mayHotAdd(disk, at, vm.Self.Value); fault != nil {
+				return fault
+			}
+		}
 		if file := l.openForWriting(map[int32]*link{0: at}); file != "" {
 			return fileLocked(file)
 		}
@@ -183,6 +191,9 @@ func (l *Lab) checkDisk(
 			flat.Parent = nil // filled in from the chain afterwards
 		}
 		return nil
+	}
+	if flat != nil && flat.Parent != nil && flat.Parent.FileName != "" {
+		return l.checkChild(ctx, host, disk, flat)
 	}
 	if disk.CapacityInBytes == 0 {
 		disk.CapacityInBytes = disk.CapacityInKB * 1024
@@ -206,6 +217,28 @@ func (l *Lab) checkDisk(
 	if rdm, ok := disk.Backing.(*types.VirtualDiskRawDiskMappingVer1BackingInfo); ok && rdm.Uuid == "" {
 		rdm.Uuid = l.newUUID("disk")
 	}
+	return nil
+}
+
+// checkChild checks a new disk that is to stand on one that is there, whosever that is: its capacity is the parent's.
+func (l *Lab) checkChild(
+	ctx *simulator.Context, host types.ManagedObjectReference, disk *types.VirtualDisk,
+	flat *types.VirtualDiskFlatVer2BackingInfo,
+) types.BaseMethodFault {
+	parent := l.link(flat.Parent.FileName)
+	if parent == nil {
+		f := &types.FileNotFound{}
+		f.File = flat.Parent.FileName
+		return f
+	}
+	if fault := l.mounted(ctx, host, storeOf(parent.dsPath)); fault != nil {
+		return fault
+	}
+	if l.anyWriter(parent, "") {
+		return fileLocked(parent.dsPath)
+	}
+	disk.CapacityInBytes, disk.CapacityInKB = parent.capacity, parent.capacity/1024
+	flat.ThinProvisioned, flat.Uuid = types.NewBool(true), parent.uuid
 	return nil
 }
 
@@ -240,6 +273,9 @@ func (l *Lab) adopt(
 			switch b := disk.Backing.(type) {
 			case *types.VirtualDiskFlatVer2BackingInfo:
 				at.uuid, at.thin = b.Uuid, b.ThinProvisioned != nil && *b.ThinProvisioned
+				if b.Parent != nil {
+					at.parent = l.link(b.Parent.FileName)
+				}
 				if b.DiskMode == "" {
 					b.DiskMode = string(types.VirtualDiskModePersistent)
 				}
@@ -271,37 +307,11 @@ func (l *Lab) adopt(
 		}
 	}
 	vm.Config.ExtraConfig = config
-	labelDisks(devices)
+	labelDevices(devices, order)
 	l.setDevices(ctx, vm, devices)
 	l.summarize(ctx, vm)
 	l.refreshLayout(ctx, vm, st)
 	return nil
-}
-
-// labelDisks gives new disks the labels that vSphere gives them, "Hard disk 1" and so on, for govcsim's "disk-1000-0".
-func labelDisks(devices []types.BaseVirtualDevice) {
-	used := map[string]bool{}
-	var unnamed []*types.Description
-	for _, disk := range disks(devices) {
-		description := &types.Description{}
-		if disk.DeviceInfo != nil {
-			*description = *disk.DeviceInfo.GetDescription()
-		}
-		disk.DeviceInfo = description
-		if description.Label == "" || strings.HasPrefix(description.Label, "disk-") {
-			unnamed = append(unnamed, description)
-		} else {
-			used[description.Label] = true
-		}
-	}
-	number := 1
-	for _, description := range unnamed {
-		for used[fmt.Sprintf("Hard disk %d", number)] {
-			number++
-		}
-		description.Label = fmt.Sprintf("Hard disk %d", number)
-		used[description.Label] = true
-	}
 }
 
 // usedElsewhere tells whether another VM has made the link.
@@ -331,15 +341,15 @@ func sortLike(devices, order []types.BaseVirtualDevice) []types.BaseVirtualDevic
 	return sorted
 }
 
-// nextVmdk is the first free "[ds] folder/NAME.vmdk", "NAME_1.vmdk", … in a VM's folder.
-func (l *Lab) nextVmdk(ctx *simulator.Context, folder, name string) string {
+// nextVmdk is the first free "[ds] folder/NAME.vmdk", "NAME_1.vmdk", … in a VM's folder; soon are names that are given away.
+func (l *Lab) nextVmdk(ctx *simulator.Context, folder, name string, soon map[string]bool) string {
 	for n := 0; ; n++ {
 		file := name + ".vmdk"
 		if n > 0 {
 			file = fmt.Sprintf("%s_%d.vmdk", name, n)
 		}
 		at := path.Join(folder, file)
-		if l.link(at) != nil {
+		if l.link(at) != nil || soon[at] {
 			continue
 		}
 		if _, fault := l.resolve(ctx, at); fault != nil {

@@ -11,12 +11,21 @@ func localized(text string) []types.LocalizableMessage {
 	return []types.LocalizableMessage{{Key: "msg.lab", Message: text}}
 }
 
-// fileLocked is what an operation meets that needs a disk which another one holds open.
+// fileLocked is what an operation on files meets when another one holds the file open.
 func fileLocked(file string) types.BaseMethodFault {
 	f := &types.FileLocked{}
 	f.File = file
-	f.FaultMessage = localized(fmt.Sprintf("Failed to lock the file %s", file))
+	f.FaultMessage = localized(fmt.Sprintf("Unable to access file %s since it is locked", file))
 	return f
+}
+
+// message is one entry of a fault's chain, with numbered arguments as vSphere has them.
+func message(key, text string, args ...string) types.LocalizableMessage {
+	m := types.LocalizableMessage{Key: key, Message: text}
+	for i, arg := range args {
+		m.Arg = append(m.Arg, types.KeyAnyValue{Key: fmt.Sprint(i + 1), Value: arg})
+	}
+	return m
 }
 
 func genericConfig(reason string) types.BaseMethodFault {

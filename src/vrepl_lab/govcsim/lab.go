@@ -36,12 +36,14 @@ type Lab struct {
 	open     int
 	stores   map[string]*datastore // by name
 	prepared map[string]string     // moref value -> identity that disabled relocation
+	uses     map[string][]use      // by moref value of the running VM
 	spaceAt  time.Time
 
 	nfc     map[string]*nfcHost // by host name
 	nfcPort int
 	library *labSettings // what libvixDiskLib obeys
 	calls   callCounter
+	watched watched
 
 	networks sync.Mutex // held while switches and port groups change
 	powerOns *gates
@@ -323,6 +325,7 @@ func commas(n int64) string {
 func (l *Lab) setDevices(ctx *simulator.Context, vm *simulator.VirtualMachine, devices []types.BaseVirtualDevice) {
 	wireControllers(devices)
 	ctx.Update(vm, []types.PropertyChange{{Name: "config.hardware.device", Val: devices}})
+	l.noteUses(vm)
 }
 
 // wireControllers fills each controller's list of devices.

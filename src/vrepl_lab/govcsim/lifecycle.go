@@ -2,6 +2,8 @@ package main
 
 import (
 	"os"
+	"path"
+	"strings"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
@@ -23,6 +25,8 @@ func (m *vmMethods) DestroyTask(ctx *simulator.Context, req *types.Destroy_Task)
 	return &methods.Destroy_TaskBody{Res: &types.Destroy_TaskResponse{Returnval: ref}}
 }
 
+// destroy takes a VM off the inventory and deletes its own files. Strangers' files in its folder stay, and the folder with
+// them. The caller holds the locks.
 func (l *Lab) destroy(ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState) types.BaseMethodFault {
 	if vm.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOff {
 		return &types.InvalidPowerState{
@@ -30,41 +34,66 @@ func (l *Lab) destroy(ctx *simulator.Context, vm *simulator.VirtualMachine, st *
 		}
 	}
 	mine := l.owned(vm.Self.Value)
-	for _, at := range mine {
-		if l.anyHandle(at) {
-			return fileLocked(at.dsPath)
-		}
-		for _, over := range l.children(at) {
-			if over.owner != vm.Self.Value {
-				return &types.ResourceInUse{Type: "VirtualDisk", Name: at.dsPath}
-			}
-		}
+	if fault := l.vmLocked(vm, mine); fault != nil {
+		return fault
 	}
-	hot := map[string]bool{} // disks of other VMs that HotAdd left here are not this VM's to delete
-	for _, disk := range disks(vm.Config.Hardware.Device) {
+	for _, disk := range disks(vm.Config.Hardware.Device) { // disks of other VMs that HotAdd left here stay
 		if at := l.link(diskPath(disk)); at != nil && at.owner != vm.Self.Value {
-			hot[at.dsPath] = true
 			l.detached(at, vm.Self)
 		}
 	}
-	for value := range st.snapshots {
-		ctx.Map.Remove(ctx, types.ManagedObjectReference{Type: "VirtualMachineSnapshot", Value: value})
+	files := append(homeFiles(vm), snapshotFiles(st)...)
+	if len(mine) > 0 && l.isVSAN(storeOf(vmFolder(vm))) { // there a folder is one object, under another name
+		defer os.RemoveAll(path.Dir(mine[0].stem))
 	}
-	for _, t := range st.trackers {
-		_ = os.Remove(t.file)
-	}
-	res := vm.DestroyTask(ctx, &types.Destroy_Task{This: vm.Self}).(*methods.Destroy_TaskBody)
-	if _, fault := inner(ctx, res.Res.Returnval); fault != nil {
+	home := vmFolder(vm)
+	if fault := l.unregister(ctx, vm, st); fault != nil {
 		return fault
 	}
+	for _, t := range st.trackers {
+		t.remove()
+	}
+	for _, s := range st.snapshots {
+		for _, d := range s.disks {
+			if d.table != "" {
+				_ = os.Remove(d.table)
+			}
+		}
+	}
 	for _, at := range mine {
+		clones := l.foreignChildren(at, vm.Self.Value)
+		if len(clones) > 0 && l.config().CloneGuard {
+			at.owner = clones[0].owner
+			continue
+		}
+		l.orphan(clones, "The parent of this virtual disk, "+at.dsPath+", could not be opened: file not found")
 		if err := l.dropLink(at); err != nil {
 			return systemError(err)
 		}
 	}
+	for _, at := range mine {
+		if folder := path.Dir(at.dsPath); folder != home && !strings.HasSuffix(folder, "]") {
+			_ = l.removeFiles(nil, folder)
+		}
+	}
+	if err := l.removeFiles(files, home); err != nil {
+		return systemError(err)
+	}
+	return nil
+}
+
+// unregister takes a VM and its snapshots off the inventory.
+func (l *Lab) unregister(ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState) types.BaseMethodFault {
+	if res := vm.UnregisterVM(ctx, &types.UnregisterVM{This: vm.Self}); res.Fault() != nil {
+		return res.Fault().VimFault().(types.BaseMethodFault)
+	}
+	for value := range st.snapshots {
+		ctx.Map.Remove(ctx, types.ManagedObjectReference{Type: "VirtualMachineSnapshot", Value: value})
+	}
 	l.mu.Lock()
 	delete(l.vms, vm.Self.Value)
 	delete(l.prepared, vm.Self.Value)
+	delete(l.uses, vm.Self.Value)
 	l.mu.Unlock()
 	return nil
 }
@@ -82,25 +111,27 @@ func (l *Lab) owned(owner string) []*link {
 	return all
 }
 
-// UnregisterVM takes a VM off the inventory; its files stay and can be attached to another one.
+// UnregisterVM takes a VM off the inventory. Its files stay: its disks can be attached to another VM, and RegisterVM_Task
+// brings it back from its .vmx as it was.
 func (m *vmMethods) UnregisterVM(ctx *simulator.Context, req *types.UnregisterVM) soap.HasFault {
 	l, vm := m.lab, m.lab.vm(req.This)
 	own := l.context()
-	var res soap.HasFault
-	own.WithLock(vm, func() { res = vm.UnregisterVM(own, req) })
-	if res.Fault() == nil {
-		for _, at := range l.owned(vm.Self.Value) {
-			at.owner = ""
+	st := l.state(vm.Self)
+	st.data.Lock()
+	defer st.data.Unlock()
+	var fault types.BaseMethodFault
+	own.WithLock(vm, func() {
+		if fault = l.writeVMX(own, vm, st); fault == nil {
+			fault = l.unregister(own, vm, st)
 		}
-		st := l.state(vm.Self)
-		for value := range st.snapshots {
-			own.Map.Remove(own, types.ManagedObjectReference{Type: "VirtualMachineSnapshot", Value: value})
-		}
-		l.mu.Lock()
-		delete(l.vms, vm.Self.Value)
-		l.mu.Unlock()
+	})
+	if fault != nil {
+		return &methods.UnregisterVMBody{Fault_: simulator.Fault(faultText(fault), fault)}
 	}
-	return res
+	for _, at := range l.owned(vm.Self.Value) {
+		at.owner = ""
+	}
+	return &methods.UnregisterVMBody{Res: new(types.UnregisterVMResponse)}
 }
 
 // RenameTask is Rename_Task: the name changes in the inventory and in the configuration, files keep theirs.

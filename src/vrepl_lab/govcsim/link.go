@@ -37,6 +37,7 @@ type link struct {
 	owner    string // moref value of the VM that made it
 	uuid     string // of the virtual disk, the same along the chain
 	released bool   // the snapshot that froze it is gone; guarded by Lab.mu
+	broken   string // why it cannot be opened: its parent was changed, or is gone; guarded by Lab.mu
 }
 
 func (l *link) flat() string       { return l.stem + "-flat.vmdk" }

@@ -29,11 +29,8 @@ func (l *Lab) powerOn(ctx *simulator.Context, vm *simulator.VirtualMachine, st *
 			fault = &types.NotSupported{}
 			return
 		}
-		for _, leaf := range l.leafs(vm) {
-			if l.anyHandle(leaf) {
-				fault = fileLocked(leaf.dsPath)
-				return
-			}
+		if fault = l.mayOpen(vm); fault != nil {
+			return
 		}
 		if fault = l.room(ctx, vm); fault != nil {
 			return
@@ -110,6 +107,7 @@ func (l *Lab) powerOff(ctx *simulator.Context, vm *simulator.VirtualMachine) typ
 	wireControllers(vm.Config.Hardware.Device)
 	l.state(vm.Self).fresh()
 	bootTime(ctx, vm, false)
+	l.noteUses(vm)
 	l.setTools(ctx, vm, false)
 	return nil
 }

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"os"
-
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -29,6 +27,9 @@ func (l *Lab) reconfigure(
 	ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState, req *types.ReconfigVM_Task,
 ) types.BaseMethodFault {
 	spec := &req.Spec
+	if fault := l.mayChange(vm, spec); fault != nil {
+		return fault
+	}
 	if track := spec.ChangeTrackingEnabled; track != nil && *track && hardwareVersion(vm.Config.Version) < 7 {
 		return &types.NotSupported{}
 	}
@@ -37,6 +38,7 @@ func (l *Lab) reconfigure(
 	}
 	before := vm.Config.Hardware.Device
 	was := l.leafs(vm)
+	soon := map[string]bool{}
 	grow := map[int32]int64{}
 	destroy := map[int32]bool{}
 	gone := map[int32]bool{}
@@ -50,7 +52,8 @@ func (l *Lab) reconfigure(
 		switch c.Operation {
 		case types.VirtualDeviceConfigSpecOperationAdd:
 			if b := disk.Backing.(types.BaseVirtualDeviceFileBackingInfo).GetVirtualDeviceFileBackingInfo(); b.FileName == "" {
-				b.FileName = l.nextVmdk(ctx, vmFolder(vm), vm.Config.Name)
+				b.FileName = l.nextVmdk(ctx, vmFolder(vm), vm.Config.Name, soon)
+				soon[b.FileName] = true
 			}
 		case types.VirtualDeviceConfigSpecOperationRemove:
 			if leaf != nil && !l.hotAdded(leaf, vm.Self) && l.anyHandle(leaf) {
@@ -67,8 +70,8 @@ func (l *Lab) reconfigure(
 			if size == leaf.capacity {
 				break
 			}
-			if size < leaf.capacity || size%512 != 0 || leaf.parent != nil || frozen(st, leaf) {
-				return badDevice(i, "capacityInKB")
+			if fault := l.mayResize(vm, st, leaf, size, i); fault != nil {
+				return fault
 			}
 			if l.anyHandle(leaf) {
 				return fileLocked(leaf.dsPath)
@@ -104,7 +107,7 @@ func (l *Lab) reconfigure(
 	}
 	for key := range gone {
 		if t := st.trackers[key]; t != nil {
-			_ = os.Remove(t.file)
+			t.remove()
 			delete(st.trackers, key)
 		}
 		leaf := was[key]

@@ -75,7 +75,7 @@ func (l *Lab) revertLocked(
 		return fileLocked(file)
 	}
 	for key, leaf := range old {
-		if state.disks[key] != nil && l.anyHandle(leaf) {
+		if state.disks[key] != nil && l.held(leaf, vm.Self.Value) {
 			return fileLocked(leaf.dsPath)
 		}
 	}
@@ -131,6 +131,7 @@ func (l *Lab) revertLocked(
 	})
 	if power != vm.Runtime.PowerState {
 		setPower(ctx, vm, power)
+		l.noteUses(vm)
 		l.setTools(ctx, vm, power == types.VirtualMachinePowerStatePoweredOn && st.tools)
 	}
 	l.summarize(ctx, vm)
@@ -179,58 +180,8 @@ func (l *Lab) summarize(ctx *simulator.Context, vm *simulator.VirtualMachine) {
 	ctx.Update(vm, []types.PropertyChange{{Name: "network", Val: networks}, {Name: "summary.config", Val: c}})
 }
 
-// refreshLayout brings layoutEx and the storage summary up to the files as they are: sizes are what is allocated.
-// The caller holds the VM's lock.
-func (l *Lab) refreshLayout(ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState) {
-	vm.RefreshStorageInfo(ctx, nil)
-	var committed, total int64
-	sizes := map[string]int64{}
-	l.mu.Lock()
-	mine := map[*link]bool{}
-	for _, at := range l.links {
-		if at.owner == vm.Self.Value {
-			mine[at] = true
-		}
-	}
-	l.mu.Unlock()
-	for at := range mine {
-		n := at.allocated()
-		committed += n
-		sizes[flatName(at.dsPath)] = n
-	}
-	for _, disk := range disks(vm.Config.Hardware.Device) {
-		total += disk.CapacityInBytes
-	}
-	for i := range vm.LayoutEx.File {
-		if n, ok := sizes[vm.LayoutEx.File[i].Name]; ok {
-			vm.LayoutEx.File[i].Size, vm.LayoutEx.File[i].UniqueSize = n, n
-		}
-	}
-	left := max(total-committed, 0)
-	vm.Summary.Storage = &types.VirtualMachineStorageSummary{
-		Committed: committed, Uncommitted: left, Unshared: committed, Timestamp: time.Now(),
-	}
-	for i := range vm.Storage.PerDatastoreUsage {
-		u := &vm.Storage.PerDatastoreUsage[i]
-		ds, _ := ctx.Map.Get(u.Datastore).(*simulator.Datastore)
-		u.Committed, u.Unshared, u.Uncommitted = 0, 0, 0
-		for at := range mine {
-			if ds != nil && storeOf(at.dsPath) == ds.Name {
-				n := sizes[flatName(at.dsPath)]
-				u.Committed += n
-				u.Unshared += n
-			}
-		}
-		if i == 0 {
-			u.Uncommitted = left
-		}
-	}
-}
-
-func flatName(dsPath string) string { return dsPath[:len(dsPath)-len(".vmdk")] + "-flat.vmdk" }
-
 // shadow is the base of the objects that Registry.Handler sends calls to instead of govcsim's own objects.
-// It locks nothing: the methods take the locks that they need. See DESIGN section 12.
+// It locks nothing: the methods take the locks that they need. See docs/lab-internals.md.
 type shadow struct {
 	mo.ExtensibleManagedObject
 }

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net/http"
-	"os"
 	"sync"
 	"time"
 
@@ -125,7 +123,7 @@ func (l *Lab) losePower(r *http.Request) (any, error) {
 		return nil, err
 	}
 	for _, t := range st.trackers {
-		if err := t.forgetPresent(); err != nil {
+		if err := t.forget(); err != nil {
 			return nil, err
 		}
 	}
@@ -145,56 +143,4 @@ func (l *Lab) afterPowerLoss(st *vmState) error {
 		}
 	}
 	return nil
-}
-
-// forgetPresent drops the changes of the present epoch, which no snapshot holds yet.
-func (t *tracker) forgetPresent() error {
-	data, err := os.ReadFile(t.file)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(t.file, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	epoch := uint32(binary.LittleEndian.Uint64(data[16:]))
-	for at := ctkHeader; at+4 <= len(data); at += 4 {
-		if binary.LittleEndian.Uint32(data[at:]) == epoch {
-			if _, err := f.WriteAt(make([]byte, 4), int64(at)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// childrenToMerge are the links over this one that consolidation knows of: the VM's own. Linked clones stand on it, too,
-// but vSphere guards them not (clone_guard does).
-func (l *Lab) childrenToMerge(at *link) []*link {
-	all := l.children(at)
-	if l.config().CloneGuard {
-		return all
-	}
-	var own []*link
-	for _, over := range all {
-		if over.owner == at.owner {
-			own = append(own, over)
-		}
-	}
-	if len(own) == 0 {
-		return all
-	}
-	return own
-}
-
-// ownChildren counts the links over this one that belong to the same VM. The caller holds Lab.mu.
-func (l *Lab) ownChildren(at *link) int {
-	n := 0
-	for _, over := range l.links {
-		if over.parent == at && over.owner == at.owner {
-			n++
-		}
-	}
-	return n
 }

@@ -22,6 +22,9 @@ func (l *Lab) install(registry *simulator.Registry) {
 		"VirtualMachineSnapshot": &snapshotMethods{lab: l},
 		"Folder":                 &folderMethods{lab: l},
 		"Datastore":              &datastoreMethods{lab: l},
+		"FileManager":            &fileMethods{lab: l},
+		"VirtualDiskManager":     &diskMethods{lab: l},
+		"HostDatastoreBrowser":   &browserMethods{lab: l},
 		"AuthorizationManager":   &authorizationMethods{lab: l},
 		"ServiceInstance":        &instanceMethods{lab: l},
 		"EnvironmentBrowser":     &environmentMethods{lab: l},
@@ -35,7 +38,7 @@ func (l *Lab) install(registry *simulator.Registry) {
 		reflect.ValueOf(obj).Elem().FieldByName("Self").Set(reflect.ValueOf(self))
 		registry.Put(obj)
 	}
-	registry.AddHandler(&newcomers{})
+	registry.AddHandler(&newcomers{watched: &l.watched})
 	l.installNFCService(registry)
 	registry.Handler = func(ctx *simulator.Context, method *simulator.Method) (mo.Reference, types.BaseMethodFault) {
 		if ctx.Session == nil {
@@ -43,6 +46,9 @@ func (l *Lab) install(registry *simulator.Registry) {
 		}
 		if fault := l.permitted(method); fault != nil {
 			return nil, fault
+		}
+		if req, ok := method.Body.(*types.CreateFilter); ok {
+			l.watched.note(&req.Spec)
 		}
 		if strings.HasPrefix(method.Name, "Retrieve") || strings.HasPrefix(method.Name, "WaitForUpdates") {
 			l.refreshSpace(false)
@@ -71,8 +77,12 @@ func (l *Lab) install(registry *simulator.Registry) {
 	}
 }
 
-// newcomers gives every VM, those made later too, the runtime fields that pyVmomi requires and govcsim leaves empty.
-type newcomers struct{ mo.ExtensibleManagedObject }
+// newcomers gives every VM, those made later too, the runtime fields that pyVmomi requires and govcsim leaves empty; and
+// it tells filters the leaves under what is assigned.
+type newcomers struct {
+	mo.ExtensibleManagedObject
+	watched *watched
+}
 
 // Reference names the handler in the registry.
 func (*newcomers) Reference() types.ManagedObjectReference {
@@ -91,8 +101,10 @@ func (*newcomers) PutObject(_ *simulator.Context, obj mo.Reference) {
 	}
 }
 
-// UpdateObject does nothing.
-func (*newcomers) UpdateObject(*simulator.Context, mo.Reference, []types.PropertyChange) {}
+// UpdateObject tells the leaves.
+func (n *newcomers) UpdateObject(ctx *simulator.Context, obj mo.Reference, changes []types.PropertyChange) {
+	n.watched.tellLeaves(ctx, obj, changes)
+}
 
 // RemoveObject does nothing.
 func (*newcomers) RemoveObject(*simulator.Context, types.ManagedObjectReference) {}

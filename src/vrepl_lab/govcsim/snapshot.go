@@ -94,6 +94,11 @@ func (l *Lab) maySnapshot(vm *simulator.VirtualMachine, memory, quiesce *bool) t
 	if file := l.openForWriting(l.leafs(vm)); file != "" {
 		return fileLocked(file)
 	}
+	for _, u := range l.usesOf(vm.Config.Hardware.Device) {
+		if file := l.usedByOther(u, vm.Self.Value); file != "" {
+			return fileLocked(file)
+		}
+	}
 	for _, disk := range disks(vm.Config.Hardware.Device) {
 		if _, sharing, _ := backingFacts(disk); sharing == string(types.VirtualDiskSharingSharingMultiWriter) {
 			return genericConfig("Snapshots are not supported for a virtual machine with a multi-writer disk: " + diskPath(disk))
@@ -211,7 +216,7 @@ func (l *Lab) startTracking(vm *simulator.VirtualMachine, st *vmState) error {
 // stopTracking forgets the tables of a VM.
 func (l *Lab) stopTracking(st *vmState) {
 	for key, t := range st.trackers {
-		_ = os.Remove(t.file)
+		t.remove()
 		delete(st.trackers, key)
 	}
 }
@@ -348,7 +353,6 @@ func (l *Lab) removeSnapshots(
 				}
 				delete(st.snapshots, ref.Value)
 			}
-			dropSnapshotLayout(vm, ref)
 			ctx.Map.Remove(ctx, ref)
 		}
 		l.refreshLayout(ctx, vm, st)
@@ -374,22 +378,6 @@ func snapshotFile(vm *simulator.VirtualMachine, ref types.ManagedObjectReference
 		}
 	}
 	return ""
-}
-
-// dropSnapshotLayout takes a snapshot out of the VM's layout. The caller holds the VM's lock.
-func dropSnapshotLayout(vm *simulator.VirtualMachine, ref types.ManagedObjectReference) {
-	for i, s := range vm.Layout.Snapshot {
-		if s.Key == ref {
-			vm.Layout.Snapshot = append(vm.Layout.Snapshot[:i:i], vm.Layout.Snapshot[i+1:]...)
-			break
-		}
-	}
-	for i, s := range vm.LayoutEx.Snapshot {
-		if s.Key == ref {
-			vm.LayoutEx.Snapshot = append(vm.LayoutEx.Snapshot[:i:i], vm.LayoutEx.Snapshot[i+1:]...)
-			break
-		}
-	}
 }
 
 // folderFile is the file behind "[ds] folder/file" of a datastore whose folders have their own names.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -39,7 +38,7 @@ func (l *Lab) trackDisks(vm *simulator.VirtualMachine, st *vmState, spec *types.
 			}
 		}
 		if t := st.trackers[disk.Key]; t != nil && !l.tracks(st, disk.Key) {
-			_ = os.Remove(t.file)
+			t.remove()
 			delete(st.trackers, disk.Key)
 		}
 	}

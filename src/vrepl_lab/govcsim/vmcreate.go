@@ -152,33 +152,3 @@ func (l *Lab) pickHost(ctx *simulator.Context, store string) (*types.ManagedObje
 	}
 	return nil, &types.InvalidDatastore{Name: store}
 }
-
-// RegisterVMTask is RegisterVM_Task: govcsim's own, as long as a host and a datastore are there.
-func (m *folderMethods) RegisterVMTask(ctx *simulator.Context, req *types.RegisterVM_Task) soap.HasFault {
-	l := m.lab
-	ref := l.run(req.This, req.Name, "RegisterVM_Task",
-		func(ctx *simulator.Context, _ *Task) (types.AnyType, types.BaseMethodFault) {
-			folder, ok := ctx.Map.Get(req.This).(*simulator.Folder)
-			if !ok {
-				return nil, &types.ManagedObjectNotFound{Obj: req.This}
-			}
-			store := storeOf(req.Path)
-			if req.Host == nil {
-				host, fault := l.pickHost(ctx, store)
-				if fault != nil {
-					return nil, fault
-				}
-				req.Host = host
-			}
-			if fault := l.mounted(ctx, *req.Host, store); fault != nil {
-				return nil, fault
-			}
-			res := folder.RegisterVMTask(ctx, req).(*methods.RegisterVM_TaskBody)
-			result, fault := inner(ctx, res.Res.Returnval)
-			if fault != nil {
-				return nil, fault
-			}
-			return result, nil
-		})
-	return &methods.RegisterVM_TaskBody{Res: &types.RegisterVM_TaskResponse{Returnval: ref}}
-}

@@ -32,6 +32,7 @@ var wrappers = map[string][2]string{
 	"RevertToCurrentSnapshot_Task": {wrapperRevert, "reverting to a snapshot"},
 	"ConsolidateVMDisks_Task":      {wrapperCompact, "consolidating disks"},
 	"PowerOnVM_Task":               {keyNoBackEnd, ""},
+	"hot-add":                      {keyNoBackEnd, ""}, // what ReconfigVM_Task meets that adds a disk to a running VM
 }
 
 // wrapped is a fault as ESXi gives it: the type is a general one, and the cause stands in the messages' keys.
