@@ -10,8 +10,8 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// fileMethods are the methods of FileManager that the lab does in govcsim's place: what touches disks.
-type fileMethods struct {
+// datastoreFileMethods are the methods of FileManager that the lab does in govcsim's place: what touches disks.
+type datastoreFileMethods struct {
 	shadow
 	lab *Lab
 }
@@ -23,7 +23,7 @@ type diskMethods struct {
 }
 
 // DeleteDatastoreFileTask is DeleteDatastoreFile_Task: files that somebody has open stay.
-func (m *fileMethods) DeleteDatastoreFileTask(
+func (m *datastoreFileMethods) DeleteDatastoreFileTask(
 	ctx *simulator.Context, req *types.DeleteDatastoreFile_Task,
 ) soap.HasFault {
 	l := m.lab
@@ -53,7 +53,7 @@ func (m *fileMethods) DeleteDatastoreFileTask(
 }
 
 // MoveDatastoreFileTask is MoveDatastoreFile_Task, of a file or a folder: disks in it are found in the new place.
-func (m *fileMethods) MoveDatastoreFileTask(ctx *simulator.Context, req *types.MoveDatastoreFile_Task) soap.HasFault {
+func (m *datastoreFileMethods) MoveDatastoreFileTask(ctx *simulator.Context, req *types.MoveDatastoreFile_Task) soap.HasFault {
 	l := m.lab
 	ref := l.run(l.datacenter, "", "MoveDatastoreFile_Task",
 		func(ctx *simulator.Context, _ *Task) (types.AnyType, types.BaseMethodFault) {
@@ -79,7 +79,7 @@ func (m *fileMethods) MoveDatastoreFileTask(ctx *simulator.Context, req *types.M
 }
 
 // CopyDatastoreFileTask is CopyDatastoreFile_Task; a disk that it is asked to copy becomes one.
-func (m *fileMethods) CopyDatastoreFileTask(ctx *simulator.Context, req *types.CopyDatastoreFile_Task) soap.HasFault {
+func (m *datastoreFileMethods) CopyDatastoreFileTask(ctx *simulator.Context, req *types.CopyDatastoreFile_Task) soap.HasFault {
 	l := m.lab
 	ref := l.run(l.datacenter, "", "CopyDatastoreFile_Task",
 		func(ctx *simulator.Context, _ *Task) (types.AnyType, types.BaseMethodFault) {

@@ -22,7 +22,7 @@ func (l *Lab) install(registry *simulator.Registry) {
 		"VirtualMachineSnapshot": &snapshotMethods{lab: l},
 		"Folder":                 &folderMethods{lab: l},
 		"Datastore":              &datastoreMethods{lab: l},
-		"FileManager":            &fileMethods{lab: l},
+		"FileManager":            &datastoreFileMethods{lab: l},
 		"VirtualDiskManager":     &diskMethods{lab: l},
 		"HostDatastoreBrowser":   &browserMethods{lab: l},
 		"AuthorizationManager":   &authorizationMethods{lab: l},
