@@ -258,3 +258,45 @@ def test_a_terminal_without_utf_8_gets_what_it_can_show(folder: Path, extra: lis
     assert done.returncode == 0, done.stderr
     if extra:
         assert json.loads(done.stdout)["jobs"][0]["vms"] == ["größe → 1"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config", "other.toml", "status", "--json"],
+        ["status", "--json", "--config", "other.toml"],
+        ["--json", "status", "--config", "other.toml"],
+    ],
+)
+def test_options_of_vrepl_stand_before_a_command_or_behind_it(folder: Path, arguments: list[str]) -> None:
+    (folder / "vrepl.toml").rename(folder / "other.toml")
+    assert json.loads(run(*arguments).stdout)["version"] == 1
+    assert run("config", "validate", "--log-file", "log", "-v", "--config", "other.toml").exit_code == 0
+    assert (folder / "log").exists()
+
+
+def complete(*words: str) -> list[str]:
+    """What Tab offers in bash for the last of these words."""
+    environment = {
+        "_VREPL_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(["vrepl", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    said = CliRunner().invoke(main, [], prog_name="vrepl", env=environment).stdout
+    return [line.partition(",")[2] for line in said.splitlines() if line]
+
+
+def test_tab_offers_names(folder: Path) -> None:
+    record = ReplicaRecord(replica_id("prod", "u"), "prod", "u", "web-01", "dr", "t", "web-01-replica", "demo")
+    Repository.open(folder / "repository").create_replica(record)
+    assert complete("replicate", "") == ["demo"]
+    assert complete("vms", "p") == ["prod"]
+    assert complete("plan", "--vm", "w") == complete("verify", "w") == ["web-01"]
+    assert "--nagios" in complete("status", "--n")
+    (folder / "vrepl.toml").write_text("nonsense")
+    assert complete("replicate", "") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str) -> None:
+    assert "_VREPL_COMPLETE" in run("completion", shell).stdout

@@ -15,6 +15,7 @@ from vrepl.model import Consistency, TransferKind
 from vrepl.ports import TransferProgress
 from vrepl.report import console
 from vrepl.report import format as words
+from vrepl.report.flow import Flow
 from vrepl.report.model import DiskReport, ErrorReport, Result, RunReport, SideTransport, VmReport
 from vrepl.report.progress import LogProgress
 
@@ -173,9 +174,59 @@ def test_progress_without_a_terminal_is_a_line_per_interval() -> None:
     for settled in (1, 2, 3, 4):
         view.disk_progress("web-01", 0, TransferProgress(8 << 20, settled << 20, settled << 20, 0))
     assert out.getvalue().splitlines() == [
-        "web-01 disk 0 full: 2 MiB of 8 MiB (25 %), read 68.3 KiB/s",
-        "web-01 disk 0 full: 4 MiB of 8 MiB (50 %), read 67.1 KiB/s",
+        "web-01: disk 0 (Hard disk 1): full, first run",
+        "web-01 disk 0: 2 MiB of 8 MiB (25 %), 68.3 KiB/s, 1 min 30 s left",
+        "web-01 disk 0: 4 MiB of 8 MiB (50 %), 67.1 KiB/s, 1 min 01 s left",
     ]
+
+
+def test_without_a_terminal_each_vm_is_a_line_per_start_step_and_finish() -> None:
+    out = io.StringIO()
+    view = LogProgress(30.0, out)
+    view.run_started("r1", "demo", ["web-01"])
+    view.vm_step("web-01", "source snapshot")
+    view.vm_finished(vm())
+    assert out.getvalue().splitlines()[:2] == ["job demo, run r1: web-01", "web-01: source snapshot"]
+    assert out.getvalue().splitlines()[2].startswith("web-01: success, restore point ")
+    assert "\x1b" not in out.getvalue()
+
+
+def test_what_is_left_is_told_of_what_moves_and_not_of_capacity() -> None:
+    now = [0.0]
+    flow = Flow(lambda: now[0])
+    flow.step("a", "transfer")
+    for disk in (0, 1):
+        flow.disk_started("a", disk, "incremental")
+    now[0] = 10.0
+    flow.disk_progress("a", 0, TransferProgress(planned=40 << 20, settled=10 << 20))
+    flow.disk_progress("a", 1, TransferProgress(planned=60 << 20, settled=30 << 20))
+    assert str(flow.total()) == "40 MiB of 100 MiB (40 %), 4 MiB/s, 15 s left"
+    assert flow.lines() == [
+        "a: transfer",
+        "a disk 0 incremental: 10 MiB of 40 MiB (25 %), 1 MiB/s, 30 s left",
+        "a disk 1 incremental: 30 MiB of 60 MiB (50 %), 3 MiB/s, 10 s left",
+        "in all: 40 MiB of 100 MiB (40 %), 4 MiB/s, 15 s left",
+    ]
+    flow.finished("a")
+    assert flow.total().planned == 100 << 20
+    assert flow.lines()[0].startswith("in all: ")
+
+
+def test_a_bottleneck_is_only_named_where_something_waited() -> None:
+    idle = vm()
+    for disk in idle.disks:
+        disk.seconds, disk.waits = 100.0, {"source": 0.2, "target": 0.1}
+    assert report(idle).bottleneck() == {}
+
+
+def test_replicate_and_report_agree() -> None:
+    """What is shown at once, and what is read back from the repository, hour for hour and rate for rate."""
+    one = vm()
+    one.disks[0].seconds = 0.00042
+    made = report(one)
+    made.finished = START + dt.timedelta(seconds=12.6)
+    assert render(RunReport.from_json(made.to_json())) == render(made)
+    assert "in 13 s" in render(made)
 
 
 @pytest.mark.parametrize(

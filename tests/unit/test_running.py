@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from vrepl.cli import running
+from vrepl.cli.state import State
 from vrepl.config import LoadedConfig, parse
 from vrepl.errors import ConnectionFailedError, DiskError, InterruptedRunError, LockedError, NotFoundError
 from vrepl.report.model import ErrorReport, Result, RunReport, VmReport
@@ -184,6 +186,20 @@ def test_a_signal_asks_for_a_stop_and_leaves_the_handlers_as_they_were(number: s
         assert asked.wait(5)
     assert stopped.is_set()
     assert signal.getsignal(number) is before
+
+
+def test_sigusr1_tells_where_a_run_is(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with running.events_for(State()) as events:
+        events.vm_step("web-01", "transfer")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        deadline = time.monotonic() + 10
+        said = ""
+        while said.count("web-01: transfer") < 2 and time.monotonic() < deadline:
+            said += capfd.readouterr().err
+            time.sleep(0.01)
+    assert said.count("web-01: transfer\n") == 2
+    assert signal.getsignal(signal.SIGUSR1) is before
 
 
 def test_the_third_signal_gives_up() -> None:

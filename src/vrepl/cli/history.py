@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vrepl.cli.completion import complete_jobs
 from vrepl.cli.damage import messages, warn_of
 from vrepl.cli.state import State, examples, json_option, pass_state
 from vrepl.errors import NotFoundError, RepositoryError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Runs, newest first.", epilog=examples("vrepl history", "vrepl history --job web --limit 50"))
-@click.option("--job", help="Only the runs of this job.")
+@click.option("--job", shell_complete=complete_jobs, help="Only the runs of this job.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many, newest first.")
 @json_option
 @pass_state

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vrepl.cli.completion import complete_sites
 from vrepl.cli.state import State, examples, json_option, pass_state
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="The VMs of a site.", epilog=examples("vrepl vms prod", "vrepl vms prod --json"))
-@click.argument("site")
+@click.argument("site", shell_complete=complete_sites)
 @json_option
 @pass_state
 def vms(state: State, site: str) -> None:

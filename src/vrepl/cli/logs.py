@@ -85,6 +85,12 @@ def stderr_is_the_journal() -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
+def log_line(text: str) -> None:
+    """A line of progress as a record of its own, at any verbosity: for logs that programs read."""
+    record = logging.LogRecord("vrepl.progress", logging.INFO, "", 0, "%s", (text,), None)
+    sys.stderr.write(JsonFormatter().format(record) + "\n")
+
+
 def set_up_logging(state: State) -> None:
     """Only vrepl's own loggers: those of HTTP libraries would write request bodies, passwords included."""
     logger = logging.getLogger("vrepl")

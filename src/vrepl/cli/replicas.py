@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vrepl.cli.completion import complete_replicas
 from vrepl.cli.damage import messages, warn_of
 from vrepl.cli.state import State, examples, json_option, pass_state
 from vrepl.errors import RepositoryError
@@ -57,7 +58,7 @@ def replicas(state: State) -> None:
     short_help="The restore points of a replica.",
     epilog=examples("vrepl restore-points web-01", "vrepl restore-points web-01 --json"),
 )
-@click.argument("vm")
+@click.argument("vm", shell_complete=complete_replicas)
 @json_option
 @pass_state
 def restore_points(state: State, vm: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vrepl.cli.completion import complete_jobs, complete_vms
 from vrepl.cli.parameters import DURATION
 from vrepl.cli.state import State, examples, json_option, pass_state
 from vrepl.cli.streams import say
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from vrepl.report.model import RunReport
 
 
+vm_option = click.option(
+    "--vm",
+    "vms",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=complete_vms,
+    help="Only this VM (may be given again).",
+)
 map_option = click.option(
     "--map",
     "mappings",
@@ -29,8 +38,10 @@ map_option = click.option(
 @click.command(
     short_help="What `replicate` would do, and why.", epilog=examples("vrepl plan", "vrepl plan web --vm web-01 --json")
 )
-@click.argument("jobs", metavar="[JOB]...", nargs=-1)
-@click.option("--vm", "vms", metavar="NAME", multiple=True, help="Only this VM (may be given again).")
+@click.argument("jobs", metavar="[JOB]...", nargs=-1, shell_complete=complete_jobs)
+@click.option(
+    "--vm", "vms", metavar="NAME", multiple=True, shell_complete=complete_vms, help="Only this VM (may be given again)."
+)
 @map_option
 @json_option
 @click.pass_context
@@ -55,8 +66,10 @@ def plan(
         "vrepl -q replicate web --lock-wait 10m --retry 2 --retry-wait 5m --json",
     ),
 )
-@click.argument("jobs", metavar="[JOB]...", nargs=-1)
-@click.option("--vm", "vms", metavar="NAME", multiple=True, help="Only this VM (may be given again).")
+@click.argument("jobs", metavar="[JOB]...", nargs=-1, shell_complete=complete_jobs)
+@click.option(
+    "--vm", "vms", metavar="NAME", multiple=True, shell_complete=complete_vms, help="Only this VM (may be given again)."
+)
 @map_option
 @click.option("--dry-run", is_flag=True, help="Show the plan, as `vrepl plan` does.")
 @click.option(

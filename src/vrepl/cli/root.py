@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from vrepl.cli.root_options import take_root_options
 from vrepl.cli.state import State
 from vrepl.cli.streams import hold_standard_streams, make_standard_streams_endure, say
 from vrepl.errors import EXIT_USAGE, ConfigError, InterruptedRunError, UsageError, VreplError
@@ -37,6 +38,7 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, lazy: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lazy = dict(lazy or {})
+        self._loaded: dict[str, click.Command] = {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self._lazy, *super().list_commands(ctx)]
@@ -46,7 +48,9 @@ class LazyGroup(click.Group):
         if target is None:
             return super().get_command(ctx, cmd_name)
         module, _, attribute = target.partition(":")
-        return _a_command(getattr(importlib.import_module(module), attribute))
+        if target not in self._loaded:
+            self._loaded[target] = _a_command(getattr(importlib.import_module(module), attribute))
+        return self._loaded[target]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -61,7 +65,7 @@ class LazyGroup(click.Group):
 
 def _a_command(found: object) -> click.Command:
     assert isinstance(found, click.Command)
-    return found
+    return take_root_options(found)
 
 
 class RootGroup(LazyGroup):
@@ -75,7 +79,10 @@ class RootGroup(LazyGroup):
         own = super().get_command(ctx, cmd_name)
         if own is not None:
             return own
-        return next((_a_command(entry.load()) for entry in _joined_commands() if entry.name == cmd_name), None)
+        for entry in _joined_commands():
+            if entry.name == cmd_name and cmd_name not in self._loaded:
+                self._loaded[cmd_name] = _a_command(entry.load())
+        return self._loaded.get(cmd_name)
 
     def main(
         self,

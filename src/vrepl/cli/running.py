@@ -7,11 +7,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from vrepl.cli.logs import log_line
 from vrepl.cli.root import error_to_json
 from vrepl.cli.streams import say
 from vrepl.config.references import near
@@ -245,13 +246,35 @@ def _leavings(folder: ReplicaFolder, site: str) -> Iterator[str]:
         yield f"{record.target_name or record.source_name}: the unfinished leaf, which is gone on with"
 
 
-def events_for(state: State) -> AbstractContextManager[EngineEvents]:
-    """What watches a run: nothing if quiet, bars on a terminal, log lines elsewhere."""
+@contextmanager
+def events_for(state: State) -> Iterator[EngineEvents]:
+    """What watches a run: nothing if quiet, bars on a terminal, lines elsewhere. SIGUSR1 makes it tell where it is."""
+    from vrepl.report.progress import LiveProgress, LogProgress
+
     if state.quiet:
         from vrepl.engine import SilentEvents
 
-        return nullcontext(SilentEvents())
-    from vrepl.report.progress import LiveProgress, LogProgress
-
+        with _told_on_request(lambda: None):
+            yield SilentEvents()
+        return
     live = sys.stderr.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
-    return LiveProgress() if live else LogProgress()
+    write = log_line if state.log_format == "json" else None
+    with LiveProgress() if live else LogProgress(write=write) as events, _told_on_request(events.tell_now):
+        yield events
+
+
+@contextmanager
+def _told_on_request(tell: Callable[[], None]) -> Iterator[None]:
+    """SIGUSR1 calls `tell`, from a thread of its own: the main thread may hold a lock that telling needs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        threading.Thread(target=tell, name="tell", daemon=True).start()
+
+    before = signal.signal(signal.SIGUSR1, asked)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)

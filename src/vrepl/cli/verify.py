@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vrepl.cli.completion import complete_replicas
 from vrepl.cli.state import State, examples, json_option, pass_state
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
         "vrepl verify", "vrepl verify web-01 --json", "vrepl verify web-01 --restore-point 20250301T220000Z-1a2b3c"
     ),
 )
-@click.argument("vms", metavar="[VM]...", nargs=-1)
+@click.argument("vms", metavar="[VM]...", nargs=-1, shell_complete=complete_replicas)
 @click.option("--restore-point", metavar="ID", help="This restore point of one VM; default: the newest.")
 @json_option
 @click.pass_context

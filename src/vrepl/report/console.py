@@ -129,9 +129,7 @@ def paragraph(out: Console, text: str) -> None:
 
 def show_run(out: Console, report: RunReport, *, with_errors: bool = True) -> None:
     """What a run did; `with_errors` False leaves failures to `show_errors`."""
-    took = ""
-    if report.started and report.finished:
-        took = f" in {words.duration((report.finished - report.started).total_seconds())}"
+    took = "" if report.seconds is None else f" in {words.duration(report.seconds)}"
     head = f"job {printable(report.job)}, run {report.id}: "
     out.print(Text.assemble(head, (report.result.value, STYLES[report.result]), took))
     disks = [(vm, disk) for vm in report.vms for disk in vm.disks]
@@ -142,7 +140,8 @@ def show_run(out: Console, report: RunReport, *, with_errors: bool = True) -> No
             gives_way=("Rate", "Transport", "Read", "How"),
         )  # fmt: skip
         for vm, disk in disks:
-            rate = words.rate(disk.bytes_read, disk.seconds) if disk.bytes_read and disk.seconds else "–"
+            seconds = round(disk.seconds or 0.0, 3)  # as the repository keeps it: `report` then says the same
+            rate = words.rate(disk.bytes_read, seconds) if disk.bytes_read and seconds else "–"
             figures.add_row(
                 vm.name,
                 str(disk.index),

@@ -17,6 +17,8 @@ from vrepl.errors import VreplError, exit_code_of_run
 from vrepl.model import Consistency, TransferKind
 
 FORMAT_VERSION = 1
+WORTH_NAMING = 0.05
+"""Share of the disks' time from which on waits have a place worth naming."""
 
 Json = dict[str, Any]
 
@@ -268,6 +270,13 @@ class RunReport:
         return exit_code_of_run(len(self.vms) - failed - self.count(Result.SKIPPED), failed, self.count(Result.SKIPPED))
 
     @property
+    def seconds(self) -> float | None:
+        """From the start to the end."""
+        if self.started is None or self.finished is None:
+            return None
+        return round((self.finished - self.started).total_seconds(), 3)
+
+    @property
     def bytes_read(self) -> int:
         return sum(disk.bytes_read or 0 for vm in self.vms for disk in vm.disks)
 
@@ -276,14 +285,16 @@ class RunReport:
         return sum(disk.bytes_moved or 0 for vm in self.vms for disk in vm.disks)
 
     def bottleneck(self) -> dict[str, float]:
-        """Share (0..1) of the measured waits per stage, greatest first; empty where nothing was measured."""
+        """Share (0..1) of the measured waits per stage, greatest first; empty where there was nothing to wait for."""
         total: dict[str, float] = {}
+        worked = 0.0
         for vm in self.vms:
             for disk in vm.disks:
+                worked += disk.seconds or 0.0
                 for stage, seconds in disk.waits.items():
                     total[stage] = total.get(stage, 0.0) + seconds
         whole = sum(total.values())
-        if whole <= 0:
+        if whole <= WORTH_NAMING * worked:
             return {}
         return {stage: total[stage] / whole for stage in sorted(total, key=lambda name: -total[name])}
 
@@ -311,6 +322,7 @@ class RunReport:
                 "job": self.job,
                 "started": time_to_json(self.started),
                 "finished": time_to_json(self.finished),
+                "seconds": self.seconds,
                 "result": self.result.value,
                 "bytes_read": None if self.id is None else self.bytes_read,
                 "bytes_moved": None if self.id is None else self.bytes_moved,
@@ -326,11 +338,15 @@ class RunReport:
         if data["version"] != FORMAT_VERSION:
             raise ValueError(f"report format {data['version']!r} is not {FORMAT_VERSION}")
         run = data["run"]
+        started, finished = time_from_json(run["started"]), time_from_json(run["finished"])
+        if started is not None and run.get("seconds") is not None:
+            # Times are written to the second; what lies between them is known better.
+            finished = started + dt.timedelta(seconds=run["seconds"])
         return cls(
             job=run["job"],
             id=run["id"],
-            started=time_from_json(run["started"]),
-            finished=time_from_json(run["finished"]),
+            started=started,
+            finished=finished,
             vms=[VmReport.from_json(vm) for vm in data["vms"]],
             interrupted=run["result"] == Result.INTERRUPTED.value,
             soap_calls=dict(run.get("soap_calls", {})),

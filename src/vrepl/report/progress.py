@@ -1,16 +1,14 @@
-"""A run while it runs: bars on a terminal, a line now and then elsewhere. Both listen as the engine's events.
+"""A run while it runs: bars on a terminal, lines elsewhere. Both listen as the engine's events.
 
 They write to stderr only. All methods may be called from several threads.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TextIO
 
 from rich.console import Console
@@ -22,11 +20,8 @@ from vrepl.ports import TransferProgress
 from vrepl.printable import printable
 from vrepl.report import format as words
 from vrepl.report.console import make_console
+from vrepl.report.flow import Disk, Flow
 from vrepl.report.model import Result, VmReport
-
-log = logging.getLogger(__name__)
-
-Disk = tuple[str, int]
 
 
 class _DiskBar(BarColumn):
@@ -37,7 +32,7 @@ class _DiskBar(BarColumn):
 
 
 class LiveProgress:
-    """One line per VM with its step, and under it a bar per disk in transfer."""
+    """One line per VM with its step, under it a bar per disk in transfer, and a line for all of it."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or make_console(stderr=True)
@@ -49,9 +44,10 @@ class LiveProgress:
             console=self._console,
             transient=True,
         )
+        self._flow = Flow()
         self._vms: dict[str, TaskID] = {}
         self._disks: dict[Disk, TaskID] = {}
-        self._started: dict[Disk, float] = {}
+        self._all: TaskID | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> LiveProgress:
@@ -61,10 +57,16 @@ class LiveProgress:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def tell_now(self) -> None:
+        """What is on the screen stays there as lines."""
+        for line in self._flow.lines():
+            self._print(line)
+
     def run_started(self, run_id: str, job: str, vms: list[str]) -> None:
         self._print(f"job {job}, run {run_id}: {', '.join(vms)}")
 
     def vm_step(self, vm: str, step: str) -> None:
+        self._flow.step(vm, step)
         with self._lock:
             task = self._vms.get(vm)
             if task is None:
@@ -72,32 +74,32 @@ class LiveProgress:
         self._progress.update(task, figures=step)
 
     def disk_started(self, vm: str, disk_index: int, title: str, kind: str, reason: str) -> None:
-        del reason
+        del title, reason
+        self._flow.disk_started(vm, disk_index, kind)
         with self._lock:
             key = (vm, disk_index)
-            self._started[key] = time.monotonic()
             if key not in self._disks:
-                title = printable(f"  {vm} disk {disk_index} {kind}")
-                self._disks[key] = self._progress.add_task(title, total=None, figures="")
+                name = printable(f"  {vm} disk {disk_index} {kind}")
+                self._disks[key] = self._progress.add_task(name, total=None, figures="")
 
     def disk_progress(self, vm: str, disk_index: int, progress: TransferProgress) -> None:
-        key = (vm, disk_index)
-        task, started = self._disks.get(key), self._started.get(key)
-        if task is None or started is None:
+        figures = self._flow.disk_progress(vm, disk_index, progress)
+        task = self._disks.get((vm, disk_index))
+        if task is None or figures is None:
             return
-        seconds = time.monotonic() - started
-        self._progress.update(
-            task,
-            total=progress.planned or None,
-            completed=progress.settled,
-            figures=f"{words.size(progress.settled)} of {words.size(progress.planned)}, "
-            f"read {words.rate(progress.bytes_read, seconds)}",
-        )
+        self._progress.update(task, total=figures.planned or None, completed=figures.settled, figures=str(figures))
+        with self._lock:
+            if self._all is None and len(self._disks) > 1:
+                self._all = self._progress.add_task("in all", total=None, figures="")
+        if self._all is not None:
+            total = self._flow.total()
+            self._progress.update(self._all, total=total.planned or None, completed=total.settled, figures=str(total))
 
     def note(self, vm: str, message: str) -> None:
         self._print(f"{vm}: {message}" if vm else message)
 
     def vm_finished(self, report: VmReport) -> None:
+        self._flow.finished(report.name)
         with self._lock:
             gone = [task for key, task in self._disks.items() if key[0] == report.name]
             self._disks = {key: task for key, task in self._disks.items() if key[0] != report.name}
@@ -110,28 +112,21 @@ class LiveProgress:
         self._progress.print(Text(printable(text)))
 
 
-@dataclass(slots=True)
-class _Transfer:
-    kind: str
-    started: float
-    told: float
-    progress: TransferProgress = field(default_factory=TransferProgress)
-
-
 class LogProgress:
-    """A line per disk in transfer each `interval` seconds; notes at once; steps go to the log (`-v` shows them)."""
+    """A line for each VM's start, steps and finish, and one per disk in transfer each `interval` seconds."""
 
     def __init__(
         self,
         interval: float = 30.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        write: Callable[[str], None] | None = None,
     ) -> None:
+        """`write` takes a line, instead of `stream` (default: stderr)."""
         self._interval = interval
         self._stream = stream
-        self._clock = clock
-        self._transfers: dict[Disk, _Transfer] = {}
-        self._lock = threading.Lock()
+        self._write = write
+        self._flow = Flow(clock)
 
     def __enter__(self) -> LogProgress:
         return self
@@ -139,40 +134,37 @@ class LogProgress:
     def __exit__(self, *_: object) -> None:
         return None
 
+    def tell_now(self) -> None:
+        for line in self._flow.lines():
+            self._say(line)
+
     def run_started(self, run_id: str, job: str, vms: list[str]) -> None:
-        log.info("job %s, run %s: %s", job, run_id, ", ".join(vms))
+        self._say(f"job {job}, run {run_id}: {', '.join(vms)}")
 
     def vm_step(self, vm: str, step: str) -> None:
-        log.info("%s: %s", vm, step)
+        self._flow.step(vm, step)
+        self._say(f"{vm}: {step}")
 
     def disk_started(self, vm: str, disk_index: int, title: str, kind: str, reason: str) -> None:
-        log.info("%s: %s: %s, %s", vm, title, kind, reason)
-        now = self._clock()
-        with self._lock:
-            self._transfers[vm, disk_index] = _Transfer(kind, now, now)
+        self._flow.disk_started(vm, disk_index, kind)
+        self._say(f"{vm}: {title}: {kind}, {reason}")
 
     def disk_progress(self, vm: str, disk_index: int, progress: TransferProgress) -> None:
-        now = self._clock()
-        with self._lock:
-            transfer = self._transfers.get((vm, disk_index))
-            if transfer is None or now - transfer.told < self._interval:
-                return
-            transfer.told = now
-        share = f" ({100 * progress.settled // progress.planned} %)" if progress.planned else ""
-        self._say(
-            f"{vm} disk {disk_index} {transfer.kind}: {words.size(progress.settled)} of "
-            f"{words.size(progress.planned)}{share}, read {words.rate(progress.bytes_read, now - transfer.started)}"
-        )
+        figures = self._flow.disk_progress(vm, disk_index, progress, self._interval)
+        if figures is not None:
+            self._say(f"{vm} disk {disk_index}: {figures}")
 
     def note(self, vm: str, message: str) -> None:
         self._say(f"{vm}: {message}" if vm else message)
 
     def vm_finished(self, report: VmReport) -> None:
-        with self._lock:
-            self._transfers = {key: value for key, value in self._transfers.items() if key[0] != report.name}
-        log.info("%s", finished_line(report))
+        self._flow.finished(report.name)
+        self._say(finished_line(report))
 
     def _say(self, text: str) -> None:
+        if self._write is not None:
+            self._write(text)
+            return
         stream = self._stream or sys.stderr
         stream.write(f"{printable(text)}\n")  # in one piece: VMs side by side write at the same time
         stream.flush()
