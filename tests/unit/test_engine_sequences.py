@@ -185,6 +185,7 @@ def replica_snapshot_by_hand(world: World) -> None:
     snapshot_by_hand(world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", range(1, 46, 3))
 @pytest.mark.parametrize(
     "change",
