@@ -64,14 +64,14 @@ func init() {
 
 // nfcService is the object behind the reference nfcService.
 type nfcService struct {
-	Self types.ManagedObjectReference
-	lab  *Lab
+	shadow // govcsim's searches panic at an object that begins with none of its own types
+	lab    *Lab
 }
 
-func (s *nfcService) Reference() types.ManagedObjectReference { return s.Self }
-
 func (l *Lab) installNFCService(registry *simulator.Registry) {
-	registry.Put(&nfcService{Self: types.ManagedObjectReference{Type: "NfcService", Value: "nfcService"}, lab: l})
+	service := &nfcService{lab: l}
+	service.Self = types.ManagedObjectReference{Type: "NfcService", Value: "nfcService"}
+	registry.Put(service)
 }
 
 // NfcGetVmFiles gives a ticket to read the files of a VM.
