@@ -13,7 +13,7 @@ from vrepl.checks import run_checks
 from vrepl.checks.facts import World
 from vrepl.checks.result import CheckResult, NagiosStatus, Status, nagios_line, nagios_status
 from vrepl.config import LoadedConfig, parse
-from vrepl.errors import AuthenticationError, CertificateError, LibraryError, UsageError, VreplError
+from vrepl.errors import AuthenticationError, CertificateError, LibraryError, NotFoundError, UsageError, VreplError
 from vrepl.model import Datastore, Disk, Hardware, PowerState, ReplicaPlacement, Snapshot, TransportMode, VirtualMachine
 from vrepl.ports import SiteConnection
 from vrepl.repository.store import Repository
@@ -164,7 +164,7 @@ class Setup:
             raise self.secret_error
         return {"prod": self.prod, "dr": self.dr}[name]
 
-    def results(self) -> list[CheckResult]:
+    def results(self, *jobs: str) -> list[CheckResult]:
         loaded = LoadedConfig(self.folder / "vrepl.toml", parse(CONFIG, "vrepl.toml", self.folder))
         world = World(
             loaded,
@@ -174,7 +174,7 @@ class Setup:
             lambda _proxy: self.vddk,
             lambda: NOW,
         )
-        return list(run_checks(world))
+        return list(run_checks(world, jobs))
 
     def bad(self) -> dict[str, CheckResult]:
         return {one.name: one for one in self.results() if one.status in {Status.FAILED, Status.WARNING}}
@@ -193,6 +193,15 @@ def test_all_well(setup: Setup) -> None:
     )
     assert ("esx-2", 902) in setup.network.reached
     assert ("esx-2", 1902) in setup.network.reached, "a site may move the NFC port"
+
+
+def test_checks_come_in_groups_and_a_job_may_be_asked_alone(setup: Setup) -> None:
+    groups = [result.group for result in setup.results()]
+    assert list(dict.fromkeys(groups)) == ["this machine", "site prod", "site dr", "job demo"]
+    assert sorted(groups, key=list(dict.fromkeys(groups)).index) == groups, "each in one piece"
+    assert [result.name for result in setup.results("demo")] == [result.name for result in setup.results()]
+    with pytest.raises(NotFoundError):
+        setup.results("nope")
 
 
 def test_vddk_reads_where_an_esxi_host_can_be_reached(setup: Setup) -> None:
@@ -273,7 +282,7 @@ def test_a_secret_that_cannot_be_had_stops_only_what_needs_it(setup: Setup) -> N
     setup.secret_error = UsageError("mode 0644", hint="chmod 600")
     results = setup.results()
     assert [r.name for r in results if r.status is Status.FAILED] == ["secret of prod", "secret of dr"]
-    assert results[-1] == CheckResult("job demo", Status.SKIPPED, "its sites cannot be asked")
+    assert results[-1] == CheckResult("job demo", Status.SKIPPED, "its sites cannot be asked", group="job demo")
 
 
 def test_nagios(setup: Setup) -> None:

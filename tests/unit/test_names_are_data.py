@@ -14,6 +14,7 @@ from vrepl.errors import VreplError
 from vrepl.printable import printable
 from vrepl.report import console
 from vrepl.report.model import ErrorReport, Result, RunReport, VmReport
+from vrepl.report.plan_view import show_plan
 from vrepl.report.progress import LiveProgress, LogProgress
 
 NASTY = [
@@ -43,7 +44,7 @@ def test_every_view_shows_a_name_whole_and_on_one_line(name: str) -> None:
     text = io.StringIO()
     out = console.make_console(text, width=200)
     console.show_run(out, report)
-    console.show_plan(out, report)
+    show_plan(out, report)
     assert shown in text.getvalue()
     assert text.getvalue().count(shown) >= 6
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", text.getvalue())

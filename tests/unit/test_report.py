@@ -15,8 +15,10 @@ from vrepl.model import Consistency, TransferKind
 from vrepl.ports import TransferProgress
 from vrepl.report import console
 from vrepl.report import format as words
+from vrepl.report.estimate import estimate, past_rates
 from vrepl.report.flow import Flow
 from vrepl.report.model import DiskReport, ErrorReport, Result, RunReport, SideTransport, VmReport
+from vrepl.report.plan_view import show_plan
 from vrepl.report.progress import LogProgress
 
 START = dt.datetime(2025, 3, 1, 22, 0, tzinfo=dt.UTC)
@@ -248,3 +250,43 @@ def test_durations(seconds: float | None, text: str) -> None:
 def test_times_are_utc_and_say_so() -> None:
     berlin = dt.timezone(dt.timedelta(hours=1))
     assert words.moment(dt.datetime(2025, 3, 1, 23, 0, tzinfo=berlin)) == "2025-03-01 22:00:00Z"
+
+
+def planned(
+    name: str, index: int, bound: int, last: int | None = None, kind: TransferKind = TransferKind.FULL
+) -> VmReport:
+    one = VmReport(name, Result.PLANNED, replica=f"{name}-replica")
+    one.disks = [
+        DiskReport(index, f"Hard disk {index + 1}", kind, "because", 1 << 40, bytes_bound=bound, last_bytes_moved=last)
+    ]
+    return one
+
+
+def test_a_plan_is_estimated_by_past_rates() -> None:
+    runs = [
+        {"vms": [{"name": "a", "disks": [{"index": 0, "bytes_read": 100 << 20, "seconds": 10.0}]}]},
+        {"vms": [{"name": "a", "disks": [{"index": 0, "bytes_read": 1, "seconds": 10.0}]}]},
+        {"vms": [{"name": "b", "disks": [{"index": 0, "bytes_read": 5, "seconds": 0.001}]}]},
+    ]
+    rates = past_rates(runs)
+    assert rates == {("a", 0): (100 << 20) / 10}
+    incremental = TransferKind.INCREMENTAL
+    plan = RunReport(job="demo", vms=[planned("a", 0, 1 << 40, 200 << 20, incremental), planned("b", 0, 50 << 20)])
+    assert estimate(plan, rates, 1) == 25.0, "what moved last time, and at most so much where nothing moved"
+    assert estimate(plan, rates, 8) == 20.0, "as long as the longest disk"
+    assert estimate(plan, {}, 1) is None
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_a_plan_is_one_table_with_totals(width: int) -> None:
+    plan = RunReport(
+        job="demo", vms=[planned("web-01", 0, 8 << 30, 200 << 20, TransferKind.INCREMENTAL), planned("b", 0, 1 << 30)]
+    )
+    plan.estimate_seconds = 90.0
+    brief, long = (io.StringIO() for _ in range(2))
+    show_plan(console.make_console(brief, width=width), plan)
+    show_plan(console.make_console(long, width=width), plan, reasons=True)
+    assert "2 VMs, 2 disks: about 1.2 GiB to read, 1 min 30 s at the rates of past runs" in brief.getvalue()
+    assert "because" not in brief.getvalue()
+    assert long.getvalue().count("because") == 2
+    assert max(map(len, brief.getvalue().split("2 VMs")[0].splitlines())) <= width

@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import replace
 
 from vrepl.checks.facts import CheckedSite, World
 from vrepl.checks.jobs import check_job
 from vrepl.checks.result import CheckResult, Status
 from vrepl.checks.sites import check_site
 from vrepl.errors import VreplError
+from vrepl.model import JobSettings
 from vrepl.repository.check import Severity
 from vrepl.repository.check import check as check_repository_files
 
+MACHINE = "this machine"
+"""The group of what no site is asked about."""
 
-def run_checks(world: World) -> Iterator[CheckResult]:
-    """Every check, one result each, as they are done."""
+
+def run_checks(world: World, jobs: Sequence[str] = ()) -> Iterator[CheckResult]:
+    """Every check, one result each, as they are done; of these jobs and their sites only, if any are named.
+
+    Raises NotFoundError for a job that is not configured.
+    """
     config = world.loaded.config
-    yield CheckResult.ok("configuration", str(world.loaded.path))
-    yield from check_repository(world)
-    for proxy in dict.fromkeys(name for job in config.jobs.values() for name in job.proxy.names) or (None,):
-        yield check_vddk(world, proxy)
+    chosen = world.loaded.jobs(jobs) if config.jobs else []
+    yield from _grouped(MACHINE, _check_machine(world, chosen))
     logged_in: set[str] = set()
-    for name in config.sites:
-        results = list(check_site(world, name))
+    for name in [name for name in config.sites if not jobs or any(name in (job.source, job.target) for job in chosen)]:
+        results = list(_grouped(f"site {name}", check_site(world, name)))
         yield from results
         if any(result.name == f"login to {name}" and result.status is Status.OK for result in results):
             logged_in.add(name)
-    for job in world.loaded.jobs() if config.jobs else ():
-        if not {job.source, job.target} <= logged_in:
-            yield CheckResult(f"job {job.name}", Status.SKIPPED, "its sites cannot be asked")
-            continue
-        source: CheckedSite = world.site(job.source)
-        yield from check_job(world, job, source, world.site(job.target))
+    for job in chosen:
+        yield from _grouped(f"job {job.name}", _check_job(world, job, logged_in))
+
+
+def _grouped(group: str, results: Iterable[CheckResult]) -> Iterator[CheckResult]:
+    return (replace(result, group=group) for result in results)
+
+
+def _check_machine(world: World, jobs: Sequence[JobSettings]) -> Iterator[CheckResult]:
+    yield CheckResult.ok("configuration", str(world.loaded.path))
+    yield from check_repository(world)
+    tables = world.loaded.config.jobs
+    for proxy in dict.fromkeys(name for job in jobs for name in tables[job.name].proxy.names) or (None,):
+        yield check_vddk(world, proxy)
+
+
+def _check_job(world: World, job: JobSettings, logged_in: Set[str]) -> Iterator[CheckResult]:
+    if not {job.source, job.target} <= logged_in:
+        yield CheckResult(f"job {job.name}", Status.SKIPPED, "its sites cannot be asked")
+        return
+    source: CheckedSite = world.site(job.source)
+    yield from check_job(world, job, source, world.site(job.target))
 
 
 def check_repository(world: World) -> Iterator[CheckResult]:

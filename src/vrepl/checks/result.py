@@ -35,6 +35,8 @@ class CheckResult:
     status: Status
     detail: str = ""
     hint: str | None = None
+    group: str = ""
+    """What it belongs to: `this machine`, a site, a job."""
 
     @classmethod
     def ok(cls, name: str, detail: str = "") -> CheckResult:

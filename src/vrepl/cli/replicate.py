@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vrepl.report.model import RunReport
 
 
+PAST_RUNS = 10
+"""How many of the newest runs a plan's estimate goes by."""
+
 vm_option = click.option(
     "--vm",
     "vms",
@@ -163,26 +166,30 @@ def replicate(
 def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...], mappings: tuple[str, ...]) -> int:
     from vrepl.app.composition import Workshop, route_of
     from vrepl.cli import running
+    from vrepl.report.estimate import estimate, past_rates
 
     loaded = state.config()
     selections = running.select(loaded, jobs, vms)
     replica_map = running.mapping_of(selections, mappings)
     with Workshop(loaded) as workshop:
+        rates = past_rates(workshop.repository.runs(PAST_RUNS))
 
         def plan(selection: Selection) -> RunReport:
             engine = workshop.engine(route_of(loaded, selection.job))
-            return engine.plan(selection.job, selection.vms, replica_map=replica_map)
+            report = engine.plan(selection.job, selection.vms, replica_map=replica_map)
+            report.estimate_seconds = estimate(report, rates, selection.job.limits.parallel_disks)
+            return report
 
         outcomes = running.go_through(selections, plan, workshop.stopped)
 
     def show(out: Console) -> None:
-        from vrepl.report import console
+        from vrepl.report.plan_view import show_plan
 
         for number, outcome in enumerate(outcomes):
             if number:
                 out.print()
             if outcome.report is not None:
-                console.show_plan(out, outcome.report)
+                show_plan(out, outcome.report, reasons=state.verbose > 0)
 
     state.result(running.to_json(outcomes), show)
     _show_errors(outcomes)

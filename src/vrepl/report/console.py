@@ -19,7 +19,6 @@ from vrepl.report.model import (
     ErrorReport,
     Result,
     RunReport,
-    SideTransport,
     VerifyReport,
     VmReport,
 )
@@ -224,39 +223,6 @@ def show_bottleneck(out: Console, report: RunReport) -> None:
     first = next(iter(shares))
     if shares[first] > 0.5 and first in BOTTLENECK_HINTS:
         line(out, f"hint: {BOTTLENECK_HINTS[first]}")
-
-
-def show_plan(out: Console, report: RunReport) -> None:
-    """What a run would do, and why."""
-    line(out, f"plan for job {report.job}; nothing was changed")
-    for vm in report.vms:
-        out.print()
-        line(out, f"{vm.name} → {vm.replica}" if vm.replica else vm.name, "bold")
-        for disk in vm.disks:
-            line(out, f"  disk {disk.index} ({disk.label}), {words.size(disk.capacity)}")
-            line(out, f"    {disk.kind.value}: {disk.reason}")
-            figures = []
-            if disk.bytes_read is not None:
-                figures.append(f"reads {words.size(disk.bytes_read)}")
-            elif disk.bytes_bound is not None:
-                figures.append(f"reads at most {words.size(disk.bytes_bound)}")
-            if disk.last_bytes_moved is not None:
-                figures.append(f"the last run moved {words.size(disk.last_bytes_moved)}")
-            if figures:
-                line(out, f"    {'; '.join(figures)}")
-            _show_side(out, "source", disk.source)
-            _show_side(out, "target", disk.target)
-        if vm.error is not None:
-            line(out, "  would not be replicated; see the error", "red")
-        for note in vm.notes:
-            line(out, f"  note: {note}")
-
-
-def _show_side(out: Console, name: str, side: SideTransport) -> None:
-    if side.mode:
-        line(out, f"    {name} over {side.mode}" + (f": {side.reason}" if side.reason else ""))
-    for mode, reason in side.ruled_out:
-        line(out, f"      not {mode}: {reason}", "dim")
 
 
 def show_verification(out: Console, report: VerifyReport) -> None:

@@ -240,6 +240,8 @@ class RunReport:
     interrupted: bool = False
     soap_calls: dict[str, int] = field(default_factory=dict)
     """API calls of this run, per site."""
+    estimate_seconds: float | None = None
+    """Plan: how long the transfers will take, by past runs."""
 
     def count(self, result: Result) -> int:
         return sum(vm.result is result for vm in self.vms)
@@ -328,6 +330,7 @@ class RunReport:
                 "bytes_moved": None if self.id is None else self.bytes_moved,
                 "bottleneck": {stage: round(share, 4) for stage, share in self.bottleneck().items()},
                 "soap_calls": dict(self.soap_calls),
+                "estimate_seconds": None if self.estimate_seconds is None else round(self.estimate_seconds, 1),
             },
             "vms": [vm.to_json() for vm in self.vms],
         }
@@ -350,6 +353,7 @@ class RunReport:
             vms=[VmReport.from_json(vm) for vm in data["vms"]],
             interrupted=run["result"] == Result.INTERRUPTED.value,
             soap_calls=dict(run.get("soap_calls", {})),
+            estimate_seconds=run.get("estimate_seconds"),
         )
 
 
