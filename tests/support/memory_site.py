@@ -89,6 +89,7 @@ class MemorySnapshot:
     disks: list[MemoryVirtualDisk]
     change_ids: dict[int, str | None]
     hardware: Hardware
+    extra_config: dict[str, str]
 
 
 @dataclass
@@ -139,6 +140,10 @@ class MemorySite:
         """A test's way to interfere: called with the method's name before it has any effect."""
         self.after_call: Callable[[str], None] = lambda method: None
         self.free = 10**15
+        self.description_limit: int | None = None
+        """Characters that a snapshot's description keeps."""
+        self.value_limit: int | None = None
+        """Characters that an extraConfig value keeps."""
         self.survives: Callable[[int], bool] = lambda number: False
         """Which of its unflushed writes (by number) reach the disk when a data mover dies."""
 
@@ -261,13 +266,14 @@ class MemorySite:
         snapshot = MemorySnapshot(
             ref=f"snapshot-{next(self._numbers)}",
             name=name,
-            description=description,
+            description=description[: self.description_limit],
             created=self._clock(),
             parent_ref=vm.current,
             quiesced=quiesce,
             disks=[disk.copy() for disk in vm.disks],
             change_ids=change_ids,
             hardware=vm.hardware,
+            extra_config=dict(vm.extra_config),
         )
         vm.snapshots.append(snapshot)
         vm.current = snapshot.ref
@@ -315,6 +321,7 @@ class MemorySite:
         snapshot = vm.snapshot(snapshot_ref)
         vm.disks = [disk.copy() for disk in snapshot.disks]
         vm.hardware = snapshot.hardware
+        vm.extra_config = dict(snapshot.extra_config)
         vm.current = snapshot_ref
         vm.generations += 1
         for disk in vm.disks:
@@ -400,7 +407,7 @@ class MemorySite:
     def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None:
         self._call("set_extra_config")
         config = self._vm(vm_ref).extra_config
-        config.update(values)
+        config.update({key: value[: self.value_limit] for key, value in values.items()})
         for key in [key for key, value in config.items() if not value]:
             del config[key]
         self.after_call("set_extra_config")
@@ -487,7 +494,9 @@ class MemorySite:
             for index, disk in enumerate(snapshot.disks)
             if not disk.mode.startswith("independent")
         )
-        return SnapshotState(snapshot.ref, snapshot.name, snapshot.description, snapshot.quiesced, disks)
+        return SnapshotState(
+            snapshot.ref, snapshot.name, snapshot.description, snapshot.quiesced, disks, snapshot.extra_config
+        )
 
     def _disk(self, disk: MemoryVirtualDisk, index: int, change_id: str | None) -> Disk:
         if change_id is None and disk.tracking:

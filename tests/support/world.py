@@ -31,7 +31,7 @@ from vrepl.model import (
 )
 from vrepl.ports import TransferOrder, VerifyOrder
 from vrepl.report.model import RunReport, VmReport
-from vrepl.repository.commit_record import parse_commit_record
+from vrepl.repository.commit_record import read_commit_record
 from vrepl.repository.digests import open_lookup
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
@@ -198,7 +198,7 @@ class World:
         found = {}
         for vm in self.target.vms.values():
             for snapshot in vm.snapshots:
-                record = parse_commit_record(snapshot.description)
+                record = read_commit_record(snapshot.description, snapshot.extra_config)
                 if record:
                     found[record.restore_point.id] = [read(disk.disk) for disk in snapshot.disks]
         return found

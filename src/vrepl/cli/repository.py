@@ -79,7 +79,7 @@ def rebuild(state: State, context: click.Context, sites: tuple[str, ...], adopt:
     and where it cannot, reads.
     """
     from vrepl.app.composition import Sites
-    from vrepl.repository.commit_record import read_mark
+    from vrepl.repository.commit_record import is_header, read_mark
     from vrepl.repository.rebuild import FoundReplica
     from vrepl.repository.rebuild import rebuild as rebuild_repository
     from vrepl.repository.store import Repository
@@ -91,7 +91,15 @@ def rebuild(state: State, context: click.Context, sites: tuple[str, ...], adopt:
     store = Repository.open(loaded.config.repository.path, mend=True)
     with Sites(loaded) as connect:
         found = [
-            FoundReplica(name, vm)
+            FoundReplica(
+                name,
+                vm,
+                snapshot_settings={
+                    snapshot.ref: connect(name).read_snapshot(snapshot.ref).extra_config
+                    for snapshot in vm.snapshots
+                    if is_header(snapshot.description)
+                },
+            )
             for name in names
             for vm in connect(name).list_vms()
             if read_mark(vm.extra_config) is not None

@@ -17,7 +17,7 @@ from vrepl.planner.seeding import SeedRequest
 from vrepl.planner.tracking import tracking_id
 from vrepl.ports import Inventory, TrackedInventory
 from vrepl.repository.agreement import commit_records, require_agreement, require_empty_disks
-from vrepl.repository.commit_record import parse_commit_record, read_mark
+from vrepl.repository.commit_record import named_restore_point, read_mark
 from vrepl.repository.documents import DamagedError
 from vrepl.repository.intent import Intent
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -147,12 +147,8 @@ def seed_request(
 
 def restore_point_snapshots(replica: VirtualMachine) -> dict[str, str]:
     """Restore point ID -> snapshot ref, for the snapshots of a replica that carry a commit record."""
-    found = {}
-    for snapshot in replica.snapshots:
-        record = parse_commit_record(snapshot.description)
-        if record is not None:
-            found[record.restore_point.id] = snapshot.ref
-    return found
+    named = ((named_restore_point(snapshot.description), snapshot.ref) for snapshot in replica.snapshots)
+    return {point_id: ref for point_id, ref in named if point_id is not None}
 
 
 def unfinished_disks(folder: ReplicaFolder, intent: Intent | None) -> dict[int, UnfinishedDisk]:

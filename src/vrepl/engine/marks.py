@@ -12,6 +12,12 @@ from vrepl.model import Snapshot
 
 SOURCE_SNAPSHOT_PREFIX = "vrepl-source-"
 SAN_SNAPSHOT_PREFIX = "vrepl-san-"
+RESTORE_POINT_SNAPSHOT_PREFIX = "vrepl "
+
+
+def restore_point_snapshot_name(restore_point_id: str) -> str:
+    """What the snapshot is called that a restore point is."""
+    return f"{RESTORE_POINT_SNAPSHOT_PREFIX}{restore_point_id}"
 
 
 @dataclass(frozen=True, slots=True)

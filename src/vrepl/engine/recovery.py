@@ -6,19 +6,25 @@ recovered with the source dead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from vrepl.engine.consolidation import consolidate
 from vrepl.engine.context import Services
-from vrepl.engine.knowledge import restore_point_snapshots
-from vrepl.engine.marks import san_mark_of, source_mark_of
+from vrepl.engine.knowledge import leaf_identity, restore_point_snapshots
+from vrepl.engine.marks import restore_point_snapshot_name, san_mark_of, source_mark_of
 from vrepl.errors import InterruptedRunError, NotFoundError, UsageError, VreplError
-from vrepl.model import ReplicaRecord, Side, VirtualMachine
+from vrepl.model import ReplicaRecord, Side, Snapshot, VirtualMachine
 from vrepl.ports import Inventory, SnapshottedSite
 from vrepl.repository.agreement import require_agreement
-from vrepl.repository.commit_record import parse_commit_record
+from vrepl.repository.commit_record import (
+    CommitRecord,
+    is_header,
+    named_restore_point,
+    parse_commit_record,
+    read_commit_record,
+)
 from vrepl.repository.intent import HotAddedDisks, PreparedAccess
 from vrepl.repository.replica_folder import ReplicaFolder
 
@@ -70,7 +76,17 @@ def recover_replica(services: Services, site: SnapshottedSite, folder: ReplicaFo
         # Sealed and recorded; only the intent was kept, for the access that it held.
         folder.seal(points[intent.restore_point_id])
     for snapshot in replica.snapshots:
-        commit = parse_commit_record(snapshot.description)
+        if named_restore_point(snapshot.description) in points:
+            continue
+        commit = _commit_record(site, snapshot)
+        if (
+            commit is None
+            and intent is not None
+            and snapshot.name == restore_point_snapshot_name(intent.restore_point_id)
+        ):
+            # It was this repository's own unfinished run that gave it this name.
+            remove_cut_seal(services, site, folder, replica, snapshot.ref)
+            done.append(f"removed the snapshot {snapshot.name} of the replica: its record was cut")
         if (
             commit is None
             or commit.repository_id not in {services.repository.id, record.adopted_from}
@@ -85,6 +101,45 @@ def recover_replica(services: Services, site: SnapshottedSite, folder: ReplicaFo
             folder.add_restore_point(commit.restore_point)
         done.append(f"recorded restore point {commit.restore_point.id}, which a dead run had sealed")
     return done
+
+
+def _commit_record(site: Inventory, snapshot: Snapshot) -> CommitRecord | None:
+    """What a snapshot of a replica says of itself; of a long record its description says only where it stands."""
+    if not is_header(snapshot.description):
+        return parse_commit_record(snapshot.description)
+    return read_commit_record(snapshot.description, site.read_snapshot(snapshot.ref).extra_config)
+
+
+def remove_cut_seal(
+    services: Services,
+    site: SnapshottedSite,
+    folder: ReplicaFolder,
+    replica: VirtualMachine,
+    snapshot_ref: str,
+    *,
+    even_when_stopped: bool = False,
+) -> None:
+    """Take away the snapshot of a seal whose record was cut: it is no restore point. What it holds goes into the leaf.
+
+    The leaf is another file then than the one that the run noted, and the same bytes.
+    """
+    _note_leaves(folder, {})
+
+    def remove() -> None:
+        if site.remove_snapshot(replica.ref, snapshot_ref):
+            site.consolidate(replica.ref)
+
+    services.patiently(
+        replica.name, "remove a snapshot whose record was cut", remove, even_when_stopped=even_when_stopped
+    )
+    _note_leaves(folder, {f"leaf:{disk.key}": leaf_identity(disk) for disk in site.read_vm(replica.ref).disks})
+
+
+def _note_leaves(folder: ReplicaFolder, leaves: Mapping[str, str]) -> None:
+    intent = folder.intent()
+    if intent is not None:
+        others = {key: text for key, text in intent.journal.notes.items() if not key.startswith("leaf:")}
+        folder.save_intent(replace(intent, journal=replace(intent.journal, notes={**others, **leaves})))
 
 
 def detach_leavings(services: Services, site: Inventory, vm: VirtualMachine) -> list[str]:

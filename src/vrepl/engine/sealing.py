@@ -5,25 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vrepl.engine.context import ReplicationContext
+from vrepl.engine.events import Note
 from vrepl.engine.knowledge import restore_point_snapshots
-from vrepl.engine.recovery import note_that_disks_were_sealed
-from vrepl.errors import VreplError
-from vrepl.model import ReplicaRecord, RestorePoint
-from vrepl.repository.commit_record import CommitRecord, format_commit_record
+from vrepl.engine.recovery import note_that_disks_were_sealed, remove_cut_seal
+from vrepl.errors import VreplError, VsphereError
+from vrepl.model import ReplicaRecord, RestorePoint, SnapshotState, VirtualMachine
+from vrepl.repository.commit_record import (
+    COMMIT_KEYS,
+    CommitRecord,
+    CommitText,
+    is_header,
+    lay_out,
+    read_commit_record,
+)
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.retention import apply_retention
 
-RESTORE_POINT_SNAPSHOT_PREFIX = "vrepl "
-
-
-def snapshot_name(restore_point_id: str) -> str:
-    return f"{RESTORE_POINT_SNAPSHOT_PREFIX}{restore_point_id}"
-
 
 def seal(
-    context: ReplicationContext, folder: ReplicaFolder, record: ReplicaRecord, replica_ref: str, point: RestorePoint
+    context: ReplicationContext,
+    folder: ReplicaFolder,
+    record: ReplicaRecord,
+    replica: VirtualMachine,
+    point: RestorePoint,
+    note: Note,
 ) -> None:
-    """Snapshot the replica and record the restore point; with this, and not before, its change IDs count."""
+    """Snapshot the replica and record the restore point; with this, and not before, its change IDs count.
+
+    What was written is read back and compared: a commit record that did not survive is no commit. Raises VsphereError
+    where neither the snapshot's description nor the replica's extraConfig keeps it.
+    """
     commit = CommitRecord(
         repository_id=context.services.repository.id,
         source_site=record.source_site,
@@ -32,20 +43,66 @@ def seal(
         restore_point=point,
     )
 
-    def make() -> None:
-        try:
-            context.target.create_snapshot(
-                replica_ref, point.snapshot_name, format_commit_record(commit), quiesce=False
-            )
-        except VreplError:
-            # It may have been made, now or by the try before this one, and only the reply got lost.
-            context.target.wait_for_tasks(replica_ref)
-            if point.id not in restore_point_snapshots(context.target.read_vm(replica_ref)):
-                raise
-
-    context.services.patiently(record.source_name, "seal the restore point", make)
+    text = lay_out(commit, inline=not _keeps_only_headers(replica))
+    if not _kept(context, folder, record, replica, point, commit, text):
+        if not text.is_inline:
+            raise _not_kept(point)
+        note("the description of the restore point's snapshot was cut: its record goes to the replica's extraConfig")
+        if not _kept(context, folder, record, replica, point, commit, lay_out(commit, inline=False)):
+            raise _not_kept(point)
     note_that_disks_were_sealed(folder)
     folder.seal(point)
+
+
+def _keeps_only_headers(replica: VirtualMachine) -> bool:
+    """Whether this site cut the record of the last restore point, or that was too long anyway: do as was done then."""
+    current = [one for one in replica.snapshots if one.ref == replica.current_snapshot_ref]
+    return any(is_header(snapshot.description) for snapshot in current)
+
+
+def _not_kept(point: RestorePoint) -> VsphereError:
+    return VsphereError(
+        f"the record of restore point {point.id} could not be read back from its snapshot, so it does not count",
+        hint="neither the snapshot's description nor the replica's extraConfig (vrepl.commit.*) came back as it was "
+        "written: please report the version of vCenter and ESXi; what was transferred is kept for the next run",
+    )
+
+
+def _kept(
+    context: ReplicationContext,
+    folder: ReplicaFolder,
+    record: ReplicaRecord,
+    replica: VirtualMachine,
+    point: RestorePoint,
+    commit: CommitRecord,
+    text: CommitText,
+) -> bool:
+    """Seal with the record laid out like this; whether it can be read back. If not, the snapshot goes again."""
+    target, services = context.target, context.services
+    if text.extra_config:
+        stale = [key for key in target.read_vm(replica.ref).extra_config if key.startswith(COMMIT_KEYS)]
+        values = {**dict.fromkeys(stale, ""), **text.extra_config}
+        services.patiently(
+            record.source_name, "write the restore point's record", lambda: target.set_extra_config(replica.ref, values)
+        )
+
+    def make() -> SnapshotState:
+        try:
+            return target.create_snapshot(replica.ref, point.snapshot_name, text.description, quiesce=False)
+        except VreplError:
+            # It may have been made, now or by the try before this one, and only the reply got lost.
+            target.wait_for_tasks(replica.ref)
+            made = [one for one in target.read_vm(replica.ref).snapshots if one.name == point.snapshot_name]
+            if not made:
+                raise
+            return target.read_snapshot(made[0].ref)
+
+    state = services.patiently(record.source_name, "seal the restore point", make)
+    if read_commit_record(state.description, state.extra_config) == commit:
+        return True
+
+    remove_cut_seal(services, target, folder, replica, state.ref, even_when_stopped=True)
+    return False
 
 
 def prune(

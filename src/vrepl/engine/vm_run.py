@@ -13,12 +13,12 @@ from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute, DiskMove
 from vrepl.engine.holding import replica_held
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import TargetNames
-from vrepl.engine.marks import SourceMark
+from vrepl.engine.marks import SourceMark, restore_point_snapshot_name
 from vrepl.engine.planning import look_and_plan
 from vrepl.engine.preflight import refuse_impossible, room_kept
 from vrepl.engine.prepared_replica import PreparedReplica, prepare_replica
 from vrepl.engine.recovery import Original, forget_lost_restore_points
-from vrepl.engine.sealing import prune, seal, snapshot_name
+from vrepl.engine.sealing import prune, seal
 from vrepl.engine.source_snapshot import TakenSnapshot, snapshot_window
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import RESUME_HINT, CbtError
@@ -229,7 +229,7 @@ class VmRun:
             run_id=context.run_id,
             job=context.job.name,
             consistency=taken.consistency,
-            snapshot_name=snapshot_name(taken.point_id),
+            snapshot_name=restore_point_snapshot_name(taken.point_id),
             parent_id=moves[0].parent_restore_point_id if moves else None,
             disks=tuple(
                 DiskPoint(
@@ -247,5 +247,5 @@ class VmRun:
                 for move in moves
             ),
         )
-        seal(context, folder, replica.record, replica.vm.ref, point)
+        seal(context, folder, replica.record, replica.vm, point, self._work.note)
         self._sealed = point

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vrepl.model import ReplicaRecord, ReplicaState, RestorePoint, VirtualMachine
@@ -19,7 +19,7 @@ from vrepl.repository.commit_record import (
     CommitRecord,
     ReplicaMark,
     commit_record_format,
-    parse_commit_record,
+    read_commit_record,
     read_mark,
     read_mark_format,
 )
@@ -40,6 +40,8 @@ class FoundReplica:
     site: str
     vm: VirtualMachine
     state: ReplicaState = ReplicaState.READY
+    snapshot_settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By snapshot ref, for those whose record stands in their own configuration (`commit_record.is_header`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ class _Rebuild:
         problem = self._problem(one, mark, name)
         if problem:
             return Rebuilt(one.vm.name, name, 0, problem)
-        commits = _commit_records(one.vm, mark)
+        commits = _commit_records(one, mark)
         record = _record(one, mark, commits, self.repository.id)
         folder = self.repository.replica(mark.source_site, mark.source_instance_uuid)
         if folder is None:
@@ -178,9 +180,12 @@ class _Rebuild:
         return mended
 
 
-def _commit_records(vm: VirtualMachine, mark: ReplicaMark) -> list[CommitRecord]:
+def _commit_records(one: FoundReplica, mark: ReplicaMark) -> list[CommitRecord]:
     """Those of this replica's own snapshots, oldest first. A clone's or a foreign description does not count."""
-    records = (parse_commit_record(snapshot.description) for snapshot in vm.snapshots)
+    records = (
+        read_commit_record(snapshot.description, one.snapshot_settings.get(snapshot.ref, {}))
+        for snapshot in one.vm.snapshots
+    )
     ours = [
         record
         for record in records
