@@ -89,7 +89,7 @@ class MemorySnapshot:
     disks: list[MemoryVirtualDisk]
     change_ids: dict[int, str | None]
     hardware: Hardware
-    extra_config: dict[str, str]
+    extra_config: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -155,6 +155,15 @@ class MemorySite:
         vm = MemoryVm(f"vm-{number}", name, str(uuid.UUID(int=number + hash_of(self.name))), disks, power)
         self.vms[vm.ref] = vm
         return vm
+
+    def clone_by_hand(self, vm: MemoryVm, name: str) -> MemoryVm:
+        """As vSphere clones: extraConfig comes along, snapshots do not, and the instanceUuid is the clone's own."""
+        made = self.add_vm(name, [disk.disk.capacity for disk in vm.disks], power=PowerState.OFF)
+        for ours, theirs in zip(made.disks, vm.disks, strict=True):
+            ours.disk = theirs.disk.clone()
+        made.extra_config = dict(vm.extra_config)
+        made.cbt_enabled = vm.cbt_enabled
+        return made
 
     def _new_disk(self, vm_name: str, index: int, capacity: int) -> MemoryVirtualDisk:
         return MemoryVirtualDisk(
@@ -371,6 +380,7 @@ class MemorySite:
             made.thin = disk.thin if spec.thin is None else spec.thin
         vm.extra_config = dict(spec.extra_config)
         vm.hardware = spec.hardware
+        vm.instance_uuid = spec.instance_uuid or vm.instance_uuid
         self.after_call("create_replica")
         return self._view(vm)
 

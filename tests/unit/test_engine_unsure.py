@@ -168,7 +168,9 @@ def test_a_mapped_vm_becomes_the_replica_and_only_what_differs_crosses(world: Wo
     assert list(world.target.vms) == [seed.ref]
     assert seed.cbt_enabled
     mark = read_mark(seed.extra_config)
-    assert mark == ReplicaMark(world.repository.id, "prod", source(world).instance_uuid)
+    assert mark == ReplicaMark(
+        world.repository.id, "prod", source(world).instance_uuid, replica_instance_uuid=seed.instance_uuid
+    )
     world.source.guest_write(source(world), 0, 0, b"next")
     second = world.run_vm()
     assert (second.disks[0].kind, second.disks[0].bytes_moved) == (TransferKind.INCREMENTAL, GRAIN)

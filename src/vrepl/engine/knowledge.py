@@ -17,7 +17,7 @@ from vrepl.planner.seeding import SeedRequest
 from vrepl.planner.tracking import tracking_id
 from vrepl.ports import Inventory, TrackedInventory
 from vrepl.repository.agreement import commit_records, require_agreement, require_empty_disks
-from vrepl.repository.commit_record import named_restore_point, read_mark
+from vrepl.repository.commit_record import ReplicaMark, named_restore_point, read_mark
 from vrepl.repository.documents import DamagedError
 from vrepl.repository.intent import Intent
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -132,7 +132,7 @@ def seed_request(
 ) -> SeedRequest:
     """The VM named `name` at the target, with what its mark says. Raises NotFoundError (hint: near names)."""
     [candidate] = target.find_vms([name])
-    mark = read_mark(candidate.extra_config)
+    mark = _own_mark(candidate)
     others = repository.replicas(lambda error: None)
     owner = next((one for one in others if one.record.target_instance_uuid == candidate.instance_uuid), None)
     replica_of = None
@@ -191,8 +191,14 @@ def leaf_identity(disk: Disk) -> str:
     return f"{disk.path} {tracking_id(disk.change_id) if disk.change_id else ''}".strip()
 
 
+def _own_mark(vm: VirtualMachine) -> ReplicaMark | None:
+    """A replica's mark; None too for a clone of a replica, which somebody else made: it is a VM like any other."""
+    mark = read_mark(vm.extra_config)
+    return mark if mark is not None and mark.is_of(vm.instance_uuid) else None
+
+
 def _kind_of(taken_by: VirtualMachine, source: VirtualMachine) -> NameTaken:
-    mark = read_mark(taken_by.extra_config)
+    mark = _own_mark(taken_by)
     if mark is not None:
         same = mark.source_instance_uuid == source.instance_uuid
         return NameTaken.UNKNOWN_REPLICA if same else NameTaken.OTHER_REPLICA
@@ -201,7 +207,7 @@ def _kind_of(taken_by: VirtualMachine, source: VirtualMachine) -> NameTaken:
 
 def _is_leftover(vm: VirtualMachine, source: VirtualMachine, repository_id: str) -> bool:
     """A replica of `source` that this repository's dead run registered, and on which nothing was ever sealed."""
-    mark = read_mark(vm.extra_config)
+    mark = _own_mark(vm)
     return (
         mark is not None
         and mark.run_id != ""  # a VM that was mapped bears no run: vrepl did not make it, and never removes it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -49,16 +50,25 @@ def prepare_replica(
     return _create(context, folder, plan), []
 
 
-def _mark(context: ReplicationContext, plan: VmPlan, run_id: str) -> dict[str, str]:
+def _mark(context: ReplicationContext, plan: VmPlan, run_id: str, instance_uuid: str) -> dict[str, str]:
+    """`instance_uuid`: the replica's own. Clones inherit the mark, and this tells them from the replica."""
     return ReplicaMark(
         repository_id=context.services.repository.id,
         source_site=context.source.name,
         source_instance_uuid=plan.vm.instance_uuid,
         run_id=run_id,
+        replica_instance_uuid=instance_uuid,
     ).to_extra_config()
 
 
+def _instance_uuid_for(context: ReplicationContext, plan: VmPlan) -> str:
+    """The same whenever this run asks: a creation whose reply got lost is found by it."""
+    parts = (context.services.repository.id, context.source.name, plan.vm.instance_uuid, context.run_id)
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, "/".join(("vrepl", *parts))))
+
+
 def _spec(context: ReplicationContext, plan: VmPlan) -> ReplicaSpec:
+    instance_uuid = _instance_uuid_for(context, plan)
     return ReplicaSpec(
         name=plan.replica_name,
         placement=context.job.placement,
@@ -67,13 +77,19 @@ def _spec(context: ReplicationContext, plan: VmPlan) -> ReplicaSpec:
         disks=tuple(disk.disk for disk in plan.disks),
         keep_macs=context.job.keep_macs,
         thin=context.job.thin,
-        extra_config=_mark(context, plan, context.run_id),
+        extra_config=_mark(context, plan, context.run_id, instance_uuid),
         annotation=ANNOTATION.format(name=plan.vm.name),
+        instance_uuid=instance_uuid,
     )
 
 
 def _create(context: ReplicationContext, folder: ReplicaFolder, plan: VmPlan) -> PreparedReplica:
-    replica = context.target.create_replica(_spec(context, plan))
+    spec = _spec(context, plan)
+    replica = context.target.create_replica(spec)
+    if replica.instance_uuid != spec.instance_uuid:
+        # A vCenter gives a VM another one where its own is taken.
+        mark = _mark(context, plan, context.run_id, replica.instance_uuid)
+        context.target.set_extra_config(replica.ref, mark)
     record = replace(
         folder.record,
         target_site=context.target.name,
@@ -93,7 +109,7 @@ def _map(
 ) -> tuple[PreparedReplica, list[str]]:
     """Make a VM that exists the replica. Marked first: cut off after that, the same seeding goes through again."""
     target = context.target
-    target.set_extra_config(candidate.ref, _mark(context, plan, ""))
+    target.set_extra_config(candidate.ref, _mark(context, plan, "", candidate.instance_uuid))
     if not candidate.cbt_enabled:
         target.enable_cbt(candidate.ref)
     record = replace(

@@ -56,6 +56,8 @@ class ReplicaSpec:
     extra_config: Mapping[str, str]
     """`vrepl.*` keys that never change: source site, source instanceUuid, repository, run, format."""
     annotation: str = ""
+    instance_uuid: str = ""
+    """"": the site chooses one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from vrepl.repository.commit_record import (
     read_mark_format,
 )
 from vrepl.repository.files import DAMAGED_SUFFIX
+from vrepl.repository.identity import VmAt, find_clones
 from vrepl.repository.replica_folder import Doubt, ReplicaFolder, set_aside
 from vrepl.repository.store import Repository, replica_id
 
@@ -71,14 +72,24 @@ def rebuild(
         logger.warning("%s was damaged, and is kept as %s%s", file, file.name, DAMAGED_SUFFIX)
     candidates = list(found)
     _take_over_id(repository, candidates)
+    clones = find_clones((one.site, one.vm) for one in candidates)
     claims: dict[str, int] = {}
     for one in candidates:
         mark = read_mark(one.vm.extra_config)
+        if VmAt(one.site, one.vm.ref) in clones:
+            continue
         if mark is not None and _accepts(repository, mark, adopt):
             name = replica_id(mark.source_site, mark.source_instance_uuid)
             claims[name] = claims.get(name, 0) + 1
     work = _Rebuild(repository, claims, adopt, aside, now or dt.datetime.now(dt.UTC))
-    return [work.one(candidate) for candidate in candidates]
+    return [
+        _clone(candidate) if VmAt(candidate.site, candidate.vm.ref) in clones else work.one(candidate)
+        for candidate in candidates
+    ]
+
+
+def _clone(one: FoundReplica) -> Rebuilt:
+    return Rebuilt(one.vm.name, "", 0, "a clone of a replica: it inherited the mark, and is not the VM that it names")
 
 
 def _take_over_id(repository: Repository, candidates: Sequence[FoundReplica]) -> None:

@@ -201,7 +201,7 @@ def replica_config(spec: ReplicaSpec, place: Place, new_uuid: Callable[[], str])
         name=encode_name(spec.name),
         annotation=spec.annotation,
         uuid=spec.bios_uuid,
-        instanceUuid=new_uuid(),
+        instanceUuid=spec.instance_uuid or new_uuid(),
         files=vim.vm.FileInfo(vmPathName=f"[{place.datastore_name}]"),
         version=f"vmx-{hardware.version:02d}" if hardware.version else None,
         guestId=hardware.guest_id,
