@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         method = found[1]
         self._next(method, lambda: self._carry_out(method, body))
 
-    def _next(self, method: str, carry_out) -> None:  # type: ignore[no-untyped-def]
+    def _next(self, method: str, carry_out: Callable[[], object]) -> None:
         fake = self.server.fake
         fake.calls.append(method)
         waiting = fake.script.get(method, [])

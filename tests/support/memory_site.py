@@ -29,6 +29,8 @@ from vrepl.model import (
     VirtualMachine,
 )
 from vrepl.ports import DiskAddress, SiteConnection
+from vrepl.transport.buffers import Buffer
+from vrepl.transport.disk import Completion
 
 HARDWARE = Hardware(
     version=19,
@@ -544,7 +546,7 @@ class TrackedHandle(MemoryHandle):
         else:
             vm.readers += 1
 
-    def submit_write(self, offset, buffer, start, length, done):  # type: ignore[no-untyped-def]
+    def submit_write(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
         self._site._touch(self._virtual, offset, length)
         super().submit_write(offset, buffer, start, length, done)
 
@@ -560,7 +562,7 @@ class TrackedHandle(MemoryHandle):
         super().close()
         self._release()
 
-    def abandon(self, survives=lambda number: False):  # type: ignore[no-untyped-def]
+    def abandon(self, survives: Callable[[int], bool] = lambda number: False) -> None:
         del survives
         super().abandon(self._site.survives)
         self._release()

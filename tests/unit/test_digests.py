@@ -168,6 +168,7 @@ def test_no_flipped_bit_of_a_delta_is_believed(tmp_path: Path) -> None:
     assert everything(open_lookup(files, CAPACITY)) == of(after)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_a_base_makes_one_page_unknown(tmp_path: Path) -> None:
     path = tmp_path / BASE_NAME
     contents = {grain: digest(grain) for grain in range(GRAINS)}
@@ -245,6 +246,7 @@ def test_fold_and_merge_say_what_the_chain_said(tmp_path: Path, background_known
     assert (None in expected) is not background_known
 
 
+@pytest.mark.slow
 def test_a_million_changed_grains_take_little_memory(tmp_path: Path) -> None:
     capacity = 1 << 40
     count = 1_000_000

@@ -42,7 +42,7 @@ def eager_checkpoints() -> object:
         yield
 
 
-def after(where: str, times: int = 1):  # type: ignore[no-untyped-def]
+def after(where: str, times: int = 1) -> Callable[[str], bool]:
     """Dies at the n-th point whose name begins so."""
     left = times
 

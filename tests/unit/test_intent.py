@@ -130,6 +130,7 @@ def test_after_dying_in_a_save_the_old_or_the_new_one_is_there(
     assert load_intent(path) == newer
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_extents_are_fine(tmp_path: Path) -> None:
     path = tmp_path / "intent.json"
     many = tuple(Extent(at * 2 * GRAIN, GRAIN) for at in range(100_000))

@@ -389,6 +389,7 @@ def copies(tmp_path: Path, folder: ReplicaFolder, count: int) -> Iterator[tuple[
         yield number, copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tear", [False, True])
 @pytest.mark.parametrize("first", [False, True])
 def test_a_seal_that_dies_at_any_step_completes(tmp_path: Path, folder: ReplicaFolder, first: bool, tear: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.memory_disk import MemoryHandle
 from tests.support.memory_site import MemoryOpener
 from tests.support.world import World
 from vrepl.engine import Engine
@@ -66,12 +67,12 @@ class SanOpener(MemoryOpener):
         super().__init__([world.source, world.target])
         self._world = world
 
-    def open_reader(self, address: DiskAddress):  # type: ignore[no-untyped-def]
+    def open_reader(self, address: DiskAddress) -> MemoryHandle:
         handle = super().open_reader(address)
         handle.mode = str(address.modes[0])
         return handle
 
-    def open_writer(self, address: DiskAddress):  # type: ignore[no-untyped-def]
+    def open_writer(self, address: DiskAddress) -> MemoryHandle:
         mode = address.modes[0]
         vm = self._sites[address.site]._vm(address.vm_ref)
         if mode is TransportMode.SAN:
