@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         method = found[1]
         self._next(method, lambda: self._carry_out(method, body))
 
-    def _next(self, method: str, carry_out: Callable[[], object]) -> None:
+    def _next(self, method: str, carry_out: Callable[[], tuple[int, str]]) -> None:
         fake = self.server.fake
         fake.calls.append(method)
         waiting = fake.script.get(method, [])
