@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.small_lab import small_spec
+
 if TYPE_CHECKING:
     from vrepl_lab.lab import Lab
     from vrepl_lab.spec import LabSpec
@@ -68,13 +70,6 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ[STATE_VARIABLE]
     else:
         os.environ[STATE_VARIABLE] = before
-
-
-def small_spec() -> LabSpec:
-    """The VMs of `vrepl lab up`, small enough to start in about a second."""
-    from vrepl_lab.spec import demo_spec
-
-    return demo_spec(disk_mib=16)
 
 
 def start_or_skip(folder: Path, spec: LabSpec) -> Lab:

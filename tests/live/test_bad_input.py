@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import small_spec
+from tests.support.small_lab import small_spec
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import LabSpec
 

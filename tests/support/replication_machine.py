@@ -2,8 +2,8 @@
 
 After every run that succeeds the replica is the source as it was at its snapshot; after every one that does not, each
 sealed restore point is untouched, and once a run has succeeded the source holds no snapshot of vrepl's. What else may
-happen is added by those who run it: `test_engine_machine.py` everything, `test_mutants.py` what brings mistakes to
-light.
+happen is added by those who run it: `test_any_order_of_runs_and_deaths.py` everything, `test_mutants.py` what brings
+mistakes to light.
 """
 
 from __future__ import annotations
