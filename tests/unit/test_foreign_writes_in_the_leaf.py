@@ -13,6 +13,7 @@ import pytest
 from tests.support.memory_disk import MemoryDisk
 from tests.support.world import World, folder_of, source
 from vrepl.engine import Engine
+from vrepl.errors import VsphereError
 from vrepl.extents import GRAIN
 from vrepl.model import OnResize, TransferKind
 from vrepl.report.model import Result, VmReport
@@ -147,6 +148,36 @@ def test_a_lost_intent_leaves_nothing_to_be_believed(world: World, sealed_before
     (folder_of(world).path / "intent.json").unlink()
     world.source.guest_write(source(world), 0, 0, bytes(CAPACITY))
     succeed(world)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_first_seal_that_nobody_recorded_and_that_is_gone_leaves_nothing_to_be_believed(
+    world: World, made: bool
+) -> None:
+    """Its snapshot removed by hand, the leaf is its base again, and no change tracking goes back to the seal."""
+    moment = "after" if made else "before"
+    assert world.run_until(lambda where: where == f"{moment} dr create_snapshot") is None
+    replica = world.replica()
+    assert len(replica.snapshots) == made
+    if made:
+        world.target.guest_write(replica, 0, 5 * GRAIN, b"by hand" * 20)
+        world.target.remove_snapshot(replica.ref, replica.snapshots[0].ref)
+    report = succeed(world)
+    assert report.disks[0].bytes_moved == (GRAIN if made else 0), "both sides are read, and what differs is written"
+    intent = folder_of(world).intent()
+    assert intent is None or not intent.sealing
+
+
+def test_a_first_seal_that_fails_is_resumed_as_any_other_run(world: World) -> None:
+    def refuse(method: str) -> None:
+        if method == "create_snapshot":
+            raise VsphereError("no space left on the datastore")
+
+    world.target.before_call = refuse
+    assert world.run_vm().result is Result.FAILED
+    world.target.before_call = lambda method: None
+    report = succeed(world)
+    assert "resumes the first run, 100 %" in report.disks[0].reason
 
 
 def test_two_restore_points_of_one_second_are_told_apart(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,7 @@ def find_changes(
         lambda intent: replace(
             intent,
             restore_point_id=taken.point_id,
+            sealing=False,
             disks=tuple(first_intent(move) for move in moves),
             journal=replace(intent.journal, notes=notes),
         )

@@ -94,6 +94,10 @@ def gather(
     touched, unfinished = _judge_leaf(target, folder, replica, last, snapshots, intent)
     if last is None:
         unfinished = {**_unaccounted_disks(folder), **unfinished}
+        if intent is not None and intent.sealing:
+            # The first seal may have been there, and was removed by hand: the leaf is its base again, whatever was
+            # written in between, and no change tracking goes back to it.
+            unfinished = {key: _unsure(disk.position.capacity) for key, disk in unfinished.items()}
     return ReplicaKnowledge(
         record=record,
         replica=replica,
@@ -175,15 +179,14 @@ def _unaccounted_disks(folder: ReplicaFolder) -> dict[int, UnfinishedDisk]:
             continue
         state = read_log(disk.log)
         if state.attempts:
-            found[int(disk.path.name)] = UnfinishedDisk(
-                planned=(),
-                done=(),
-                allowed=0,
-                position=TrackingPosition(None, "", "", state.capacity),
-                dirty=(),
-                compare_with_target=True,
-            )
+            found[int(disk.path.name)] = _unsure(state.capacity)
     return found
+
+
+def _unsure(capacity: int) -> UnfinishedDisk:
+    """Nothing that any attempt settled counts: what the leaf holds must be read."""
+    position = TrackingPosition(None, "", "", capacity)
+    return UnfinishedDisk(planned=(), done=(), allowed=0, position=position, dirty=(), compare_with_target=True)
 
 
 def leaf_identity(disk: Disk) -> str:

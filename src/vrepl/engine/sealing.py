@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vrepl.engine.context import ReplicationContext
 from vrepl.engine.events import Note
@@ -87,6 +88,7 @@ def _kept(
         )
 
     def make() -> SnapshotState:
+        _note_sealing(folder, True)
         try:
             return target.create_snapshot(replica.ref, point.snapshot_name, text.description, quiesce=False)
         except VreplError:
@@ -94,6 +96,7 @@ def _kept(
             target.wait_for_tasks(replica.ref)
             made = [one for one in target.read_vm(replica.ref).snapshots if one.name == point.snapshot_name]
             if not made:
+                _note_sealing(folder, False)
                 raise
             return target.read_snapshot(made[0].ref)
 
@@ -102,7 +105,15 @@ def _kept(
         return True
 
     remove_cut_seal(services, target, folder, replica, state.ref, even_when_stopped=True)
+    _note_sealing(folder, False)
     return False
+
+
+def _note_sealing(folder: ReplicaFolder, sealing: bool) -> None:
+    """A first seal that nobody recorded and that is gone later makes the leaf unsure (see `engine.knowledge`)."""
+    intent = folder.intent()
+    if intent is not None and intent.sealing != sealing:
+        folder.save_intent(replace(intent, sealing=sealing))
 
 
 def prune(

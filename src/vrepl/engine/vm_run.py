@@ -179,6 +179,7 @@ class VmRun:
                 job=context.job.name,
                 disks=before.disks if before else (),
                 journal=Journal(notes=before.journal.notes if before else {}),
+                sealing=before.sealing if before else False,
                 source_snapshot_name=SourceMark(context.services.repository.id, context.run_id).snapshot_name,
             ),
         )

@@ -103,6 +103,8 @@ class Intent:
     disks: tuple[DiskIntent, ...] = ()
     journal: Journal = field(default_factory=Journal)
     source_snapshot_name: str = ""
+    sealing: bool = False
+    """The snapshot that seals was asked for: where it is missing, somebody may have removed it, and written before."""
 
     def disk(self, source_key: int) -> DiskIntent | None:
         return next((disk for disk in self.disks if disk.source_key == source_key), None)
