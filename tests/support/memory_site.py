@@ -13,7 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tests.support.memory_disk import MemoryDisk, MemoryHandle
-from vrepl.errors import CbtError, DiskLockedError, NotFoundError, TransientVsphereError, VsphereError
+from vrepl.errors import (
+    CbtError,
+    DiskLockedError,
+    NotFoundError,
+    NotReplicableError,
+    TransientVsphereError,
+    VsphereError,
+)
 from vrepl.extents import GRAIN, Extent
 from vrepl.model import (
     ChangedAreas,
@@ -113,6 +120,7 @@ class MemoryVm:
     generations: int = 0
     template: bool = False
     consolidation_needed: bool = False
+    disabled_methods: tuple[str, ...] = ()
     files: dict[str, bytes] = field(default_factory=dict)
     """Beside it on its datastore: what no revert takes back."""
 
@@ -142,6 +150,10 @@ class MemorySite:
         """A test's way to interfere: called with the method's name before it has any effect."""
         self.after_call: Callable[[str], None] = lambda method: None
         self.free = 10**15
+        self.newest_hardware = 21
+        self.quiesce_fault: Exception | None = None
+        """What a quiesced snapshot fails with; `quiesce_leaves`: and leaves the snapshot all the same."""
+        self.quiesce_leaves = False
         self.description_limit: int | None = None
         """Characters that a snapshot's description keeps."""
         self.value_limit: int | None = None
@@ -269,6 +281,8 @@ class MemorySite:
         vm = self._vm(vm_ref)
         if vm.writers:
             raise TransientVsphereError(f"a disk of {vm.name} is open for writing", fault="FileLocked")
+        if quiesce and self.quiesce_fault is not None and not self.quiesce_leaves:
+            raise self.quiesce_fault
         change_ids: dict[int, str | None] = {}
         for disk in vm.disks:
             if vm.cbt_enabled and disk.tracking is None:
@@ -280,7 +294,7 @@ class MemorySite:
             description=description[: self.description_limit],
             created=self._clock(),
             parent_ref=vm.current,
-            quiesced=quiesce,
+            quiesced=quiesce and vm.tools_running,
             disks=[disk.copy() for disk in vm.disks],
             change_ids=change_ids,
             hardware=vm.hardware,
@@ -294,6 +308,8 @@ class MemorySite:
             if disk.tracking:
                 disk.tracking.epoch += 1
         self.after_call("create_snapshot")
+        if quiesce and self.quiesce_fault is not None:
+            raise self.quiesce_fault
         return self._state(snapshot)
 
     def remove_snapshot(self, vm_ref: str, snapshot_ref: str) -> bool:
@@ -373,6 +389,13 @@ class MemorySite:
     def datastores(self) -> list[Datastore]:
         self._call("datastores")
         return [Datastore("datastore-1", f"{self.name}-ds", "VMFS", 10**15, self.free)]
+
+    def check_place(self, name: str, hardware: Hardware, placement: ReplicaPlacement) -> None:
+        self._call("check_place")
+        if len(name) > 80:
+            raise NotReplicableError(f"the replica's name would have {len(name)} characters")
+        if hardware.version > self.newest_hardware:
+            raise NotReplicableError(f"no host of the target can take it: not vmx-{hardware.version}")
 
     def create_replica(self, spec: ReplicaSpec) -> VirtualMachine:
         self._call("create_replica")
@@ -497,6 +520,7 @@ class MemorySite:
             cbt_enabled=vm.cbt_enabled,
             cbt_supported=vm.cbt_supported,
             tools_running=vm.tools_running,
+            disabled_methods=vm.disabled_methods,
             extra_config=dict(vm.extra_config),
         )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vrepl.config import LoadedConfig
 from vrepl.engine import Engine, EngineEvents, Services, SilentEvents
+from vrepl.engine.context import Patience
 from vrepl.errors import UsageError
 from vrepl.model import Bandwidth, JobSettings, ReplicaRecord
 from vrepl.planner.modes import ProxyFacts
@@ -185,6 +186,7 @@ class Workshop:
                 clock=now,
                 new_id=new_id,
                 events=self._events,
+                patience=Patience(access=self.loaded.config.vddk.access_wait),
             ),
             self.sites,
         )

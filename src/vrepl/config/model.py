@@ -120,6 +120,7 @@ def _seconds(value: Any) -> Any:
 
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Wait = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 """Seconds, or text such as "30m"."""
 
 
@@ -166,6 +167,7 @@ class VddkTable(Table):
     libdir: FilePath = Path("/opt/vmware-vix-disklib-distrib")
     nfc_buffer_kib: int = Field(default=1024, ge=64, le=8192, multiple_of=64)
     nfc_buffer_count: int = Field(default=4, ge=1, le=32)
+    access_wait: Wait = 600.0
 
     @property
     def nfc_mib_per_disk(self) -> float:

@@ -2,6 +2,9 @@
 
 A crash leaves RelocateVM_Task disabled, so each access stands in the journal before it is made, and only what stands
 in the journal of a dead run is ever given back by another one.
+
+Where another product holds a VM already (a backup reads it), its methods are disabled anyway: vrepl waits for it a
+while, and then goes on without access of its own, for the VM cannot be moved as long as that one reads.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from vrepl.errors import DiskError, MoverError, VreplError
 from vrepl.model import Side
 from vrepl.ports import AccessGuard, Inventory
 from vrepl.repository.intent import PreparedAccess
+
+RELOCATE = "RelocateVM_Task"
+"""What PrepareForAccess disables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +47,12 @@ def access_window(
     with Undo(note) as undo:
         for vm in guarded:
             if vm.site.is_vcenter:
-                _guard(services, undo, keeper, vm_name, vm)
+                _guard(services, undo, keeper, vm_name, vm, note)
         yield
         undo.release_all()
 
 
-def _guard(services: Services, undo: Undo, keeper: IntentKeeper, vm_name: str, vm: GuardedVm) -> None:
+def _guard(services: Services, undo: Undo, keeper: IntentKeeper, vm_name: str, vm: GuardedVm, note: Note) -> None:
     access = PreparedAccess(vm.site.name, vm.ref, f"vrepl-{keeper.intent.run_id}"[:50])
     keeper.change(
         lambda intent: replace(
@@ -59,7 +65,9 @@ def _guard(services: Services, undo: Undo, keeper: IntentKeeper, vm_name: str, v
         _forget(keeper, access)
 
     try:
-        services.patiently(vm_name, f"prepare access at the {vm.side}", lambda: _prepare(services.movers, access))
+        if not _prepare_patiently(services, vm_name, vm, access, note):
+            _forget(keeper, access)
+            return
     except DiskError:
         _forget(keeper, access)
         raise
@@ -67,6 +75,42 @@ def _guard(services: Services, undo: Undo, keeper: IntentKeeper, vm_name: str, v
         undo.push(f"end access at the {vm.side}", end)  # it may have taken effect
         raise
     undo.push(f"end access at the {vm.side}", end)
+
+
+def _prepare_patiently(services: Services, vm_name: str, vm: GuardedVm, access: PreparedAccess, note: Note) -> bool:
+    """False: another product holds the VM, and goes on doing so. Raises DiskError for any other failure.
+
+    The loop is VMware's own (vixDiskLibSample tries PrepareForAccess again for up to 10 minutes).
+    """
+    pause, left = services.patience.access_pause, services.patience.access
+    told = False
+    while True:
+        try:
+            if told:
+                _prepare(services.movers, access)
+            else:
+                services.patiently(
+                    vm_name, f"prepare access at the {vm.side}", lambda: _prepare(services.movers, access)
+                )
+            return True
+        except DiskError as error:
+            if RELOCATE not in vm.site.read_vm(vm.ref).disabled_methods:
+                raise
+            if left <= 0:
+                note(
+                    f"another product keeps the VM at the {vm.side} from being moved ({error.message}): the run goes "
+                    "on without PrepareForAccess of its own"
+                )
+                return False
+            if not told:
+                services.events.note(
+                    vm_name,
+                    f"another product keeps the VM at the {vm.side} from being moved: it is waited for, {left:.0f} s "
+                    "at the most",
+                )
+                told = True
+        services.wait(min(pause, left))
+        left -= pause
 
 
 def _prepare(movers: AccessGuard, access: PreparedAccess) -> None:

@@ -35,6 +35,10 @@ class Patience:
     """How long the engine tries again what may pass: seconds before each further try."""
 
     waits: tuple[float, ...] = (1, 2, 5, 10, 20, 30)
+    access: float = 600
+    """Seconds that a VM is waited for which another product keeps from being moved, as VMware's sample waits."""
+    access_pause: float = 10
+    """Seconds between two tries of that."""
 
 
 @dataclass(slots=True)

@@ -19,12 +19,15 @@ from vrepl.planner.vm import VmPlan, space_conflict, space_needed
 def refuse_impossible(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Datastore:
     """The datastore that the replica lies on, or shall.
 
-    Raises what the plan's conflict is, NotFoundError, UsageError or NoSpaceError for the target's datastore, or
-    DiskError for a disk that no transport mode reaches. `datastores`: the target's, as they are now.
+    Raises what the plan's conflict is, NotFoundError, UsageError or NoSpaceError for the target's datastore, what
+    `ReplicaMaking.check_place` raises for a replica that is still to be made, or DiskError for a disk that no transport
+    mode reaches. `datastores`: the target's, as they are now.
     """
     if plan.conflict is not None:
         raise conflict_error(plan.conflict)
     store = _require_space(context, plan, datastores)
+    if plan.replica is None:
+        context.target.check_place(plan.replica_name, plan.vm.hardware, context.job.placement)
     for disk_plan in plan.disks:
         plan_side(context, Side.SOURCE, plan, disk_plan.disk)
         if plan.replica is not None or context.job.placement.host:

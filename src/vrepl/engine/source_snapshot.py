@@ -14,17 +14,13 @@ from vrepl.engine.gate import snapshot_demand
 from vrepl.engine.marks import SourceMark
 from vrepl.engine.recovery import remove_source_snapshots
 from vrepl.engine.undo import Undo
-from vrepl.errors import VsphereError
+from vrepl.errors import DiskLockedError, VsphereError
 from vrepl.model import Consistency, PowerState, Quiesce, SnapshotState, VirtualMachine
 from vrepl.planner.knowledge import ReplicaKnowledge
 from vrepl.planner.vm import VmPlan
 from vrepl.ports import SnapshottedSite
 
 Pending = Callable[[bool], None]
-QUIESCE_FAULTS = frozenset(
-    {"ApplicationQuiesceFault", "FilesystemQuiesceFault", "ToolsUnavailable", "QuiesceDatastoreIOForHAFailed"}
-)
-"""Faults of CreateSnapshot_Task that mean: without quiescing it may do (vSphere API reference)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +100,31 @@ def temporary_snapshot(
         if quiesce:
             try:
                 state = create(True)
-            except VsphereError as error:
-                if wish is Quiesce.REQUIRE or error.fault not in QUIESCE_FAULTS:
+            except (VsphereError, DiskLockedError) as error:
+                # Whatever the fault: what quiescing fails with depends on guest, Tools and host, and comes wrapped.
+                if wish is Quiesce.REQUIRE:
                     raise
+                site.wait_for_tasks(vm.ref)
+                remove_source_snapshots(services, site, site.read_vm(vm.ref))
                 note(f"the guest could not be quiesced ({error.message}): the restore point is crash-consistent")
+            else:
+                taken.append(state)
+                if not state.quiesced:
+                    _not_quiesced(wish, note)
         elif wish is Quiesce.PREFER and vm.power is PowerState.ON:
             note("VMware Tools does not run in the guest: the restore point is crash-consistent")
-        taken.append(state or create(False))
+        if state is None:
+            taken.append(create(False))
         yield taken[0]
         undo.release_all()
+
+
+def _not_quiesced(wish: Quiesce, note: Note) -> None:
+    """vSphere ignores the wish where VMware Tools have stopped meanwhile (API reference, CreateSnapshot_Task)."""
+    said = "vSphere took the snapshot without quiescing the guest (VMware Tools did not answer)"
+    if wish is Quiesce.REQUIRE:
+        raise VsphereError(f"{said}, and the job requires it", hint='start VMware Tools, or set quiesce = "prefer"')
+    note(f"{said}: the restore point is crash-consistent")
 
 
 def _consistency(vm: VirtualMachine, state: SnapshotState) -> Consistency:

@@ -118,6 +118,13 @@ class ChangeTracking(ChangedBlocks, Protocol):
 class ReplicaMaking(Protocol):
     """Replica VMs, made and brought up to their sources."""
 
+    def check_place(self, name: str, hardware: Hardware, placement: ReplicaPlacement) -> None:
+        """Raises what would keep a replica of this name and hardware from being made there; makes nothing.
+
+        NotFoundError, UsageError, or NotReplicableError: the name's length, hardware version, guest OS, networks.
+        """
+        ...
+
     def create_replica(self, spec: ReplicaSpec) -> VirtualMachine:
         """Create and register, with empty disks, powered off. Nothing is left behind when it raises."""
         ...

@@ -1,0 +1,161 @@
+"""What stands in a run's way at real sites: quiescing that fails in any way, other products, a place that cannot be."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.support.world import World, source
+from vrepl.engine import Engine
+from vrepl.engine.context import Patience
+from vrepl.errors import DiskLockedError, TransientDiskError, VsphereError
+from vrepl.extents import GRAIN
+from vrepl.model import Consistency, Quiesce
+from vrepl.report.model import Result
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    world = World(tmp_path / "repository")
+    vm = world.source.add_vm("web-01", [16 * GRAIN])
+    world.source.guest_write(vm, 0, 0, b"\x01" * (4 * GRAIN))
+    return world
+
+
+def want(world: World, quiesce: Quiesce) -> None:
+    object.__setattr__(world.job, "quiesce", quiesce)
+
+
+FAULTS = [
+    VsphereError("GenericVmConfigFault; An error occurred", fault="GenericVmConfigFault"),
+    VsphereError("ApplicationQuiesceFault", fault="ApplicationQuiesceFault"),
+    VsphereError("InvalidVmConfig", fault="InvalidVmConfig"),
+    DiskLockedError("a file is locked"),
+]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__ + (getattr(fault, "fault", "") or ""))
+def test_prefer_goes_on_unquiesced_whatever_a_quiesced_try_failed_with(
+    world: World, fault: Exception, leaves: bool
+) -> None:
+    """By the names of quiesce faults alone, a wrapped one failed the VM for ever."""
+    world.source.quiesce_fault, world.source.quiesce_leaves = fault, leaves
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert report.consistency == Consistency.CRASH
+    assert any("could not be quiesced" in note for note in report.notes)
+    assert world.our_source_snapshots() == []
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_require_fails_and_leaves_nothing(world: World, leaves: bool) -> None:
+    want(world, Quiesce.REQUIRE)
+    world.source.quiesce_fault, world.source.quiesce_leaves = FAULTS[0], leaves
+    report = world.run_vm()
+    assert report.result is Result.FAILED
+    assert world.our_source_snapshots() == []
+
+
+def test_a_wish_that_vsphere_ignored_is_no_quiesced_restore_point(world: World) -> None:
+    """Without VMware Tools the flag is ignored, not refused; they may stop between the plan and the snapshot."""
+
+    def stop_tools(method: str) -> None:
+        if method == "create_snapshot":
+            source(world).tools_running = False
+
+    world.source.before_call = stop_tools
+    report = world.run_vm()
+    assert report.consistency == Consistency.CRASH
+    assert any("without quiescing" in note for note in report.notes)
+    source(world).tools_running = True
+    want(world, Quiesce.REQUIRE)
+    report = world.run_vm()
+    assert report.result is Result.FAILED
+    assert world.our_source_snapshots() == []
+
+
+# -- another product has the VM ---------------------------------------------------------------------------------------
+
+
+class Held:
+    """Another product's PrepareForAccess on the source: VDDK says busy, and vCenter shows the disabled method."""
+
+    def __init__(self, world: World, tries: int) -> None:
+        self.world, self.tries, self.asked, self.ended = world, tries, 0, 0
+        source(world).disabled_methods = ("RelocateVM_Task",)
+
+    def prepare(self, site: str, vm_ref: str, identity: str) -> None:
+        if site != "prod":
+            return
+        self.asked += 1
+        if self.asked <= self.tries:
+            raise TransientDiskError("RelocateVM_Task is already disabled by Backup", code=5)
+        source(self.world).disabled_methods = ()
+
+    def end(self, site: str, vm_ref: str, identity: str) -> None:
+        self.ended += site == "prod"
+
+
+def engine_with(world: World, held: Held, patience: Patience, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    engine = world.engine()
+    engine.services.patience = patience
+    monkeypatch.setattr(engine.services.movers, "prepare_for_access", held.prepare)
+    monkeypatch.setattr(engine.services.movers, "end_access", held.end)
+    return engine
+
+
+def test_another_product_s_access_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(world, tries=5)
+    engine = engine_with(world, held, Patience((0, 0), access=600, access_pause=0), monkeypatch)
+    [report] = engine.replicate(world.job).vms
+    assert report.result is Result.SUCCESS, report.error
+    assert (held.asked, held.ended) == (6, 1)
+    assert any("another product" in note and "waited for" in note for note in world.events.notes)
+
+
+def test_after_the_wait_the_run_goes_on_and_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(world, tries=10**6)
+    engine = engine_with(world, held, Patience((0,), access=0.02, access_pause=0.01), monkeypatch)
+    [report] = engine.replicate(world.job).vms
+    assert report.result is Result.SUCCESS, report.error
+    assert any("without PrepareForAccess" in note for note in report.notes)
+    assert held.ended == 0, "what another product holds is never given back"
+
+
+def test_a_failure_that_is_nobody_s_access_fails_the_vm(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(world, tries=10**6)
+    source(world).disabled_methods = ()
+    engine = engine_with(world, held, Patience((0,), access=600), monkeypatch)
+    [report] = engine.replicate(world.job).vms
+    assert report.result is Result.FAILED
+    assert held.asked == 2
+
+
+def test_a_stop_ends_the_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(world, tries=10**6)
+    engine = engine_with(world, held, Patience((0,), access=600, access_pause=60), monkeypatch)
+    threading.Timer(0.3, engine.stop).start()
+    [report] = engine.replicate(world.job).vms
+    assert report.result is Result.INTERRUPTED
+    assert world.our_source_snapshots() == []
+
+
+# -- before anything is made ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["name", "hardware"])
+def test_a_place_that_cannot_be_is_refused_before_anything_is_made(world: World, reason: str) -> None:
+    if reason == "name":
+        object.__setattr__(world.job, "replica_name", "x" * 81)
+    else:
+        world.target.newest_hardware = 13
+    [planned] = world.engine().plan(world.job).vms
+    assert planned.error is not None, "the plan says it too"
+    before = list(world.target.calls)
+    report = world.run_vm()
+    assert report.result is Result.FAILED
+    assert "create_replica" not in world.target.calls[len(before) :]
+    assert "create_snapshot" not in world.source.calls
