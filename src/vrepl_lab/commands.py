@@ -100,23 +100,30 @@ def lab() -> None:
     show_default=True,
     help="Small extra VMs vm-0001… in prod.",
 )
+@click.option(
+    "--esx",
+    type=click.Choice(["prod", "dr", "both"]),
+    is_flag=False,
+    flag_value="both",
+    help="A standalone ESXi host in place of this site's vCenter; --esx alone: in place of both.",
+)
 @json_option
 @pass_state
-def up(state: State, folder: Path | None, disk_mib: int, extra_vms: int) -> None:
+def up(state: State, folder: Path | None, disk_mib: int, extra_vms: int, esx: str | None) -> None:
     """Start a lab, and return when it serves.
 
     The first time, the simulator and the library are built. In a stopped lab's folder the lab is made anew.
     """
     from vrepl_lab.folder import default_folder
     from vrepl_lab.lab import Lab, find_running
-    from vrepl_lab.spec import demo_spec
+    from vrepl_lab.spec import demo_spec, standalone
 
     place = (folder or default_folder()).absolute()
     running = bool(find_running(place))
     if running:
         click.echo(f"a lab is running in {place} already", err=True)
     else:
-        Lab.start(place, demo_spec(disk_mib, extra_vms), detached=True)
+        Lab.start(place, standalone(demo_spec(disk_mib, extra_vms), esx), detached=True)
         click.echo(f"lab: ready in {place}", err=True)
         click.echo(f"try: vrepl --config {place / 'vrepl.toml'} replicate demo", err=True)
     config = str(place / "vrepl.toml")

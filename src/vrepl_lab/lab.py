@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,6 +61,8 @@ class Lab:
         Unless `detached`, the simulators end when this process does. Raises LabError; nothing is left running then.
         """
         folder = folder.absolute()
+        if nasty.wanted():
+            spec = replace(spec, prod=replace(spec.prod, twin=True), dr=replace(spec.dr, twin=True))
         if spec.needs_file_systems:
             find_tool("mke2fs")  # before a build of a minute, not after it
         built = build(say)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from vrepl_lab import estate
 from vrepl_lab.errors import LabError
 
 MIB = 1024 * 1024
@@ -69,6 +70,14 @@ class VmSpec:
     bios_uuid: str | None = None
     """None: made from site and name. Clones repeat it on purpose."""
     extra_config: Mapping[str, str] = field(default_factory=dict)
+    pool: str | None = None
+    """Path of a resource pool below the cluster's, such as `gold/web`."""
+    vapp: str | None = None
+    """Name of a vApp in that pool."""
+    tags: Sequence[str] = ()
+    """As `Category/Tag`."""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """Custom attributes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,15 @@ class SiteSpec:
     datastores: Sequence[DatastoreSpec] = DEFAULT_DATASTORES
     networks: Sequence[str] = ("VM Network", "isolated")
     certificate: str = "good"
+    port_groups: Sequence[str] = ("dv-net-01",)
+    """Of the distributed switch `SITE-dvs`; none: there is no such switch."""
+    opaque_networks: Sequence[str] = ("nsx-segment-01",)
+    esx: bool = False
+    """A standalone ESXi host instead of a vCenter: no folders, tags, clones, no PrepareForAccess."""
+    twin: bool = False
+    """A second datacenter whose datastores have the names that they have in the first."""
+    twin_vms: Sequence[str] = ()
+    """Names of VMs in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +219,37 @@ def demo_spec(disk_mib: int = DEFAULT_DISK_MIB, extra_vms: int = 0) -> LabSpec:
             host=number % 2,
             datastore="vmfs-02",
             memory_mib=256,
+            **estate.places(number),
         )
         for number in range(1, extra_vms + 1)
     )
     spec = LabSpec.of_vms(*seeded, *extra, job_vms=("web-01", "db-01", "app-01"))
     return replace(spec, prod=replace(spec.prod, hosts=2))
+
+
+def estate_spec(vms: int = 300) -> LabSpec:
+    """Many VMs in folders, pools and vApps, with tags and custom attributes, to select from; it starts in seconds.
+
+    Their disks of 1 MiB are empty. Job `demo` takes the first three.
+    """
+    made = tuple(
+        VmSpec(
+            f"vm-{number:04}",
+            disks=(DiskSpec(MIB, content="empty"),),
+            power="poweredOff" if number % 7 == 0 else "poweredOn",
+            host=number % 2,
+            memory_mib=64,
+            **estate.places(number),
+        )
+        for number in range(1, vms + 1)
+    )
+    return LabSpec.of_vms(*made, job_vms=[vm.name for vm in made[:3]])
+
+
+def standalone(spec: LabSpec, sites: str | None) -> LabSpec:
+    """The same lab with ESXi hosts in place of vCenters: of `prod`, `dr` or `both`; None changes nothing."""
+    prod, dr = sites in ("prod", "both"), sites in ("dr", "both")
+    return replace(spec, prod=replace(spec.prod, esx=prod), dr=replace(spec.dr, esx=dr))
 
 
 def stable_uuid(*words: str) -> str:
@@ -233,7 +277,7 @@ def inventory(
     site: str, spec: SiteSpec, *, seed: str, network: tuple[int, int], images: Mapping[tuple[str, int], Path]
 ) -> dict[str, Any]:
     """inventory.json of one site (docs/lab.md, section 3). `images` maps (VM name, disk index) to a raw image."""
-    hosts = host_addresses(site, spec.hosts, network)
+    hosts = host_addresses(site, 1 if spec.esx else spec.hosts, network)
     datastores = [datastore_entry(site, datastore, seed, hosts) for datastore in spec.datastores]
     shared = [entry for entry in datastores if entry["naa"]]
     names = [vm.name for vm in spec.vms]
@@ -255,6 +299,13 @@ def inventory(
         "nfc_port_hint": 0,
         "instance_uuid_seed": f"{seed}/{site}",
         "vms": [vm_entry(site, vm, seed, hosts, images) for vm in spec.vms],
+        "distributed_switch": {"name": f"{site}-dvs", "port_groups": list(spec.port_groups)}
+        if spec.port_groups
+        else None,
+        "opaque_networks": list(spec.opaque_networks),
+        "esx": spec.esx,
+        "categories": estate.categories(spec.vms),
+        "twin": estate.twin(site, spec, host_addresses(site, spec.hosts + 1, network)[-1]) if spec.twin else None,
     }
 
 
@@ -296,6 +347,10 @@ def vm_entry(
         ],
         "cdrom": True,
         "extra_config": dict(vm.extra_config),
+        "pool": vm.pool or "",
+        "vapp": vm.vapp or "",
+        "tags": list(vm.tags),
+        "attributes": dict(vm.attributes),
         "disks": [
             disk_entry(disk, unit, images.get((vm.name, index))) for index, (disk, unit) in enumerate(with_units(vm))
         ],

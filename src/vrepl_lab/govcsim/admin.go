@@ -247,6 +247,9 @@ func (l *Lab) vmNamed(r *http.Request) (*simulator.VirtualMachine, error) {
 			}
 		})
 	}
+	if len(found) > 1 { // a twin in the second datacenter is reached by its moref
+		found = slices.DeleteFunc(found, func(vm *simulator.VirtualMachine) bool { return l.inTwin(ctx, vm) })
+	}
 	if len(found) != 1 {
 		return nil, fmt.Errorf("%d virtual machines are named %q", len(found), name)
 	}

@@ -20,6 +20,7 @@ const (
 	vixInvalidArg   = 3
 	vixFileNotFound = 4
 	vixBusy         = 5
+	vixNotSupported = 6
 	vixAccess       = 13
 	vixLocked       = 15
 	vixReadOnly     = 16
@@ -322,6 +323,9 @@ func (l *Lab) tryNBD(t *target, h *handle) *vixFault {
 
 // prepare disables or enables RelocateVM_Task. Who disabled it must be who enables it.
 func (l *Lab) prepare(msg map[string]string, disable bool) *vixFault {
+	if l.standalone {
+		return fails(vixNotSupported, "an ESXi host cannot disable migration: there is no vCenter") // 6 is a guess
+	}
 	vm := l.vmByValue(msg["moref"])
 	if vm == nil {
 		return fails(vixAccess, "no virtual machine %s", msg["moref"])

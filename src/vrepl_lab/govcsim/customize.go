@@ -304,12 +304,18 @@ func (l *Lab) vmEvent(ctx *simulator.Context, vm *simulator.VirtualMachine) type
 	return e
 }
 
-// post puts an event into the vCenter's history, as its user's doing.
-func (l *Lab) post(event types.BaseEvent) {
+// signedIn is a context with a session of the lab's user, which some of govcsim's methods want.
+func (l *Lab) signedIn() *simulator.Context {
 	ctx := l.context()
 	ctx.Session = &simulator.Session{
 		UserSession: types.UserSession{Key: "lab", UserName: l.user}, Registry: simulator.NewRegistry(), Map: ctx.Map,
 	}
+	return ctx
+}
+
+// post puts an event into the vCenter's history, as its user's doing.
+func (l *Lab) post(event types.BaseEvent) {
+	ctx := l.signedIn()
 	manager := ctx.Map.EventManager()
 	ctx.WithLock(manager, func() { manager.PostEvent(ctx, &types.PostEvent{EventToPost: event}) })
 }

@@ -115,6 +115,9 @@ func validUnit(
 var staticMACs = [2]net.HardwareAddr{{0, 0x50, 0x56, 0, 0, 0}, {0, 0x50, 0x56, 0x3f, 0xff, 0xff}}
 
 func (l *Lab) checkNIC(ctx *simulator.Context, card *types.VirtualEthernetCard, add bool) types.BaseMethodFault {
+	if fault := l.checkOpaque(ctx, card); fault != nil {
+		return fault
+	}
 	if b, ok := card.Backing.(*types.VirtualEthernetCardNetworkBackingInfo); ok {
 		dc := ctx.Map.Get(l.datacenter).(*simulator.Datacenter)
 		if ctx.Map.FindByName(b.DeviceName, dc.Network) == nil {
@@ -259,6 +262,7 @@ func (l *Lab) adopt(
 	ctx *simulator.Context, vm *simulator.VirtualMachine, st *vmState, order []types.BaseVirtualDevice,
 ) types.BaseMethodFault {
 	devices := sortLike(copyDevices(vm.Config.Hardware.Device), order)
+	opaqueAgain(ctx, devices)
 	for _, disk := range disks(devices) {
 		name := diskPath(disk)
 		at := l.link(name)

@@ -27,6 +27,12 @@ type inventory struct {
 	PortHint   int             `json:"nfc_port_hint"`
 	Seed       string          `json:"instance_uuid_seed"`
 	VMs        []inventoryVM   `json:"vms"`
+
+	DistributedSwitch *inventoryDVS       `json:"distributed_switch"`
+	OpaqueNetworks    []string            `json:"opaque_networks"`
+	Categories        []inventoryCategory `json:"categories"`
+	Twin              *inventoryTwin      `json:"twin"`
+	ESX               bool                `json:"esx"` // an ESXi host that no vCenter manages
 }
 
 type inventoryHost struct {
@@ -59,6 +65,10 @@ type inventoryVM struct {
 	CDROM        bool              `json:"cdrom"`
 	ExtraConfig  map[string]string `json:"extra_config"`
 	Disks        []inventoryDisk   `json:"disks"`
+	Pool         string            `json:"pool"`
+	VApp         string            `json:"vapp"`
+	Tags         []string          `json:"tags"`
+	Attributes   map[string]string `json:"attributes"`
 }
 
 type inventoryNIC struct {
@@ -101,42 +111,11 @@ func (l *Lab) build(inv *inventory) error {
 	if err != nil {
 		return err
 	}
-	dc, err := object.NewRootFolder(client).CreateDatacenter(ctx, inv.Datacenter)
+	ground, err := l.lay(ctx, client, inv)
 	if err != nil {
 		return err
 	}
-	l.datacenter = dc.Reference()
-	folders, err := dc.Folders(ctx)
-	if err != nil {
-		return err
-	}
-	cluster, err := folders.HostFolder.CreateCluster(ctx, inv.Cluster, types.ClusterConfigSpecEx{})
-	if err != nil {
-		return err
-	}
-	hosts := map[string]*simulator.HostSystem{}
-	for _, h := range inv.Hosts {
-		task, err := cluster.AddHost(ctx, types.HostConnectSpec{HostName: h.Name}, true, nil, nil)
-		if err != nil {
-			return err
-		}
-		info, err := task.WaitForResult(ctx, nil)
-		if err != nil {
-			return err
-		}
-		ref := info.Result.(types.ManagedObjectReference)
-		hosts[h.Name] = ctx.Map.Get(ref).(*simulator.HostSystem)
-		if h.NFCLimitMiB == 0 {
-			h.NFCLimitMiB = 48 // ESXi 6.x and 7
-		}
-		own, err := newHostIdentity(h.Name)
-		if err != nil {
-			return err
-		}
-		l.nfc[h.Name] = &nfcHost{
-			name: h.Name, moref: ref.Value, limitKiB: int64(h.NFCLimitMiB * 1024), identity: own, issued: map[string]nfcTicket{},
-		}
-	}
+	folders, root, hosts := ground.folders, ground.pool, ground.hosts
 	for _, ds := range inv.Datastores {
 		if err := l.addDatastore(ctx, ds, hosts); err != nil {
 			return err
@@ -148,32 +127,59 @@ func (l *Lab) build(inv *inventory) error {
 	if err := l.addNetworks(ctx, inv, hosts); err != nil {
 		return err
 	}
-	pool, err := cluster.ResourcePool(ctx)
-	if err != nil {
-		return err
+	if len(inv.OpaqueNetworks) > 0 && !inv.ESX {
+		if err := l.addOpaqueNetworks(ctx, folders.NetworkFolder.Reference(), inv.OpaqueNetworks, hosts); err != nil {
+			return err
+		}
 	}
-	subfolders := map[string]types.ManagedObjectReference{}
+	if inv.DistributedSwitch != nil && !inv.ESX {
+		var members []types.ManagedObjectReference
+		for _, h := range inv.Hosts {
+			members = append(members, hosts[h.Name].Self)
+		}
+		if err := l.addDistributedSwitch(ctx, client, folders.NetworkFolder, inv.DistributedSwitch, members); err != nil {
+			return err
+		}
+	}
+	subfolders := map[string]*object.Folder{}
+	pools := map[string]types.ManagedObjectReference{}
+	byName := map[string]types.ManagedObjectReference{}
 	for i := range inv.VMs {
 		v := &inv.VMs[i]
 		folder := folders.VmFolder.Reference()
-		if v.Folder != nil && *v.Folder != "" {
-			ref, ok := subfolders[*v.Folder]
-			if !ok {
-				f, err := folders.VmFolder.CreateFolder(ctx, *v.Folder)
-				if err != nil {
-					return err
-				}
-				ref = f.Reference()
-				subfolders[*v.Folder] = ref
+		if v.Folder != nil && *v.Folder != "" && !inv.ESX {
+			f, err := l.subfolder(ctx, folders.VmFolder, *v.Folder, subfolders)
+			if err != nil {
+				return err
 			}
-			folder = ref
+			folder = f.Reference()
 		}
 		host := hosts[v.Host]
 		if host == nil {
 			return fmt.Errorf("%s: no host %q", v.Name, v.Host)
 		}
-		if err := l.addVM(v, folder, pool.Reference(), host.Self); err != nil {
+		pool, err := l.pool(ctx, root, v, pools)
+		if err != nil {
+			return err
+		}
+		vm, err := l.addVM(v, folder, pool, host.Self)
+		if err != nil {
 			return fmt.Errorf("%s: %w", v.Name, err)
+		}
+		byName[v.Name] = vm.Self
+		if v.VApp != "" {
+			vm.ParentVApp = &pool
+		}
+	}
+	if err := l.seedAttributes(l.signedIn(), inv, byName); err != nil {
+		return err
+	}
+	if err := l.seedTags(inv, byName); err != nil {
+		return err
+	}
+	if inv.Twin != nil && !inv.ESX {
+		if err := l.addTwin(ctx, client, inv.Twin); err != nil {
+			return err
 		}
 	}
 	l.refreshSpace(true)
@@ -189,10 +195,12 @@ func faultError(res soap.HasFault) error {
 
 // addDatastore mounts a folder as a datastore and gives it the details of its type.
 func (l *Lab) addDatastore(ctx *simulator.Context, ds *datastore, hosts map[string]*simulator.HostSystem) error {
-	folder := filepath.Join(l.dir, "datastores", ds.Name)
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return err
-	}
+	return l.mount(ctx, ds, hosts, filepath.Join(l.dir, "datastores", ds.Name))
+}
+
+func (l *Lab) addDatastoreAt(
+	ctx *simulator.Context, ds *datastore, hosts map[string]*simulator.HostSystem, folder string,
+) error {
 	for _, name := range ds.Hosts {
 		host := hosts[name]
 		if host == nil {
@@ -290,7 +298,9 @@ func (l *Lab) addNetworks(
 	return nil
 }
 
-func (l *Lab) addVM(v *inventoryVM, folder, pool, host types.ManagedObjectReference) error {
+func (l *Lab) addVM(
+	v *inventoryVM, folder, pool, host types.ManagedObjectReference,
+) (*simulator.VirtualMachine, error) {
 	ctx := l.context()
 	spec := types.VirtualMachineConfigSpec{
 		Name: v.Name, Uuid: v.UUID, InstanceUuid: v.InstanceUUID, NumCPUs: max(v.CPUs, 1), MemoryMB: max(v.MemoryMiB, 32),
@@ -313,18 +323,19 @@ func (l *Lab) addVM(v *inventoryVM, folder, pool, host types.ManagedObjectRefere
 	}
 	changes, err := v.devices()
 	if err != nil {
-		return err
+		return nil, err
 	}
+	l.place(ctx, changes)
 	spec.DeviceChange = changes
 	vm, fault := l.createVM(ctx, &types.CreateVM_Task{This: folder, Config: spec, Pool: pool, Host: &host})
 	if fault != nil {
-		return fmt.Errorf("%T: %s", fault, faultText(fault))
+		return nil, faultAsError(fault)
 	}
 	st := l.state(vm.Self)
 	for i, disk := range disks(vm.Config.Hardware.Device) {
 		if image := v.Disks[i].Image; image != nil {
 			if err := l.link(diskPath(disk)).importImage(*image); err != nil {
-				return err
+				return nil, err
 			}
 		}
 	}
@@ -365,7 +376,7 @@ func (l *Lab) addVM(v *inventoryVM, folder, pool, host types.ManagedObjectRefere
 		l.refreshLinks(ctx, vm, st, nil)
 		l.summarize(ctx, vm)
 	})
-	return err
+	return vm, err
 }
 
 // ready is DIR/<site>/ready.json.

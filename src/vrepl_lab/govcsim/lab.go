@@ -4,6 +4,7 @@ import (
 	"crypto/sha1"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path"
 	"strings"
@@ -49,8 +50,11 @@ type Lab struct {
 	powerOns *gates
 
 	transfers transferSet
-	urlPort   int
-	rules     ruleSet
+	restAPI   http.Handler
+
+	standalone bool // it is an ESXi host, not a vCenter
+	urlPort    int
+	rules      ruleSet
 }
 
 // settings are what POST /settings changes.

@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
-	"github.com/vmware/govmomi/simulator/vpx"
 )
 
 type options struct {
@@ -63,7 +62,11 @@ func serve(o options) error {
 	if err != nil {
 		return err
 	}
-	l := newLab(o, dir, strings.TrimRight(string(password), "\r\n"), inv.Seed)
+	l := newLab(o, dir, strings.TrimRight(string(password), "\r\n"), inv.Seed, inv.ESX)
+	l.svc.ServeMux = http.NewServeMux()
+	if !inv.ESX {
+		l.serveREST()
+	}
 	if err := l.build(inv); err != nil {
 		return err
 	}
@@ -105,20 +108,20 @@ func serve(o options) error {
 	return err
 }
 
-func newLab(o options, dir, password, seed string) *Lab {
+func newLab(o options, dir, password, seed string, standalone bool) *Lab {
 	l := &Lab{
 		site: o.site, dir: dir, root: filepath.Dir(dir), seed: seed, user: o.user, password: password,
 		settings: defaultSettings(), vms: map[string]*vmState{}, links: map[string]*link{}, handles: map[*handle]struct{}{},
 		stores: map[string]*datastore{}, prepared: map[string]string{}, uses: map[string][]use{}, nfc: map[string]*nfcHost{},
 		library:  mapSettings(filepath.Join(dir, "settings.bin")),
-		powerOns: newGates(),
+		powerOns: newGates(), standalone: standalone,
 	}
-	content := vpx.ServiceContent
-	content.About.Version, content.About.ApiVersion, content.About.Build = "8.0.2", "8.0.2.0", "22617221"
-	content.About.FullName = "VMware vCenter Server 8.0.2 build-22617221"
+	content, root := service(standalone)
 	ctx := simulator.NewContext()
-	_, instance := simulator.NewServiceInstance(ctx, content, vpx.RootFolder)
-	instance.Content.About.InstanceUuid = l.newUUID("vcenter")
+	_, instance := simulator.NewServiceInstance(ctx, content, root)
+	if !standalone {
+		instance.Content.About.InstanceUuid = l.newUUID("vcenter")
+	}
 	l.svc = simulator.New(ctx, instance)
 	l.svc.Listen = &url.URL{User: url.UserPassword(o.user, password)}
 	l.install(ctx.Map)
@@ -174,6 +177,9 @@ func (l *Lab) ready(all *listeners) *ready {
 		NFCPort: l.nfcPort,
 	}
 	for _, entity := range l.svc.Context.Map.All("HostSystem") {
+		if l.nfc[entity.Entity().Name] == nil {
+			continue // of the second datacenter
+		}
 		r.Hosts = append(r.Hosts, readyHost{entity.Entity().Name, entity.Reference().Value})
 	}
 	return r

@@ -44,6 +44,9 @@ func (l *Lab) install(registry *simulator.Registry) {
 		if ctx.Session == nil {
 			return nil, nil
 		}
+		if l.standalone && vCenterOnly[method.Name] {
+			return nil, &types.NotSupported{}
+		}
 		if fault := l.permitted(method); fault != nil {
 			return nil, fault
 		}
