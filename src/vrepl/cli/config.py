@@ -1,4 +1,4 @@
-"""`vrepl config`: write, judge and show the configuration."""
+"""`vrepl config`: write, validate and show the configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=examples("vrepl config init && $EDITOR vrepl.toml && vrepl config validate"))
 def config() -> None:
-    """Write, judge and show the configuration."""
+    """Write, validate and show the configuration."""
 
 
 @config.command(
@@ -59,7 +59,7 @@ def init(state: State, path: Path, force: bool) -> None:
 @json_option
 @pass_state
 def validate(state: State) -> None:
-    """Judge the configuration; every mistake is told at once, each with its key path.
+    """Validate the configuration; every mistake is told at once, each with its key path.
 
     Nothing is connected to and no secret is read: that is `vrepl check`.
     """

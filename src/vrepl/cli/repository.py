@@ -1,4 +1,4 @@
-"""`vrepl repository`: judge it, rebuild it from the replicas, clean up after dead runs."""
+"""`vrepl repository`: check it, rebuild it from the replicas, clean up after dead runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=examples("vrepl repository check"))
 def repository() -> None:
-    """Judge, rebuild and unlock the repository."""
+    """Check, rebuild and unlock the repository."""
 
 
 @repository.command(

@@ -1,4 +1,4 @@
-"""The configuration: TOML, judged whole (every mistake at once), and handed on as settings."""
+"""The configuration: TOML, validated whole (every mistake at once), and handed on as settings."""
 
 from vrepl.config.load import LoadedConfig, find, load, parse, search_path
 from vrepl.config.model import Config

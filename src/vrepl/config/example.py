@@ -1,7 +1,7 @@
 """The configuration that `vrepl config init` writes: valid as it stands, every key explained."""
 
 EXAMPLE = """\
-# vrepl configuration. `vrepl config validate` judges it, `vrepl config show` shows the effective values.
+# vrepl configuration. `vrepl config validate` checks it, `vrepl config show` shows the effective values.
 # Relative paths are taken from the folder of this file.
 
 # ---- Sites: vCenter Servers or standalone ESXi hosts ------------------------------------------------------------

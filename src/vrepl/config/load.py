@@ -1,4 +1,4 @@
-"""Finds, reads and judges the configuration file."""
+"""Finds, reads and validates the configuration file."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def find(explicit: Path | None = None, environment: Mapping[str, str] | None = N
 
 
 def load(path: Path) -> LoadedConfig:
-    """Read and judge one file.
+    """Read and validate one file.
 
     Raises ConfigError with every mistake at once (a TOML syntax error hides what follows it), UsageError where
     the file cannot be read.
@@ -114,7 +114,7 @@ def load(path: Path) -> LoadedConfig:
 
 
 def parse(text: str, source: str, folder: Path) -> Config:
-    """Judge the text of a configuration; relative paths in it are taken from `folder`."""
+    """Validate the text of a configuration; relative paths in it are taken from `folder`."""
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -1,6 +1,6 @@
 """The configuration file's tables as validated models; docs/configuration.md is their prose.
 
-Only shapes and single values are judged here. What spans tables is in `references`, so that both kinds of mistake
+Only shapes and single values are checked here. What spans tables is in `references`, so that both kinds of mistake
 can be reported at once. Relative paths are resolved by `load` against the folder of the file.
 """
 

@@ -145,7 +145,7 @@ class Session:
             error = nonsense(self.peer, caught)
         except OSError as caught:
             error = lost(self.peer, f"was lost: {caught.strerror or caught}")
-        except Exception as caught:  # a mistake of ours must end every request that is waited for
+        except Exception as caught:  # a mistake in vrepl must end every request that is waited for
             error = DiskError(f"{type(caught).__name__}: {caught}", code=1, hint="please report this")
         self._channel.close()
         self._break(error)

@@ -1,4 +1,4 @@
-"""What a proxy can reach of a site: gathered once per run, judged by `transport.modes`.
+"""What a proxy can reach of a site: gathered once per run, used by `planner.modes`.
 
 The proxy tells what it sees of itself under its `sysroot` (`/`, or a copy of what matters): its product uuid, which
 is its BIOS uuid if it is a VM, and the LUNs under the names that udev gives them.
