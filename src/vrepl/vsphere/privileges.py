@@ -86,7 +86,6 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
         Need("VirtualMachine.Config.Settings", Scope.VM, "follow the source's settings"),
         Need("VirtualMachine.Config.AdvancedConfig", Scope.VM, "mark replicas as vrepl's (extraConfig)"),
         Need("VirtualMachine.Config.Annotation", Scope.VM, "note on the replica what it is"),
-        Need("VirtualMachine.Config.Rename", Scope.VM, "follow the source's name"),
         Need("VirtualMachine.Config.UpgradeVirtualHardware", Scope.VM, "follow the source's hardware version"),
         Need("VirtualMachine.Config.ChangeTracking", Scope.VM, "track changes of replicas, for failback"),
         Need("VirtualMachine.Config.DiskLease", Scope.VM, "open disks through VDDK"),

@@ -15,7 +15,7 @@ from vrepl.vsphere.placement import NewReplica, Places
 from vrepl.vsphere.reconcile import placed_on
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
-from vrepl.vsphere.translation import encode_name, links_of
+from vrepl.vsphere.translation import links_of
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +115,6 @@ class Replicas:
             if alone and vm.snapshots:
                 log.info("%s: %s stays on its datastore, for the VM has snapshots", vm.name, device.backing.fileName)
             self._reconfigure(vm_ref, vim.vm.ConfigSpec(deviceChange=[change]), f"remove disk {disk_key} of {vm_ref}")
-
-    def rename(self, vm_ref: str, name: str) -> None:
-        vm = self._vm(vm_ref)
-        self._tasks.run(lambda: vm.Rename_Task(newName=encode_name(name)), what=f"rename {vm_ref} to {name}")
 
     def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None:
         """An empty value removes the key."""

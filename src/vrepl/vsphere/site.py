@@ -279,9 +279,6 @@ class VsphereSite:
     def remove_replica_disk(self, vm_ref: str, disk_key: int) -> None:
         self._replicas.remove_disk(vm_ref, disk_key)
 
-    def rename_vm(self, vm_ref: str, name: str) -> None:
-        self._replicas.rename(vm_ref, name)
-
     def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None:
         self._replicas.set_extra_config(vm_ref, values)
 
