@@ -484,11 +484,12 @@ class MemorySite:
         return []
 
     def read_vm_file(self, vm: VirtualMachine, name: str) -> bytes | None:
-        self._call("read_vm_file")
+        """A plain HTTPS request, like the next one: no call of the API."""
+        self.before_call("read_vm_file")
         return self._vm(vm.ref).files.get(name)
 
     def write_vm_file(self, vm: VirtualMachine, name: str, content: bytes) -> None:
-        self._call("write_vm_file")
+        self.before_call("write_vm_file")
         self._vm(vm.ref).files[name] = content
         self.after_call("write_vm_file")
 

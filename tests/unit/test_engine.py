@@ -130,7 +130,7 @@ def test_powered_on_replica_is_refused(world: World) -> None:
     report = world.run_vm()
     assert report.result is Result.SKIPPED
     assert report.error is not None
-    assert "poweredOn" in report.error.message
+    assert "powered on the replica of web-01 by hand" in report.error.message
     assert world.our_source_snapshots() == []
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.memory_site import MemoryVm
-from tests.support.world import World, source
-from vrepl.engine.events import SilentEvents
-from vrepl.engine.failover.driver import FailoverDriver
-from vrepl.engine.failover.states import ReplicaStates
-from vrepl.errors import NotReadyError
+from tests.support.world import World, folder_of, source
+from vrepl.engine.context import FailoverContext
+from vrepl.engine.failover.command import Failovers
+from vrepl.engine.failover.replicas import choose
+from vrepl.errors import NotFoundError, UsageError
 from vrepl.extents import GRAIN
-from vrepl.model import PowerState, ReplicaState
-from vrepl.model.failover import KEPT_STATE, Commit, FailoverRecord, Start, Undo, Wish
-from vrepl.report.model import Result
+from vrepl.model import PowerState
+from vrepl.model.failover import KEPT_STATE, Commit, Start, Undo, Wish
+from vrepl.report.failover import FailoverVm
+from vrepl.report.model import Result, VmReport
+from vrepl.repository.failover import read_failover
 from vrepl.transport.hooks import SimulatedKill
 
 
@@ -30,21 +32,13 @@ def world(tmp_path: Path) -> World:
     return world
 
 
-def patiently(_what: str, action: Callable[[], None]) -> None:
-    action()
-
-
-def fail_over(world: World, wish: Wish) -> FailoverRecord:
-    """As a new process would: it knows nothing but what lies at the replica."""
-    world.dead = False
-    states = ReplicaStates(world.target, "test")
-    replica = world.target._view(world.replica())
-    vm = source(world)
-    record = states.read(replica) or FailoverRecord(
-        world.repository.id, "prod", vm.instance_uuid, vm.name, replica.instance_uuid
-    )
-    driver = FailoverDriver(world.target, states, lambda _: None, SilentEvents(), lambda: None, patiently)
-    return driver.go(replica.ref, record, wish)[0]
+def fail_over(world: World, wish: Wish, *, repository: bool = True) -> FailoverVm:
+    """As a new process would: it knows nothing but what lies at the replica, and the repository if that is there."""
+    engine = world.engine()
+    context = FailoverContext(engine.services, world.target)
+    failovers = Failovers(context, engine.services.repository if repository else None)
+    [replica] = choose(failovers.find(), ["web-01"])
+    return failovers.run_one(replica, wish)
 
 
 def contents(vm: MemoryVm) -> list[object]:
@@ -58,8 +52,10 @@ def guest_writes(world: World) -> None:
 def test_a_failed_over_replica_is_its_restore_point_and_runs(world: World) -> None:
     points = world.restore_point_contents()
     older = sorted(points)[1]
-    record = fail_over(world, Start(older))
-    assert record.state is ReplicaState.FAILED_OVER
+    done = fail_over(world, Start(older))
+    assert (done.result, done.state, done.restore_point) == (Result.SUCCESS, "failed-over", older), done.error
+    record = read_failover(folder_of(world))
+    assert record is not None
     assert record.base_change_ids is not None
     assert all(record.base_change_ids.values()), "failback will ask what changed since"
     assert contents(world.replica()) == points[older]
@@ -70,7 +66,7 @@ def test_undone_it_is_the_newest_restore_point_and_the_next_run_is_incremental(w
     points = world.restore_point_contents()
     fail_over(world, Start(sorted(points)[0]))
     guest_writes(world)
-    assert fail_over(world, Undo()).state is ReplicaState.READY
+    assert fail_over(world, Undo()).state == "ready"
     assert world.restore_point_contents() == points
     assert contents(world.replica()) == points[max(points)]
     world.source.guest_write(source(world), 0, 7 * GRAIN, b"\x77" * GRAIN)
@@ -94,20 +90,22 @@ def test_committed_it_is_a_vm_without_snapshots(world: World) -> None:
     fail_over(world, Start())
     guest_writes(world)
     ran = contents(world.replica())
-    assert fail_over(world, Commit()).state is ReplicaState.COMMITTED
+    assert fail_over(world, Commit()).state == "committed"
     assert world.replica().snapshots == []
     assert contents(world.replica()) == ran
 
 
 def test_what_somebody_powered_on_by_hand_is_named_and_adopted(world: World) -> None:
     world.replica().power = PowerState.ON
-    with pytest.raises(NotReadyError, match="powered on the replica of web-01 by hand"):
-        fail_over(world, Start())
-    record = fail_over(world, Start(adopt=True))
-    assert (record.state, record.adopted) == (ReplicaState.FAILED_OVER, True)
-    assert fail_over(world, Undo()).state is ReplicaState.READY
+    refused = fail_over(world, Start())
+    assert refused.result is Result.SKIPPED
+    assert refused.error is not None
+    assert "powered on the replica of web-01 by hand" in refused.error.message
+    assert fail_over(world, Start(adopt=True)).state == "failed-over"
+    assert fail_over(world, Undo()).state == "ready"
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "wishes",
@@ -138,13 +136,13 @@ def test_killed_before_and_after_every_call_it_ends_where_it_should(
         fresh.kill_at = kill_at
         for wish in wishes:
             try:
-                record = fail_over(fresh, wish)
+                done = fail_over(fresh, wish)
             except SimulatedKill:
                 died = True
-                record = fail_over(fresh, wish)
+                done = fail_over(fresh, wish)
         fresh.kill_at = lambda _: False
-        ends = {Start: ReplicaState.FAILED_OVER, Undo: ReplicaState.READY, Commit: ReplicaState.COMMITTED}
-        assert record.state is ends[type(wishes[-1])]
+        ends = {Start: "failed-over", Undo: "ready", Commit: "committed"}
+        assert (done.result, done.state) == (Result.SUCCESS, ends[type(wishes[-1])]), done.error
         if not isinstance(wishes[-1], Commit):
             assert fresh.restore_point_contents() == points
         if isinstance(wishes[-1], Undo):
@@ -153,3 +151,91 @@ def test_killed_before_and_after_every_call_it_ends_where_it_should(
         if not died:
             break
     assert death > 10, "there are many places to die at"
+
+
+@pytest.mark.parametrize("wish", [Start(), Commit()], ids=["failed over", "committed"])
+def test_a_run_refuses_a_replica_that_is_not_ready_and_says_what_to_type(world: World, wish: Wish) -> None:
+    fail_over(world, Start())
+    fail_over(world, wish)
+    points = world.restore_point_contents()
+    report = world.run_vm()
+    assert report.result is Result.SKIPPED
+    assert report.error is not None
+    assert "vrepl failover" in (report.error.hint or "")
+    assert world.restore_point_contents() == points
+
+
+def run_with(world: World, moment: int, elsewhere: Callable[[], None]) -> tuple[VmReport, bool]:
+    """A run, before whose call of this number something happens elsewhere; and whether it came so far."""
+    sites = (world.source, world.target)
+    calls = [site.before_call for site in sites]
+    left = moment
+
+    def restore() -> None:
+        for site, call in zip(sites, calls, strict=True):
+            site.before_call = call
+
+    def count(_method: str) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            restore()
+            elsewhere()
+
+    for site in sites:
+        site.before_call = count
+    report = world.run_vm()
+    restore()
+    return report, left <= 0
+
+
+@pytest.mark.slow
+def test_a_run_whose_replica_is_failed_over_elsewhere_meanwhile_ends_and_touches_nothing_more(world: World) -> None:
+    """The other control host has no repository of this one, and no lock: every call of the run is a moment for it."""
+    moment, happened = 0, True
+    while happened:
+        moment += 1
+        world.source.guest_write(source(world), 0, 6 * GRAIN, bytes([moment % 250 + 1]) * GRAIN)
+        points = world.restore_point_contents()
+        report, happened = run_with(world, moment, lambda: fail_over_newest(world))
+        if not happened:
+            break
+        done = other_host(world, Start())  # where the leaf was still open for writing, it could not revert
+        assert (done.result, done.state) == (Result.SUCCESS, "failed-over"), done.error
+        kept = world.restore_point_contents()
+        sealed = set(kept) - set(points)
+        assert all(kept[point] == contents(source(world)) for point in sealed), "what was sealed in time is whole"
+        assert {report.restore_point} - {None} <= sealed
+        assert {point: kept[point] for point in kept if point in points}.items() <= points.items()
+        assert contents(world.replica()) == kept[done.restore_point or ""], f"at call {moment}"
+        assert world.replica().power is PowerState.ON
+        assert world.our_source_snapshots() == []
+        assert other_host(world, Undo()).state == "ready"
+        assert world.run_vm().result is Result.SUCCESS
+        assert contents(world.replica()) == contents(source(world))
+    assert moment > 20, "a run has many moments"
+
+
+def fail_over_newest(world: World) -> None:
+    other_host(world, Start())
+
+
+def other_host(world: World, wish: Wish) -> FailoverVm:
+    """Another machine, while this one's run goes on: a world's `engine()` would end that."""
+    elsewhere = World(world.folder.with_name("elsewhere"))
+    services = elsewhere.engine().services
+    failovers = Failovers(FailoverContext(services, world.target), None)
+    [replica] = choose(failovers.find(), ["web-01"])
+    return failovers.run_one(replica, wish)
+
+
+def test_replicas_are_chosen_by_name_job_or_all(world: World) -> None:
+    found = Failovers(FailoverContext(world.engine().services, world.target), None).find()
+    assert [one.vm.name for one in choose(found, [], every=True)] == ["web-01-replica"]
+    assert choose(found, [], job="demo") == choose(found, ["web-01"]) == choose(found, ["web-01-replica"])
+    with pytest.raises(NotFoundError, match="did you mean web-01"):
+        choose(found, ["web-1"])
+    with pytest.raises(NotFoundError, match="job nightly"):
+        choose(found, [], job="nightly")
+    with pytest.raises(UsageError, match="say which VMs"):
+        choose(found, [])

@@ -52,20 +52,34 @@ class SanMark:
 
 @dataclass(frozen=True, slots=True)
 class FailoverMark:
-    """Which repository's replica a snapshot was taken of in a failover; `epoch` is that of the record then."""
+    """Of a snapshot that a failover took of a replica."""
 
     repository_id: str
     epoch: int
+    """Of the replica's state then."""
+    stands_on: str = ""
+    """Ref of the snapshot that was its parent when it was asked for; "" where that does not matter."""
 
     def description(self, what: str) -> str:
-        body = {"vrepl": 1, "kind": "failover", "repository": self.repository_id, "run": str(self.epoch)}
+        body = {
+            "vrepl": 1,
+            "kind": "failover",
+            "repository": self.repository_id,
+            "epoch": self.epoch,
+            "stands_on": self.stands_on,
+        }
         return f"{what}\n{json.dumps(body)}"
 
 
 def failover_mark_of(snapshot: Snapshot, name: str) -> FailoverMark | None:
-    """The mark of a snapshot of this name, or of one that begins with it; None where vrepl did not make it."""
-    found = _parse(snapshot, name, "failover")
-    return FailoverMark(found[0], int(found[1])) if found and found[1].isdecimal() else None
+    """The mark of a snapshot whose name begins with `name`; None where vrepl did not make it."""
+    body = _body(snapshot, name, "failover")
+    if body is None:
+        return None
+    repository, epoch, stands_on = body.get("repository"), body.get("epoch"), body.get("stands_on", "")
+    if isinstance(repository, str) and isinstance(epoch, int) and isinstance(stands_on, str):
+        return FailoverMark(repository, epoch, stands_on)
+    return None
 
 
 def source_mark_of(snapshot: Snapshot) -> SourceMark | None:
@@ -87,6 +101,12 @@ def _description(kind: str, repository_id: str, run_id: str) -> str:
 
 def _parse(snapshot: Snapshot, prefix: str, kind: str) -> tuple[str, str] | None:
     """(repository ID, run ID)"""
+    body = _body(snapshot, prefix, kind) or {}
+    repository, run = body.get("repository"), body.get("run")
+    return (repository, run) if isinstance(repository, str) and isinstance(run, str) else None
+
+
+def _body(snapshot: Snapshot, prefix: str, kind: str) -> dict[str, object] | None:
     if not snapshot.name.startswith(prefix):
         return None
     for line in snapshot.description.splitlines():
@@ -97,7 +117,5 @@ def _parse(snapshot: Snapshot, prefix: str, kind: str) -> tuple[str, str] | None
         except ValueError:
             continue
         if isinstance(body, dict) and body.get("kind") == kind:
-            repository, run = body.get("repository"), body.get("run")
-            if isinstance(repository, str) and isinstance(run, str):
-                return repository, run
+            return body
     return None

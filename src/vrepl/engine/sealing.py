@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vrepl.engine.context import ReplicationContext
@@ -30,11 +30,16 @@ def seal(
     replica: VirtualMachine,
     point: RestorePoint,
     note: Note,
+    *,
+    still_ready: Callable[[], None],
 ) -> None:
     """Snapshot the replica and record the restore point; with this, and not before, its change IDs count.
 
     What was written is read back and compared: a commit record that did not survive is no commit. Raises VsphereError
     where neither the snapshot's description nor the replica's extraConfig keeps it.
+
+    `still_ready` raises where a failover has begun meanwhile: then the snapshot may hold anything, and counts for
+    nothing here. Whoever ends the failover looks after it.
     """
     commit = CommitRecord(
         repository_id=context.services.repository.id,
@@ -51,6 +56,7 @@ def seal(
         note("the description of the restore point's snapshot was cut: its record goes to the replica's extraConfig")
         if not _kept(context, folder, record, replica, point, commit, lay_out(commit, inline=False)):
             raise _not_kept(point)
+    still_ready()
     note_that_disks_were_sealed(folder)
     folder.seal(point)
 

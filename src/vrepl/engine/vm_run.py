@@ -10,6 +10,7 @@ from vrepl.engine.context import ReplicationContext
 from vrepl.engine.crossing import Crossing
 from vrepl.engine.deciding import find_changes
 from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute, DiskMove
+from vrepl.engine.failover.guard import Ready, replica_ready
 from vrepl.engine.holding import replica_held
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import TargetNames
@@ -95,10 +96,11 @@ class VmRun:
         folder = self._folder()
         with replica_held(work, folder, context.target, Original(context.source, self._vm)):
             work.enter("preflight")
-            plan, known, store = self._plan(folder)
+            plan, known, store, ready = self._plan(folder)
             folder.upgrade()  # what could be compared has been
             with room_kept(context, plan, store, work.note):
                 work.enter("replica")
+                ready.check()
                 replica = self._prepare_replica(folder, plan, known)
                 if plan.enable_cbt:
                     work.enter("enable CBT")
@@ -115,10 +117,12 @@ class VmRun:
                         work.enter("find changes")
                         moves = find_changes(context, folder, keeper, plan, known, replica, taken, work.note)
                         work.enter("transfer")
+                        ready.check()
                         crossing = self._cross(folder, keeper, moves)
                         work.enter("remove source snapshot")
                 work.enter("seal")
-                self._seal(folder, replica, taken, moves, crossing)
+                ready.check()
+                self._seal(folder, replica, taken, moves, crossing, ready)
             work.enter("retention", even_when_stopped=True)
             if known.lost_restore_points:
                 forget_lost_restore_points(folder, context.target.read_vm(replica.vm.ref))
@@ -149,7 +153,7 @@ class VmRun:
     def _prune(self, folder: ReplicaFolder, replica_ref: str, points: Sequence[RestorePoint]) -> None:
         self._removed += prune(self._context, folder, self._vm.name, replica_ref, points)
 
-    def _plan(self, folder: ReplicaFolder) -> tuple[VmPlan, ReplicaKnowledge, Datastore]:
+    def _plan(self, folder: ReplicaFolder) -> tuple[VmPlan, ReplicaKnowledge, Datastore, Ready]:
         context = self._context
         vm = context.source.read_vm(self._vm.ref)
         plan, known = look_and_plan(context, folder, vm, self._names, self._map_to)
@@ -158,8 +162,9 @@ class VmRun:
             self._work.note(note)
         for _, reason in plan.left_out:
             self._work.note(f"left out: {reason}")
+        ready = replica_ready(context, folder, known)
         store = refuse_impossible(context, plan, () if plan.conflict else context.target.datastores())
-        return plan, known, store
+        return plan, known, store, ready
 
     def _enable_cbt(self, source_ref: str) -> None:
         try:
@@ -220,6 +225,7 @@ class VmRun:
         taken: TakenSnapshot,
         moves: Sequence[DiskMove],
         crossing: Crossing,
+        ready: Ready,
     ) -> None:
         context = self._context
         if not any(move.parent_restore_point_id for move in moves):
@@ -248,5 +254,5 @@ class VmRun:
                 for move in moves
             ),
         )
-        seal(context, folder, replica.record, replica.vm, point, self._work.note)
+        seal(context, folder, replica.record, replica.vm, point, self._work.note, still_ready=ready.check)
         self._sealed = point

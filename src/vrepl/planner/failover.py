@@ -57,6 +57,8 @@ class SeenReplica:
     """Of that snapshot, by disk key; None without one."""
     kept_state: Snapshot | None = None
     """A snapshot `vrepl-undone` that hangs below the base: what ran is kept already."""
+    strays: tuple[str, ...] = ()
+    """Refs of snapshots that a run took as restore points when the replica was no longer its own: no such thing."""
     tests: tuple[str, ...] = ()
     """Names of test clones that stand on snapshots of this replica."""
     source_runs: bool | None = None
@@ -65,7 +67,7 @@ class SeenReplica:
     @property
     def stands_on_base(self) -> bool:
         """The leaf is below the base: it is the guest's."""
-        return self.base is not None and _is_below(self.vm, self.vm.current_snapshot_ref, self.base.ref)
+        return self.base is not None and is_below(self.vm, self.vm.current_snapshot_ref, self.base.ref)
 
     @property
     def newest(self) -> str | None:
@@ -193,10 +195,12 @@ def _start(record: FailoverRecord, seen: SeenReplica, wish: Start) -> Ready | Do
             )
         case ReplicaState.FAILING_OVER:
             return _carry_on(record, seen)
-        case ReplicaState.FAILED_OVER if runs:
+        case ReplicaState.FAILED_OVER if runs and not seen.strays:
             return Done(f"{record.source_name} is failed over to restore point {record.restore_point}")
-        case ReplicaState.FAILED_OVER:
+        case ReplicaState.FAILED_OVER if record.adopted:
             return Ready(None, (PowerOn(),))
+        case ReplicaState.FAILED_OVER:
+            return _carry_on(record, seen)
         case ReplicaState.COMMITTED:
             return FailoverConflict(
                 ConflictKind.COMMITTED, f"{record.source_name} was committed: it is no replica any more", ""
@@ -245,6 +249,8 @@ def _claim(record: FailoverRecord, seen: SeenReplica, wish: Start) -> Ready | Fa
 
 def _carry_on(record: FailoverRecord, seen: SeenReplica) -> Ready | Done | FailoverConflict:
     assert record.restore_point is not None, "a claim names its restore point"
+    if seen.strays:
+        return Ready(None, tuple(RemoveSnapshot(ref) for ref in seen.strays))
     if seen.vm.power is PowerState.ON and seen.stands_on_base:
         return Ready(_changed(record, state=ReplicaState.FAILED_OVER))
     if not seen.stands_on_base:
@@ -313,6 +319,8 @@ def _bring_back(record: FailoverRecord, seen: SeenReplica) -> Ready | Done | Fai
         return Ready(None, (KeepState(),))
     if seen.stands_on_base:
         return Ready(None, (RevertTo(seen.restore_points[newest]),))
+    if seen.strays:
+        return Ready(None, tuple(RemoveSnapshot(ref) for ref in seen.strays))
     if seen.base is not None:
         return Ready(None, (RemoveSnapshot(seen.base.ref),))
     return Ready(
@@ -392,7 +400,7 @@ def _under_way(record: FailoverRecord) -> FailoverConflict:
     )
 
 
-def _is_below(vm: VirtualMachine, snapshot_ref: str | None, ancestor_ref: str) -> bool:
+def is_below(vm: VirtualMachine, snapshot_ref: str | None, ancestor_ref: str) -> bool:
     """Whether a snapshot of the VM is this ancestor or hangs below it."""
     parents = {snapshot.ref: snapshot.parent_ref for snapshot in vm.snapshots}
     while snapshot_ref is not None:

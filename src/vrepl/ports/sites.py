@@ -17,7 +17,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
-from vrepl.ports.failover import FailoverTarget
+from vrepl.ports.failover import FailoverTarget, ReplicaFiles
 
 
 class Named(Protocol):
@@ -156,7 +156,7 @@ class SourceSite(SnapshottedSite, ChangeTracking, Protocol):
     """Where the VMs are that a job replicates."""
 
 
-class TargetSite(SourceSite, ReplicaMaking, Protocol):
+class TargetSite(SourceSite, ReplicaMaking, ReplicaFiles, Protocol):
     """Where replicas live: all that a source is asked, and replicas made."""
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
-from vrepl.engine.events import EngineEvents
 from vrepl.engine.failover.look import free_name, look
 from vrepl.engine.failover.states import ReplicaStates
 from vrepl.engine.marks import FailoverMark
+from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError, VreplError
 from vrepl.model.failover import FAILOVER_BASE, KEPT_STATE, FailoverRecord, Wish
 from vrepl.planner.failover import (
@@ -20,6 +21,7 @@ from vrepl.planner.failover import (
     PowerOff,
     PowerOn,
     PrepareGuest,
+    Ready,
     RemoveSnapshot,
     RevertTo,
     SeenReplica,
@@ -41,8 +43,7 @@ class FailoverDriver:
     states: ReplicaStates
     mirror: Callable[[FailoverRecord], None]
     """Keeps a copy in the repository; one that cannot be had is no reason to stop."""
-    events: EngineEvents
-    check_stop: Callable[[], None]
+    work: VmWork
     patiently: Patiently
     tests: Callable[[], tuple[str, ...]] = tuple
     """Names of test clones that stand on the replica's snapshots."""
@@ -51,31 +52,41 @@ class FailoverDriver:
     """What a guest gets to shut down before it is powered off."""
     prepare_guest: Callable[[str, FailoverRecord], None] = lambda _ref, _record: None
     """Beyond networks: what has the guest's addresses set at its next power-on."""
+    power_ons: AbstractContextManager[object] = field(default_factory=nullcontext)
+    """Held while a VM is powered on, so that a host is not given too many at a time."""
 
     def go(self, replica_ref: str, record: FailoverRecord, wish: Wish) -> tuple[FailoverRecord, SeenReplica]:
         """Until nothing is left to do. Raises NotReadyError for a conflict, and what the target raises."""
-        name = record.source_name
         while True:
-            self.check_stop()
             seen = look(self.target, replica_ref, tests=self.tests(), source_runs=self.source_runs())
-            answer = advance(record, seen, wish)
+            answer = self._answer(record, seen, wish)
             if isinstance(answer, Done):
                 return record, seen
-            if isinstance(answer, FailoverConflict):
-                raise NotReadyError(answer.message, hint=answer.hint or None).at(vm=name)
             if answer.save is not None:
-                self.events.vm_step(name, f"state {answer.save.state}")
-                self.states.save(seen.vm, answer.save)
-                self.mirror(answer.save)
-                record = answer.save
+                record = self._save(seen, answer.save)
             for act in answer.do:
-                self.check_stop()
-                step = WORDS[type(act)]
-                self.events.vm_step(name, step)
-                try:
-                    self._do(act, replica_ref, record)
-                except VreplError as error:
-                    raise error.at(vm=name, step=step) from error
+                self.work.enter(WORDS[type(act)])
+                self._do(act, replica_ref, record)
+
+    def claim(self, replica_ref: str, record: FailoverRecord, wish: Wish) -> FailoverRecord:
+        """Only the first step, if it is one that saves and does nothing: whoever works at the replica then ends."""
+        seen = look(self.target, replica_ref, tests=self.tests(), source_runs=self.source_runs())
+        answer = self._answer(record, seen, wish)
+        if isinstance(answer, Done) or answer.save is None or answer.do:
+            return record
+        return self._save(seen, answer.save)
+
+    def _answer(self, record: FailoverRecord, seen: SeenReplica, wish: Wish) -> Ready | Done:
+        answer = advance(record, seen, wish)
+        if isinstance(answer, FailoverConflict):
+            raise NotReadyError(answer.message, hint=answer.hint or None)
+        return answer
+
+    def _save(self, seen: SeenReplica, record: FailoverRecord) -> FailoverRecord:
+        self.work.enter(f"state {record.state}")
+        self.states.save(seen.vm, record)
+        self.mirror(record)
+        return record
 
     def _do(self, act: Act, replica_ref: str, record: FailoverRecord) -> None:
         target = self.target
@@ -90,14 +101,15 @@ class FailoverDriver:
                 )
             case PrepareGuest():
                 for change in target.connect_networks(replica_ref, act.networks):
-                    self.events.note(record.source_name, change)
+                    self.work.note(change)
                 self.prepare_guest(replica_ref, record)
             case PowerOn():
-                target.power_on(replica_ref)
+                with self.power_ons:
+                    target.power_on(replica_ref)
             case PowerOff():
                 target.power_off(replica_ref)
             case ShutDownGuest():
-                self._shut_down(replica_ref, record)
+                self._shut_down(replica_ref)
             case KeepState():
                 self._snapshot(
                     replica_ref, free_name(target.read_vm(replica_ref), KEPT_STATE), record,
@@ -110,18 +122,18 @@ class FailoverDriver:
             case MergeSnapshots():
                 self._merge(replica_ref)
 
-    def _snapshot(self, replica_ref: str, name: str, record: FailoverRecord, what: str) -> None:
-        description = FailoverMark(record.repository_id, record.epoch).description(what)
+    def _snapshot(self, replica_ref: str, name: str, record: FailoverRecord, what: str, stands_on: str = "") -> None:
+        description = FailoverMark(record.repository_id, record.epoch, stands_on).description(what)
         self.patiently(
             f"take the snapshot {name}",
             lambda: _nothing(self.target.create_snapshot(replica_ref, name, description, quiesce=False)),
         )
 
-    def _shut_down(self, replica_ref: str, record: FailoverRecord) -> None:
+    def _shut_down(self, replica_ref: str) -> None:
         try:
             self.target.shut_down_guest(replica_ref, within=self.shutdown_seconds)
         except VreplError as error:
-            self.events.note(record.source_name, f"the guest did not shut down, and is powered off: {error.message}")
+            self.work.note(f"the guest did not shut down, and is powered off: {error.message}")
             self.target.power_off(replica_ref)
 
     def _remove(self, replica_ref: str, snapshot_ref: str) -> None:
@@ -131,7 +143,7 @@ class FailoverDriver:
     def _merge(self, replica_ref: str) -> None:
         """One at a time and oldest first, so that a failure in the middle leaves a VM that is whole."""
         while snapshots := self.target.read_vm(replica_ref).snapshots:
-            self.check_stop()
+            self.work.services.check_stop()
             self._remove(replica_ref, snapshots[0].ref)
 
 

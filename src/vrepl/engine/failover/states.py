@@ -32,6 +32,12 @@ class ReplicaStates:
         found = self._newest(replica)
         return found[0] if found else None
 
+    def changed_since(self, replica: VirtualMachine, epoch: int) -> bool:
+        """Whether a higher epoch was saved: by one look at the file that the next epoch goes to."""
+        content = self._files.read_vm_file(replica, SLOTS[(epoch + 1) % len(SLOTS)])
+        found = decode(content) if content is not None else None
+        return found is not None and found[0].epoch > epoch and _is_of(found[0], replica)
+
     def save(self, replica: VirtualMachine, record: FailoverRecord) -> None:
         """Durable at the replica before it returns.
 
@@ -49,7 +55,7 @@ class ReplicaStates:
     def _newest(self, replica: VirtualMachine) -> tuple[FailoverRecord, str] | None:
         contents = (self._files.read_vm_file(replica, name) for name in SLOTS)
         whole = [found for content in contents if content is not None and (found := decode(content)) is not None]
-        mine = [one for one in whole if one[0].replica_instance_uuid == replica.instance_uuid]
+        mine = [one for one in whole if _is_of(one[0], replica)]
         return max(mine, key=lambda one: one[0].epoch, default=None)
 
 
@@ -78,6 +84,11 @@ def decode(content: bytes) -> tuple[FailoverRecord, str] | None:
 
 def _sum(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _is_of(record: FailoverRecord, replica: VirtualMachine) -> bool:
+    """A file may have come along with a copy of another VM's folder."""
+    return record.replica_instance_uuid == replica.instance_uuid
 
 
 def _overtaken(replica: VirtualMachine, record: FailoverRecord) -> LockedError:

@@ -1,0 +1,148 @@
+"""One failover command over many replicas, side by side: each goes as far as it can, and all are told of."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from vrepl.engine.context import FailoverContext
+from vrepl.engine.failover.driver import FailoverDriver
+from vrepl.engine.failover.replicas import FoundReplica, find_replicas
+from vrepl.engine.failover.states import ReplicaStates
+from vrepl.engine.vm_work import VmWork
+from vrepl.errors import LockedError, VreplError
+from vrepl.model import SnapshotState, VirtualMachine
+from vrepl.model.failover import FailoverRecord, Wish
+from vrepl.report.failover import FailoverReport, FailoverVm
+from vrepl.repository.failover import save_failover
+from vrepl.repository.replica_folder import ReplicaFolder
+from vrepl.repository.store import Repository
+
+SIDE_BY_SIDE = 16
+"""Replicas that are worked at at a time; what is slow, power-on, has a limit of its own per host."""
+POWER_ONS_PER_HOST = 4
+RUN_ENDS_WITHIN = 120.0
+"""Seconds: a run on this machine that holds the replica sees the new state at its next step, and ends."""
+
+SourceRuns = Callable[[FailoverRecord], bool | None]
+
+
+@dataclass(slots=True)
+class Failovers:
+    """Everything that the replicas of one command share."""
+
+    context: FailoverContext
+    repository: Repository | None
+    """None where it is lost: then only what lies at the target counts."""
+    source_runs: SourceRuns = lambda _record: None
+    shutdown_seconds: float = 300.0
+    power_ons_per_host: int = POWER_ONS_PER_HOST
+    states: ReplicaStates = field(init=False)
+    _hosts: dict[str, threading.Semaphore] = field(init=False, default_factory=dict)
+    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        services = self.context.services
+        self.states = ReplicaStates(self.context.target, f"{services.new_id()}{services.new_id()}")
+
+    def find(self) -> list[FoundReplica]:
+        """Every replica at the target."""
+        return find_replicas(self.context.target.list_vms(), self)
+
+    def saved_state(self, vm: VirtualMachine) -> FailoverRecord | None:
+        return self.states.read(vm)
+
+    def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
+        return self.context.target.read_snapshot(snapshot_ref)
+
+    def run(self, replicas: Sequence[FoundReplica], wish_for: Callable[[FoundReplica], Wish]) -> FailoverReport:
+        """Never raises for one VM's sake."""
+        report = FailoverReport()
+        with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="failover") as pool:
+            report.vms = list(pool.map(lambda one: self.run_one(one, wish_for(one)), replicas))
+        report.interrupted = self.context.services.stop.is_set()
+        return report
+
+    def run_one(self, replica: FoundReplica, wish: Wish) -> FailoverVm:
+        """One replica, as far as it goes; never raises."""
+        services = self.context.services
+        work = VmWork(services, replica.source_name)
+        began = time.monotonic()
+        last = [replica.never_failed_over]
+
+        def go() -> None:
+            last[0] = self.states.read(replica.vm) or replica.never_failed_over
+            folder = self._folder(last[0])
+            driver = self._driver(replica, work, folder, last)
+            with self._held(driver, folder, replica, last, wish):
+                last[0], _ = driver.go(replica.vm.ref, last[0], wish)
+
+        outcome = work.outcome(go)
+        record = last[0]
+        return FailoverVm(
+            name=replica.source_name,
+            replica=replica.vm.name,
+            result=outcome.result,
+            state=str(record.state),
+            restore_point=record.restore_point,
+            seconds=time.monotonic() - began,
+            error=outcome.error,
+            notes=work.notes,
+        )
+
+    def _driver(
+        self, replica: FoundReplica, work: VmWork, folder: ReplicaFolder | None, last: list[FailoverRecord]
+    ) -> FailoverDriver:
+        services = self.context.services
+
+        def mirror(record: FailoverRecord) -> None:
+            last[0] = record
+            if folder is None:
+                return
+            try:
+                save_failover(folder, record)
+            except VreplError as error:
+                work.note(f"the repository could not be told: {error.message}")
+
+        return FailoverDriver(
+            target=self.context.target,
+            states=self.states,
+            mirror=mirror,
+            work=work,
+            patiently=lambda what, action: services.patiently(replica.source_name, what, action),
+            source_runs=lambda: self.source_runs(last[0]),
+            shutdown_seconds=self.shutdown_seconds,
+            power_ons=self._power_ons(replica.vm.host),
+        )
+
+    @contextmanager
+    def _held(
+        self,
+        driver: FailoverDriver,
+        folder: ReplicaFolder | None,
+        replica: FoundReplica,
+        last: list[FailoverRecord],
+        wish: Wish,
+    ) -> Iterator[None]:
+        """The replica's lock on this machine. Who holds it is told by the new state, and given time to end."""
+        with ExitStack() as held:
+            if folder is not None:
+                try:
+                    held.enter_context(folder.lock())
+                except LockedError:
+                    last[0] = driver.claim(replica.vm.ref, last[0], wish)
+                    held.enter_context(folder.lock(RUN_ENDS_WITHIN))
+            yield
+
+    def _folder(self, record: FailoverRecord) -> ReplicaFolder | None:
+        if self.repository is None or self.repository.id != record.repository_id:
+            return None
+        return self.repository.replica(record.source_site, record.source_instance_uuid)
+
+    def _power_ons(self, host: str) -> threading.Semaphore:
+        with self._lock:
+            return self._hosts.setdefault(host, threading.Semaphore(self.power_ons_per_host))

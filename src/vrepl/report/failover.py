@@ -1,0 +1,84 @@
+"""What became of failovers: one row a VM, as JSON and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vrepl.errors import EXIT_INTERRUPTED, exit_code_of_run
+from vrepl.report.model import FORMAT_VERSION, ErrorReport, Json, Result
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(slots=True)
+class FailoverVm:
+    """One VM of a failover command."""
+
+    name: str
+    """Of the source VM."""
+    replica: str
+    result: Result
+    state: str
+    """`ready`, `failed-over` ...: where the replica stands now."""
+    restore_point: str | None = None
+    seconds: float = 0.0
+    error: ErrorReport | None = None
+    notes: Sequence[str] = ()
+
+    def to_json(self) -> Json:
+        error = self.error
+        return {
+            "name": self.name,
+            "replica": self.replica,
+            "result": self.result.value,
+            "state": self.state,
+            "restore_point": self.restore_point,
+            "seconds": round(self.seconds, 3),
+            "error": error.message if error else None,
+            "hint": error.hint if error else None,
+            "error_step": error.step if error else None,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(slots=True)
+class FailoverReport:
+    """One failover command over its VMs."""
+
+    vms: list[FailoverVm] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """130 when interrupted, else as `exit_code_of_run`; a lone failed VM gives its error's code."""
+        if self.interrupted:
+            return EXIT_INTERRUPTED
+        if len(self.vms) == 1 and self.vms[0].error is not None:
+            return self.vms[0].error.exit_code
+        count = {result: sum(vm.result is result for vm in self.vms) for result in Result}
+        failed = count[Result.FAILED] + count[Result.INTERRUPTED]
+        return exit_code_of_run(count[Result.SUCCESS], failed, count[Result.SKIPPED])
+
+    def to_json(self) -> Json:
+        return {"version": FORMAT_VERSION, "vms": [vm.to_json() for vm in self.vms]}
+
+
+def show_failover(out: Console, report: FailoverReport) -> None:
+    """A table of all VMs, then what went wrong and what is worth knowing."""
+    from vrepl.report import console
+    from vrepl.report import format as words
+
+    listing = console.table("VM", "Replica", "State", "Restore point", "Took", "Result", right=("Took",), dense=True)
+    for vm in report.vms:
+        listing.add_row(
+            vm.name, vm.replica, vm.state, vm.restore_point or "–", words.duration(vm.seconds), vm.result.value
+        )
+    out.print(listing)
+    for vm in report.vms:
+        for note in vm.notes:
+            console.line(out, f"{vm.name}: {note}")
+        if vm.error is not None:
+            console.show_error(out, vm.name, vm.error)
