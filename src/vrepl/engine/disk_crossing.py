@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from vrepl.engine.context import Services
+from vrepl.engine.crossing_state import Reached, Tally
 from vrepl.engine.gate import End, Gate
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.errors import (
@@ -30,8 +31,8 @@ from vrepl.model import (
     VirtualMachine,
 )
 from vrepl.planner.disks import DiskDecision, issued_extents
-from vrepl.ports import DigestFiles, DiskAddress, SourceSite, TransferOrder, TransferProgress, TransferResult
-from vrepl.report.model import DiskReport, SideTransport
+from vrepl.ports import DigestFiles, DiskAddress, SourceSite, TransferOrder, TransferProgress
+from vrepl.report.model import DiskReport
 from vrepl.repository.intent import DiskIntent, HotAddedDisks
 from vrepl.repository.transferlog import read_log
 
@@ -108,50 +109,6 @@ def first_intent(move: DiskMove) -> DiskIntent:
         source_base_path=move.read_disk.base_path,
         compare_with_target=move.decision.compare_with_target,
     )
-
-
-@dataclass(slots=True)
-class Reached:
-    """How one end of a disk is reached: as the rules choose, and in the end as it really was."""
-
-    mode: str | None = None
-    reason: str = ""
-    chosen: str | None = None
-    """By the rules, before anything failed."""
-    ruled_out: list[tuple[str, str]] = field(default_factory=list)
-    fallbacks: list[str] = field(default_factory=list)
-
-    def take(self, plan: TransportPlan) -> None:
-        first = plan.usable[0]
-        self.chosen = self.chosen or first.mode.value
-        self.reason, self.mode = first.reason, first.mode.value
-        self.ruled_out = [(choice.mode.value, choice.reason) for choice in plan.ruled_out]
-
-    def report(self) -> SideTransport:
-        return SideTransport(self.mode, self.reason, self.chosen, list(self.ruled_out), list(self.fallbacks))
-
-
-@dataclass(slots=True)
-class Tally:
-    """What was moved so far, in bytes, and how long it took, over all attempts."""
-
-    attempts: int = 0
-    read: int = 0
-    moved: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    waits: dict[str, float] = field(default_factory=dict)
-
-    def add(self, read: int, moved: int, skipped: int = 0) -> None:
-        self.read += read
-        self.moved += moved
-        self.skipped += skipped
-
-    def add_result(self, result: TransferResult) -> None:
-        self.add(result.bytes_read, result.bytes_moved, result.bytes_skipped)
-        self.seconds += result.seconds
-        for stage, seconds in result.waits.items():
-            self.waits[stage] = self.waits.get(stage, 0.0) + seconds
 
 
 class DiskCrossing:
