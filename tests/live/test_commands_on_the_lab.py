@@ -123,10 +123,11 @@ def test_check_names_the_host_whose_port_is_closed(vm: str, folder: Path) -> Non
         failed = [one for one in told(folder, "check", code=1)["checks"] if one["status"] == "failed"]
         assert [host in one["name"] for one in failed] == [True]
         lines = vrepl(folder, "check", code=1).stdout.splitlines()
-        (line,) = [line for line in lines if ": FAILED" in line]
-        assert line.startswith("port ")
-        assert f" of {host} (prod): FAILED ({host}:" in line
-        assert "; hint: open TCP" in line
+        (number,) = [number for number, line in enumerate(lines) if "FAILED" in line]
+        assert lines[number].startswith("  FAILED  port ")
+        assert f" of {host} (prod): {host}:" in lines[number]
+        assert lines[number + 1].startswith("      hint: open TCP")
+        assert [line for line in lines if not line.startswith(" ")][:3] == ["this machine", "site prod", "site dr"]
         assert len(lines) > 20, "the others are told too, a line each"
         assert vrepl(folder, "check", "--nagios", code=2).stdout.startswith("VREPL CRITICAL - ")
     finally:

@@ -18,8 +18,9 @@ import pytest
 from click.testing import CliRunner
 
 from tests.support.estates import NOW, add_replica, add_run, estate, job_table, run_report, vm_report
+from vrepl.app.files import write_readable
 from vrepl.app.protection import protection
-from vrepl.app.telling import Teller, write_readable
+from vrepl.app.telling import Teller
 from vrepl.cli import main
 from vrepl.errors import ConnectionFailedError, LockedError
 from vrepl.notify import command

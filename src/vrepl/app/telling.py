@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
 from vrepl import __version__
 from vrepl.app.composition import Workshop, new_id, now, open_repository
+from vrepl.app.files import write_readable
+from vrepl.app.pages import write_pages
 from vrepl.app.protection import protection
 from vrepl.config import LoadedConfig
 from vrepl.engine.context import timestamped_id
@@ -32,8 +31,6 @@ from vrepl.secrets import Secrets
 
 logger = logging.getLogger(__name__)
 
-READABLE = 0o644
-"""Of files that other programs are to read."""
 NO_RUN: Mapping[str, Any] = {"version": NOTICE_VERSION, "run": None, "vms": []}
 """What stands where a report would, when notices are told without a run (`status --notify`)."""
 
@@ -74,6 +71,11 @@ class Teller:
                 textfile = self._loaded.config.metrics.textfile
                 if textfile is not None:
                     self._safely(lambda: write_readable(textfile, exposition(seen, __version__)))
+                folder = self._loaded.config.report.html
+                if folder is not None:
+                    self._safely(
+                        lambda: write_pages(folder, self._loaded, self._repository, self._clock(), _run_of(document))
+                    )
                 if not self._notify.wanted:
                     return
                 new, told = due(seen, book.read())
@@ -87,7 +89,8 @@ class Teller:
                     self._safely(lambda: send([self._secret(url) for url in self._notify.urls], *_words(new)))
                 book.write(told)
 
-        if self._notify.wanted or self._loaded.config.metrics.textfile is not None:
+        config = self._loaded.config
+        if self._notify.wanted or config.metrics.textfile is not None or config.report.html is not None:
             self._safely(all_of_it)
         return notices
 
@@ -142,22 +145,12 @@ def failed_run(
     return RunReport(job, timestamped_id(started, new_id()), started, finished, reports)
 
 
+def _run_of(document: Mapping[str, Any]) -> RunReport | None:
+    return RunReport.from_json(document) if document.get("run") else None
+
+
 def _words(notices: list[Notice]) -> tuple[str, str]:
     """Title and body."""
     first = notices[0]
     title = f"vrepl: {first.kind}: {first.vm}" + (f" and {len(notices) - 1} more" if len(notices) > 1 else "")
     return title, "\n".join(f"{notice.job}: {notice.message}" for notice in notices)
-
-
-def write_readable(path: Path, content: bytes) -> None:
-    """Whole or not at all: who reads the file never sees half of it. Raises VreplError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            os.fchmod(file.fileno(), READABLE)
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise VreplError(f"{path} cannot be written: {error.strerror}") from error

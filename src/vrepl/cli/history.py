@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -55,12 +56,19 @@ def history(state: State, job: str | None, limit: int) -> None:
 
 @click.command(
     short_help="The report of a run.",
-    epilog=examples("vrepl report                the last run", "vrepl report RUN --json"),
+    epilog=examples(
+        "vrepl report                the last run", "vrepl report RUN --json", "vrepl report --html report.html"
+    ),
 )
 @click.argument("run", required=False)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a page with it, and with what all runs say together, to this file.",
+)
 @json_option
 @pass_state
-def report(state: State, run: str | None) -> None:
+def report(state: State, run: str | None, html: Path | None) -> None:
     """Show the report of RUN (default: the last run), as `replicate` showed it."""
     from vrepl.app.composition import open_repository
     from vrepl.report.model import RunReport
@@ -82,6 +90,18 @@ def report(state: State, run: str | None) -> None:
     def show(out: Console) -> None:
         from vrepl.report import console
 
-        console.show_run(out, told)
+        if html is not None:
+            console.plain(out, f"wrote {html}")
+        else:
+            console.show_run(out, told)
 
+    if html is not None:
+        from vrepl.app.composition import now
+        from vrepl.app.files import write_readable
+        from vrepl.app.pages import history_of
+        from vrepl.report.pages import page
+
+        moment = now()
+        history = history_of(state.config(), repository, moment, frozenset())
+        write_readable(html, page(moment, run=told, history=history).encode())
     state.result(told.to_json(), show)

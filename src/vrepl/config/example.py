@@ -94,6 +94,9 @@ fallback = true                # try the next mode when one fails; always report
 # urls = [{ file = "/etc/vrepl/secrets/mail-url" }]        # Apprise; pip install 'vrepl[notify]'
 # ping = { file = "/etc/vrepl/secrets/ping-url" }          # healthchecks.io and its like
 
+[report]
+# html = "/var/www/vrepl"                               # pages; pip install 'vrepl[html]'
+
 [metrics]
 # textfile = "/var/lib/prometheus/node-exporter/vrepl.prom"   # pip install 'vrepl[metrics]'
 """

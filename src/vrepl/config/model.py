@@ -341,6 +341,10 @@ class MetricsTable(Table):
     textfile: FilePath | None = None
 
 
+class ReportTable(Table):
+    html: FilePath | None = None
+
+
 class Config(Table):
     """The whole file."""
 
@@ -351,3 +355,4 @@ class Config(Table):
     jobs: dict[str, JobTable] = Field(default_factory=dict)
     notify: NotifyTable = Field(default_factory=NotifyTable)
     metrics: MetricsTable = Field(default_factory=MetricsTable)
+    report: ReportTable = Field(default_factory=ReportTable)

@@ -1,0 +1,113 @@
+"""Promises of the pages: one file, nothing from elsewhere, no script, names are text, 90 days of 200 VMs fit."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jinja2")
+pytest.importorskip("pygal")
+
+from tests.support.estates import NOW, add_replica, add_run, estate, job_table, run_report, vm_report
+from vrepl.app.pages import history_of, write_pages
+from vrepl.report.chronicle import Day, chronicle
+from vrepl.report.model import Result, RunReport
+from vrepl.report.pages import History, page
+
+DAY = dt.timedelta(days=1)
+HOUR = dt.timedelta(hours=1)
+
+
+def simulated(days: int, vms: int) -> list[RunReport]:
+    """One run a day, of which some fail, and each day some VM of it."""
+    reports = []
+    for day in range(days):
+        started = NOW - (days - 1 - day) * DAY
+        names = [f"vm-{number:03}" for number in range(vms)]
+        machines = [
+            vm_report(name, Result.FAILED, "no space on dr-01") if (day * 7 + number) % 53 == 0 else vm_report(name)
+            for number, name in enumerate(names)
+        ]
+        if day % 30 == 17:
+            machines = [vm_report(name, Result.FAILED, "vcenter does not answer") for name in names]
+        reports.append(run_report("web", started, machines))
+    return reports
+
+
+def test_what_runs_say_together() -> None:
+    reports = [
+        run_report("web", NOW - 3 * DAY, [vm_report("a"), vm_report("b")]),
+        run_report("web", NOW - 1 * DAY, [vm_report("a", Result.FAILED, "x"), vm_report("b")]),
+        run_report("web", NOW - 1 * DAY + HOUR, [vm_report("a", Result.FAILED, "x")]),
+        run_report("web", NOW, [vm_report("a"), vm_report("b")]),
+    ]
+    made = chronicle(reversed(reports))
+    assert [day.isoformat() for day in made.days] == ["2025-02-26", "2025-02-27", "2025-02-28", "2025-03-01"]
+    assert {row.vm: list(row.days) for row in made.calendar} == {
+        "a": [Day.GOOD, Day.NONE, Day.FAILED, Day.GOOD],
+        "b": [Day.GOOD, Day.NONE, Day.GOOD, Day.GOOD],
+    }
+    assert [age.seconds / 3600 for age in made.ages["web"]] == [48, 49, 72], "the oldest of the job's VMs"
+    assert chronicle([]).days == []
+
+
+def test_names_are_text_and_nothing_comes_from_elsewhere() -> None:
+    name = "<script>alert(1)</script>\n[/x]\u202e"
+    run = run_report(name, NOW, [vm_report(name, Result.FAILED, name)])
+    text = page(NOW, run=run, history=History(chronicle([run]), {name: 60.0}))
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\n[/x]\\u202e" in text
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", text)
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_a_folder_of_pages(tmp_path: Path) -> None:
+    loaded, repository = estate(tmp_path, job_table("web", ["a"], 'rpo = "30m"'))
+    add_replica(repository, "a", "web", NOW - DAY)
+    pages = tmp_path / "pages"
+    for number in range(3):
+        run = run_report("web", NOW - number * HOUR, [vm_report("a")])
+        add_run(repository, run)
+        write_pages(pages, loaded, repository, NOW, run)
+    index = (pages / "index.html").read_text()
+    links = re.findall(r'href="([^"]+\.html)"', index)
+    assert sorted(links) == sorted(path.name for path in pages.glob("2*.html"))
+    assert len(links) == 3
+    assert "a (web): last good copy 1 d 0 h old, objective 30 min" in index
+    assert (pages / "index.html").stat().st_mode & 0o777 == 0o644
+    (repository.path / "runs" / links[0].replace(".html", ".json")).unlink()
+    write_pages(pages, loaded, repository, NOW, None)
+    assert links[0] not in (pages / "index.html").read_text()
+    assert not (pages / links[0]).exists()
+
+
+@pytest.mark.slow
+def test_ninety_days_of_two_hundred_vms(tmp_path: Path) -> None:
+    """Under 2 MB; and a browser finds nothing wrong, and asks nobody."""
+    names = [f"vm-{number:03}" for number in range(200)]
+    loaded, repository = estate(tmp_path, job_table("web", names, 'rpo = "24h"'))
+    reports = simulated(90, 200)
+    for report in reports:
+        add_run(repository, report)
+    text = page(NOW, run=reports[-1], history=history_of(loaded, repository, NOW, frozenset()))
+    file = tmp_path / "report.html"
+    file.write_text(text)
+    print(f"\n{len(text.encode()) / 1e6:.2f} MB")
+    assert len(text.encode()) < 2_000_000
+    assert text.count('class="d g"') + text.count("class='d g'") > 15_000
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no chromium")
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
+         f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=5000", "--dump-dom", file.as_uri()],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert "</html>" in done.stdout
+    assert ":CONSOLE" not in done.stderr
