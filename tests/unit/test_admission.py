@@ -116,6 +116,7 @@ GROUPS = st.sampled_from([(), ("p",), ("p", "q"), ("q", "r", "s")])
 Work = tuple[dict[Resource, float], tuple[str, ...], int]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.tuples(NEEDS, GROUPS, st.integers(0, 3)), max_size=30),

@@ -78,7 +78,7 @@ def crossed(message: Any) -> Any:
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
 def test_every_message_arrives_as_it_was_sent(kind: type) -> None:
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=40)
     @given(values(kind))
     def arrives(message: Any) -> None:
         assert crossed(message) == message

@@ -6,8 +6,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 TESTS = Path(__file__).parents[1]
 FILES = sorted(TESTS.rglob("*.py"))
 
@@ -21,16 +19,18 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def is_a_test(name: str) -> bool:
+def is_a_test(name: str, known: set[str]) -> bool:
     """Whether a full name leads to a test file, or into a folder of tests."""
     parts = name.split(".")
+    return parts[0] in known or (parts[0] == "tests" and parts[1] not in {"support", "record"})
+
+
+def test_no_test_is_imported() -> None:
     known = {path.stem for path in FILES if path.stem.startswith("test_")}
-    return parts[0] in known or (parts[0] == "tests" and parts[1] != "support" and parts[1] != "record")
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
-def test_no_test_is_imported(path: Path) -> None:
-    assert [name for name in imported(path) if is_a_test(name)] == []
+    found = {
+        str(path.relative_to(TESTS)): [name for name in imported(path) if is_a_test(name, known)] for path in FILES
+    }
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_names_of_test_files_are_used_once() -> None:
