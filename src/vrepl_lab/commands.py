@@ -130,17 +130,21 @@ def up(state: State, folder: Path | None, disk_mib: int, extra_vms: int, esx: st
     tell(state, {"folder": str(place), "config": config, "started": not running}, config)
 
 
-@lab.command(short_help="End a lab's simulators.", epilog=examples("vrepl lab down --dir mylab"))
+@lab.command(
+    short_help="End a lab's simulators.",
+    epilog=examples("vrepl lab down --dir mylab", "vrepl lab down --dir mylab --site prod"),
+)
 @folder_option
+@click.option("--site", metavar="SITE", help="Only this one, as a site is lost; the other goes on.")
 @json_option
 @pass_state
-def down(state: State, folder: Path | None) -> None:
+def down(state: State, folder: Path | None, site: str | None) -> None:
     """End a lab's simulators; its folder stays until the next `up`."""
     from vrepl_lab.folder import default_folder
     from vrepl_lab.lab import stop_in
 
     place = (folder or default_folder()).absolute()
-    ended = stop_in(place)
+    ended = stop_in(place, site)
     click.echo(f"ended {' and '.join(ended)} of {place}" if ended else f"no lab was running in {place}", err=True)
     tell(state, {"folder": str(place), "ended": list(ended)})
 

@@ -56,7 +56,7 @@ def random_pieces(seed: str, length: int, piece: int = MIB) -> Iterator[bytes]:
 
 
 def make_images(site: str, spec: SiteSpec, folder: Path, seed: str) -> dict[tuple[str, int], Path]:
-    """Raw images of all disks of a site that are not empty, by (VM name, disk index)."""
+    """Raw images of all disks of a site that are not empty, by (folder and name of the VM, disk index)."""
     wanted = [
         (vm, index, disk)
         for vm in spec.vms
@@ -66,12 +66,12 @@ def make_images(site: str, spec: SiteSpec, folder: Path, seed: str) -> dict[tupl
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         made = pool.map(lambda item: make_image(site, item[0], item[1], item[2], folder, seed), wanted)
-        return {(vm.name, index): path for (vm, index, _), path in zip(wanted, made, strict=True)}
+        return {(vm.place, index): path for (vm, index, _), path in zip(wanted, made, strict=True)}
 
 
 def make_image(site: str, vm: VmSpec, index: int, disk: DiskSpec, folder: Path, seed: str) -> Path:
-    image = folder / f"{quote(vm.name, safe=' ')}-{index}.img"
-    name = f"{seed}/{site}/{vm.name}/{index}"
+    image = folder / f"{quote(vm.place, safe=' ')}-{index}.img"
+    name = f"{seed}/{site}/{vm.place}/{index}"
     if disk.content == "ext4":
         make_file_system(image, vm, disk, name)
     else:

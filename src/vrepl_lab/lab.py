@@ -171,9 +171,21 @@ class Lab:
 
     def stop(self) -> list[str]:
         """End the simulators that this lab started and wait for it; returns the sites that were still running."""
-        return [
-            name for name, site in self.sites.items() if processes.end(site.process, self._children.pop(name, None))
-        ]
+        return [name for name in self.sites if self.stop_site(name)]
+
+    def stop_site(self, site: str) -> bool:
+        """End one simulator, as a site is lost; false if it had ended before. The other one goes on."""
+        return processes.end(self._site(site).process, self._children.pop(site, None))
+
+    def _site(self, name: str) -> RunningSite:
+        if name not in self.sites:
+            raise LabError(f"no site {name} in this lab (there are {', '.join(self.sites)})")
+        return self.sites[name]
+
+    @property
+    def live_sites(self) -> dict[str, RunningSite]:
+        """Those whose simulators run."""
+        return {name: site for name, site in self.sites.items() if site.process.is_alive()}
 
     def _end_children(self) -> None:
         for child in self._children.values():
@@ -205,8 +217,7 @@ class Lab:
         return (self.folder / "secrets" / f"{site}-password").read_text().strip()
 
     def control(self, site: str) -> Control:
-        if site not in self.sites:
-            raise LabError(f"no site {site} in this lab (there are {', '.join(self.sites)})")
+        self._site(site)
         return Control(site, self.folder / site / "control.sock")
 
     def settings_file(self, site: str) -> SettingsFile:
@@ -215,7 +226,7 @@ class Lab:
     def set(self, *assignments: str) -> None:
         """What `vrepl lab set` does: takes effect at once, for open disks too. Raises LabError before any change if
         one assignment is wrong."""
-        for site, change in parse_assignments(assignments, tuple(self.sites)).items():
+        for site, change in parse_assignments(assignments, tuple(self.live_sites)).items():
             self._apply(site, change)
 
     def _apply(self, site: str, change: Change) -> None:
@@ -249,7 +260,7 @@ class Lab:
                 "settings": self.settings_file(name).read(),
                 **self.control(name).get("/status"),
             }
-            for name, site in self.sites.items()
+            for name, site in self.live_sites.items()
         }
 
     # ── disks, as the guest has them ──
@@ -315,19 +326,24 @@ def clear(folder: Path) -> None:
 
 
 def find_running(folder: Path) -> Lab | None:
+    """The lab of this folder, if one of its sites serves: the other one may be lost."""
     sites = read_state(folder)
-    if not sites or not all(site.port and site.process.is_alive() for site in sites.values()):
+    if not sites or not all(site.port for site in sites.values()):
         return None
-    return Lab(folder, sites)
+    lab = Lab(folder, sites)
+    return lab if lab.live_sites else None
 
 
-def stop_in(folder: Path) -> list[str]:
-    """`vrepl lab down`: end what this folder's lab started; returns the sites that were running."""
+def stop_in(folder: Path, site: str | None = None) -> list[str]:
+    """`vrepl lab down`: end what this folder's lab started, or one site of it; returns the sites that were running."""
     folder = folder.absolute()
     sites = read_state(folder)
     if sites is None:
         raise LabError(f"{folder} is not a lab's folder", hint="give the lab's with --dir")
-    return Lab(folder, sites).stop()
+    lab = Lab(folder, sites)
+    if site is None:
+        return lab.stop()
+    return [site] if lab.stop_site(site) else []
 
 
 def make_site_folders(folder: Path, spec: LabSpec, network: tuple[int, int]) -> dict[str, dict[str, Any]]:

@@ -79,6 +79,11 @@ class VmSpec:
     attributes: Mapping[str, str] = field(default_factory=dict)
     """Custom attributes."""
 
+    @property
+    def place(self) -> str:
+        """Folder and name: VMs in different folders may have the same name."""
+        return f"{self.folder}/{self.name}" if self.folder else self.name
+
 
 @dataclass(frozen=True, slots=True)
 class DatastoreSpec:
@@ -276,13 +281,13 @@ def host_addresses(site: str, count: int, network: tuple[int, int]) -> list[str]
 def inventory(
     site: str, spec: SiteSpec, *, seed: str, network: tuple[int, int], images: Mapping[tuple[str, int], Path]
 ) -> dict[str, Any]:
-    """inventory.json of one site (docs/lab.md, section 3). `images` maps (VM name, disk index) to a raw image."""
+    """inventory.json of one site (docs/lab.md, section 3). `images`: raw ones by (folder and name, disk index)."""
     hosts = host_addresses(site, 1 if spec.esx else spec.hosts, network)
     datastores = [datastore_entry(site, datastore, seed, hosts) for datastore in spec.datastores]
     shared = [entry for entry in datastores if entry["naa"]]
-    names = [vm.name for vm in spec.vms]
-    if len(set(names)) != len(names):
-        raise LabError(f"site {site}: VM names are not unique")
+    places = [vm.place for vm in spec.vms]
+    if len(set(places)) != len(places):
+        raise LabError(f"site {site}: VM names are not unique in their folders")
     return {
         "datacenter": f"{site}-dc",
         "cluster": f"{site}-cluster",
@@ -324,11 +329,11 @@ def datastore_entry(site: str, spec: DatastoreSpec, seed: str, hosts: Sequence[s
 def vm_entry(
     site: str, vm: VmSpec, seed: str, hosts: Sequence[str], images: Mapping[tuple[str, int], Path]
 ) -> dict[str, Any]:
-    address = hashlib.sha256(f"{site}/{vm.name}".encode()).digest()
+    address = hashlib.sha256(f"{site}/{vm.place}".encode()).digest()
     return {
         "name": vm.name,
-        "uuid": vm.bios_uuid or stable_uuid(seed, site, vm.name, "bios"),
-        "instance_uuid": stable_uuid(seed, site, vm.name, "instance"),
+        "uuid": vm.bios_uuid or stable_uuid(seed, site, vm.place, "bios"),
+        "instance_uuid": stable_uuid(seed, site, vm.place, "instance"),
         "host": hosts[vm.host % len(hosts)],
         "datastore": f"{site}-{vm.datastore}",
         "cpus": vm.cpus,
@@ -342,7 +347,7 @@ def vm_entry(
         "guest_host": vm.name,
         "guest_ip": f"10.{address[0]}.{address[1]}.{address[2] % 250 + 2}",
         "nics": [
-            {"network": name, "type": "vmxnet3", "mac": static_mac(seed, site, vm.name, str(position))}
+            {"network": name, "type": "vmxnet3", "mac": static_mac(seed, site, vm.place, str(position))}
             for position, name in enumerate(vm.networks)
         ],
         "cdrom": True,
@@ -352,7 +357,7 @@ def vm_entry(
         "tags": list(vm.tags),
         "attributes": dict(vm.attributes),
         "disks": [
-            disk_entry(disk, unit, images.get((vm.name, index))) for index, (disk, unit) in enumerate(with_units(vm))
+            disk_entry(disk, unit, images.get((vm.place, index))) for index, (disk, unit) in enumerate(with_units(vm))
         ],
     }
 

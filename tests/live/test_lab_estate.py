@@ -28,7 +28,12 @@ def spec() -> LabSpec:
     prod = estate.prod
     return replace(
         estate,
-        prod=replace(prod, vms=(VmSpec("net-01", networks=NETWORKS), *prod.vms), twin=True, twin_vms=("vm-0299",)),
+        prod=replace(
+            prod,
+            vms=(VmSpec("net-01", networks=NETWORKS), VmSpec("vm-0001"), *prod.vms),
+            twin=True,
+            twin_vms=("vm-0299",),
+        ),
     )
 
 
@@ -66,7 +71,7 @@ class Rest:
 
 
 def test_tags_are_read_over_rest_and_over_api(vcenter: Lab, api: Any) -> None:
-    names = {vm.name: vm._moId for vm in vms(api)}
+    names = {vm.name: vm._moId for vm in vms(api) if vm.parent.name != "vm"}
     expected = {names[f"vm-{n:04}"] for n in range(1, 301) if n % 4 == 0}
     tagging = "/rest/com/vmware/cis/tagging"
     client = Rest(vcenter)
@@ -129,8 +134,11 @@ def vms(api: Any) -> list[Any]:
 
 
 def test_folders_pools_vapps_and_custom_attributes(api: Any) -> None:
-    vm = vm_named(api, "vm-0001")
-    assert (vm.parent.name, vm.parent.parent.name) == ("front", "web")
+    first = [vm for vm in vms(api) if vm.name == "vm-0001"]
+    assert {vm.parent.name for vm in first} == {"vm", "front"}  # one name, two folders, two VMs
+    assert len({vm.config.instanceUuid for vm in first}) == len({vm.config.files.vmPathName for vm in first}) == 2
+    (vm,) = [vm for vm in first if vm.parent.name == "front"]
+    assert vm.parent.parent.name == "web"
     assert (vm.resourcePool.name, vm.resourcePool.parent.name) == ("small", "rest")
     (field,) = [f for f in api.content.customFieldsManager.field if f.name == "Owner"]
     assert [v.value for v in vm.customValue if v.key == field.key] == ["Grace"]

@@ -203,6 +203,13 @@ def test_a_host_powers_on_no_more_than_so_many_at_once(vcenter: Lab, api: Any) -
     assert vcenter.status()["prod"]["power_ons"][vms[0].runtime.host.name] == 1
     for vm in vms:
         off(vm)
+    vcenter.set("prod.power_on_limit=0")
+    datacenter = next(d for d in api.content.rootFolder.childEntity if d.name == "prod-dc")
+    for one in wait(datacenter.PowerOnMultiVM_Task(vms)).attempted:
+        wait(one.task)
+    for vm in vms:
+        assert vm.runtime.powerState == "poweredOn"
+        off(vm)
 
 
 def first_disk(holder: Any) -> Any:

@@ -254,7 +254,7 @@ func (l *Lab) seedAttributes(ctx *simulator.Context, inv *inventory, byName map[
 				keys[name] = body.Res.Returnval.Key
 			}
 			res := manager.SetField(ctx, &types.SetField{
-				This: manager.Self, Entity: byName[vm.Name], Key: keys[name], Value: vm.Attributes[name],
+				This: manager.Self, Entity: byName[vm.key()], Key: keys[name], Value: vm.Attributes[name],
 			})
 			if err := faultError(res); err != nil {
 				return fmt.Errorf("custom attribute %s of %s: %w", name, vm.Name, err)
@@ -336,4 +336,12 @@ func (l *Lab) inTwin(ctx *simulator.Context, vm *simulator.VirtualMachine) bool 
 		at = entity.Entity().Parent
 	}
 	return false
+}
+
+// key tells VMs of one name apart by their folders.
+func (v *inventoryVM) key() string {
+	if v.Folder == nil {
+		return v.Name
+	}
+	return *v.Folder + "/" + v.Name
 }

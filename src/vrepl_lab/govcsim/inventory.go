@@ -166,7 +166,7 @@ func (l *Lab) build(inv *inventory) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.Name, err)
 		}
-		byName[v.Name] = vm.Self
+		byName[v.key()] = vm.Self
 		if v.VApp != "" {
 			vm.ParentVApp = &pool
 		}

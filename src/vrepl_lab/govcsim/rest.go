@@ -203,7 +203,7 @@ func (l *Lab) seedTags(inv *inventory, byName map[string]types.ManagedObjectRefe
 			if !ok {
 				return fmt.Errorf("%s: no tag %q", vm.Name, name)
 			}
-			ref := byName[vm.Name]
+			ref := byName[vm.key()]
 			body := map[string]any{"object_id": map[string]string{"id": ref.Value, "type": ref.Type}}
 			target := restTags + "/tag-association/id:" + id + "?~action=attach"
 			if err := l.restCall(&session, http.MethodPost, target, body, nil); err != nil {

@@ -29,6 +29,7 @@ func (l *Lab) install(registry *simulator.Registry) {
 		"ServiceInstance":        &instanceMethods{lab: l},
 		"EnvironmentBrowser":     &environmentMethods{lab: l},
 		"HostNetworkSystem":      &networkMethods{lab: l},
+		"Datacenter":             &datacenterMethods{lab: l},
 		"GuestProcessManager":    &processMethods{lab: l},
 		"GuestFileManager":       &fileMethods{lab: l},
 		"GuestAuthManager":       &authMethods{lab: l},

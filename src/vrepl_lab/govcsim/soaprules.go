@@ -181,6 +181,7 @@ func (l *Lab) guard(next http.Handler) http.Handler {
 			return
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
+		w = &quotedCookies{w}
 		c := parseCall(body)
 		next := next
 		if c.method == "Fetch" {

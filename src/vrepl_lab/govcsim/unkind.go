@@ -4,9 +4,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"net/http"
 	"os"
+	"regexp"
 	"unicode/utf8"
 
+	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -88,4 +91,36 @@ func (l *Lab) kept(description string) string {
 		limit--
 	}
 	return description[:limit]
+}
+
+// quotedCookies sends the session's cookie as vCenter does, with its value in quotes.
+type quotedCookies struct{ http.ResponseWriter }
+
+var plainCookie = regexp.MustCompile(`^(` + soap.SessionCookieName + `=)([^";]+)`)
+
+func (q *quotedCookies) quote() {
+	cookies := q.Header()["Set-Cookie"]
+	for i, cookie := range cookies {
+		cookies[i] = plainCookie.ReplaceAllString(cookie, `$1"$2"`)
+	}
+}
+
+// WriteHeader sends status and headers.
+func (q *quotedCookies) WriteHeader(status int) {
+	q.quote()
+	q.ResponseWriter.WriteHeader(status)
+}
+
+// Write sends a part of the body, and before the first one the headers.
+func (q *quotedCookies) Write(data []byte) (int, error) {
+	q.quote()
+	return q.ResponseWriter.Write(data)
+}
+
+// Flush sends what was written so far.
+func (q *quotedCookies) Flush() {
+	if f, ok := q.ResponseWriter.(http.Flusher); ok {
+		q.quote()
+		f.Flush()
+	}
 }
