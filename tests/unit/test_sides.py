@@ -73,9 +73,10 @@ def test_a_replica_is_held_and_rolled_forward_without_its_source(world: World, m
     """What a dead run left at the target is finished; what it left at the source stays in the journal for later."""
     assert world.run_until(lambda where: where == "after dr create_snapshot") is None, "killed right after the seal"
     lose_the_source(world)
-    work = VmWork(world.engine().services, "web-01")
+    services = world.engine().services
+    work = VmWork(services, "web-01")
     folder = folder_of(world)
-    with replica_held(work, folder, world.target):
+    with replica_held(services, work, folder, world.target):
         assert len(folder.restore_points()) == 1
         assert folder.is_locked()
     assert any("which a dead run had sealed" in note for note in work.notes)
@@ -87,8 +88,9 @@ def test_access_that_a_dead_run_holds_at_a_dead_source_stays_in_the_journal(worl
     assert held is not None
     assert {access.site for access in held.journal.prepared_for_access} == {"prod", "dr"}
     lose_the_source(world)
-    work = VmWork(world.engine().services, "web-01")
-    with replica_held(work, folder_of(world), world.target):
+    services = world.engine().services
+    work = VmWork(services, "web-01")
+    with replica_held(services, work, folder_of(world), world.target):
         pass
     left = folder_of(world).intent()
     assert left is not None

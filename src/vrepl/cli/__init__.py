@@ -17,6 +17,7 @@ COMMANDS = {
     "replicas": "vrepl.cli.replicas:replicas",
     "restore-points": "vrepl.cli.replicas:restore_points",
     "verify": "vrepl.cli.verify:verify",
+    "failover": "vrepl.cli.failover:failover",
     "status": "vrepl.cli.status:status",
     "history": "vrepl.cli.history:history",
     "report": "vrepl.cli.history:report",

@@ -41,13 +41,10 @@ class Patience:
     """Seconds between two tries of that."""
 
 
-@dataclass(slots=True)
-class Services:
-    """What every command has, whatever it works at."""
+@dataclass(slots=True, kw_only=True)
+class Surroundings:
+    """What every command has, even one that has nothing but the replicas' site."""
 
-    repository: Repository
-    movers: DataMovers
-    modes: ModeChooser
     clock: Clock
     new_id: NewId
     events: EngineEvents = field(default_factory=SilentEvents)
@@ -83,6 +80,15 @@ class Services:
         return action()
 
 
+@dataclass(slots=True, kw_only=True)
+class Services(Surroundings):
+    """What every command has that knows of replicas by a repository, and moves or reads their disks."""
+
+    repository: Repository
+    movers: DataMovers
+    modes: ModeChooser
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicationContext:
     """One run of one job."""
@@ -111,7 +117,7 @@ class VerificationContext:
 class FailoverContext:
     """Bringing replicas into service, at the site that is left."""
 
-    services: Services
+    services: Surroundings
     target: FailoverTarget
 
 

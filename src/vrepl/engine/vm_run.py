@@ -94,7 +94,7 @@ class VmRun:
     def _replicate(self) -> None:
         context, work = self._context, self._work
         folder = self._folder()
-        with replica_held(work, folder, context.target, Original(context.source, self._vm)):
+        with replica_held(context.services, work, folder, context.target, Original(context.source, self._vm)):
             work.enter("preflight")
             plan, known, store, ready = self._plan(folder)
             folder.upgrade()  # what could be compared has been

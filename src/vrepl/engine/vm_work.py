@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vrepl.engine.context import Services
+from vrepl.engine.context import Surroundings
 from vrepl.errors import InterruptedRunError, LockedError, NotReadyError, VreplError
 from vrepl.report.model import ErrorReport, Result
 
@@ -23,7 +23,7 @@ class Outcome:
 class VmWork:
     """One VM that a command works at."""
 
-    services: Services
+    services: Surroundings
     vm: str
     """As events and errors name it."""
     step: str = "start"

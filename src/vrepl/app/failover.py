@@ -1,0 +1,116 @@
+"""Composition of failover commands: at a configured site, or at a server of which no configuration is left."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vrepl.app.composition import Sites, new_id, now, open_repository
+from vrepl.config import LoadedConfig
+from vrepl.engine.context import FailoverContext, Surroundings
+from vrepl.engine.events import EngineEvents
+from vrepl.engine.failover.command import Failovers, SourceRuns
+from vrepl.errors import UsageError, VreplError
+from vrepl.model import PowerState
+from vrepl.model.failover import FailoverRecord
+from vrepl.repository.store import Repository
+from vrepl.vsphere.session import SiteSettings
+from vrepl.vsphere.site import VsphereSite
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A vCenter or ESXi host by its address, where no configuration is left."""
+
+    address: str
+    user: str
+    password: str
+    ca_file: Path | None = None
+    thumbprint: str | None = None
+
+    def settings(self) -> SiteSettings:
+        host, _, port = self.address.partition(":")
+        if port and not port.isdecimal():
+            raise UsageError(f"--server {self.address}: expected HOST or HOST:PORT")
+        return SiteSettings(
+            name=host,
+            server=host,
+            user=self.user,
+            password=self.password,
+            port=int(port or 443),
+            ca_file=self.ca_file,
+            thumbprint=self.thumbprint,
+        )
+
+
+@contextmanager
+def at_server(server: Server, events: EngineEvents, stop: threading.Event) -> Iterator[Failovers]:
+    """Of a site that is known by nothing but its address: what lies at the replicas decides."""
+    with VsphereSite(server.settings()) as site:
+        site.login()
+        yield Failovers(FailoverContext(surroundings(events, stop), site), None)
+
+
+@contextmanager
+def at_site(
+    loaded: LoadedConfig, name: str | None, job: str | None, events: EngineEvents, stop: threading.Event
+) -> Iterator[Failovers]:
+    """Of a configured site: the one named, the target of the job, or the only one that is a target.
+
+    Raises UsageError where that does not say which. The repository is used if it can be had.
+    """
+    with Sites(loaded) as sites:
+        site = sites(target_site(loaded, name, job))
+        site.login()
+        failovers = Failovers(FailoverContext(surroundings(events, stop), site), _repository(loaded))
+        failovers.source_runs = source_watch(loaded, sites)
+        yield failovers
+
+
+def target_site(loaded: LoadedConfig, name: str | None, job: str | None) -> str:
+    """Which site the replicas are at."""
+    if name is not None:
+        return loaded.require_site(name)
+    if job is not None and job in loaded.config.jobs:
+        return loaded.config.jobs[job].target
+    targets = sorted({table.target for table in loaded.config.jobs.values()}) or sorted(loaded.config.sites)
+    if len(targets) == 1:
+        return targets[0]
+    raise UsageError(f"which site are the replicas at? {', '.join(targets)}", hint="say --site SITE")
+
+
+def surroundings(events: EngineEvents, stop: threading.Event) -> Surroundings:
+    return Surroundings(clock=now, new_id=new_id, events=events, stop=stop)
+
+
+def source_watch(loaded: LoadedConfig, sites: Sites) -> SourceRuns:
+    """Tells whether a replica's source runs; None where its site is not configured or does not answer.
+
+    A site that did not answer once is not asked again: it may be the one that is lost.
+    """
+    silent: set[str] = set()
+    lock = threading.Lock()
+
+    def runs(record: FailoverRecord) -> bool | None:
+        name = record.source_site
+        with lock:
+            if name not in loaded.config.sites or name in silent:
+                return None
+            try:
+                vm = sites(name).find_vm_by_instance_uuid(record.source_instance_uuid)
+            except VreplError:
+                silent.add(name)
+                return None
+        return vm is not None and vm.power is PowerState.ON
+
+    return runs
+
+
+def _repository(loaded: LoadedConfig) -> Repository | None:
+    try:
+        return open_repository(loaded)
+    except VreplError:
+        return None

@@ -1,0 +1,270 @@
+"""`vrepl failover`: brings replicas into service at the site that is left, takes that back, or makes it final."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from vrepl.cli.parameters import DURATION
+from vrepl.cli.state import State, examples, json_option, pass_state
+from vrepl.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vrepl.engine.failover.command import Failovers
+    from vrepl.engine.failover.replicas import FoundReplica
+    from vrepl.model.failover import Wish
+    from vrepl.report.failover import FailoverReport
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SHOWN = 5
+"""Names of VMs in a question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """Which replicas, and at which site."""
+
+    vms: tuple[str, ...]
+    job: str | None
+    every: bool
+    site: str | None
+    server: str | None
+    user: str | None
+    password_file: Path | None
+    ca_file: Path | None
+    thumbprint: str | None
+    yes: bool
+
+
+def selection(command: Command) -> Command:
+    """The arguments and options that say which replicas a command is about; given to it as one `Selected`."""
+
+    options = (
+        click.argument("vms", metavar="[VM]...", nargs=-1),
+        click.option("--job", metavar="JOB", help="Every VM that this job replicated last."),
+        click.option("--all", "every", is_flag=True, help="Every replica at the site."),
+        click.option("--site", metavar="SITE", help="Where the replicas are; default: the only target site."),
+        click.option(
+            "--server", metavar="HOST[:PORT]", help="Without a configuration: the replicas' vCenter or ESXi host."
+        ),
+        click.option("--user", metavar="USER", help="With --server. The password is asked for."),
+        click.option(
+            "--password-file", type=click.Path(path_type=Path, dir_okay=False), help="With --server: instead of asking."
+        ),
+        click.option(
+            "--ca-file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="With --server: its authority.",
+        ),
+        click.option("--thumbprint", metavar="SHA256", help="With --server: of its certificate, instead of a CA."),
+        click.option("--yes", is_flag=True, help="Answer every question with yes."),
+    )
+
+    def wrapped(**values: Any) -> Any:
+        names = Selected.__dataclass_fields__
+        selected = Selected(**{name: values.pop(name) for name in names})
+        return command(selected=selected, **values)
+
+    chosen: Any = functools.update_wrapper(wrapped, command)
+    for option in reversed(options):
+        chosen = option(chosen)
+    return chosen  # type: ignore[no-any-return]
+
+
+@click.group(
+    epilog=examples(
+        "vrepl failover start web-01 db-01",
+        "vrepl failover start --all --server vc-dr.example.org --user administrator@vsphere.local",
+        "vrepl failover undo web-01",
+        "vrepl failover commit web-01",
+    )
+)
+def failover() -> None:
+    """Bring replicas into service, undo that, or make it final. docs/failover.md is for the day it matters."""
+
+
+@failover.command(
+    short_help="Start replicas at a restore point.",
+    epilog=examples(
+        "vrepl failover start web-01",
+        "vrepl failover start --job web --rollback-after 60m",
+        "vrepl failover start web-01 --restore-point 20250301T220000Z-1a2b3c --network 'VM Network=isolated'",
+    ),
+)
+@selection
+@click.option("--restore-point", metavar="ID", help="Of one VM; default: the newest.")
+@click.option("--source-is-down", is_flag=True, help="Go on although the source seems to run.")
+@click.option("--adopt", is_flag=True, help="Call it failed over if somebody powered it on by hand.")
+@click.option(
+    "--rollback-after", type=DURATION, metavar="TIME", help="Undo it by itself after so long, unless committed (60m)."
+)
+@click.option("--network", "networks", multiple=True, metavar="OLD=NEW", help="Connect adapters on OLD to NEW.")
+@json_option
+@click.pass_context
+@pass_state
+def start(
+    state: State,
+    context: click.Context,
+    selected: Selected,
+    restore_point: str | None,
+    source_is_down: bool,
+    adopt: bool,
+    rollback_after: float | None,
+    networks: tuple[str, ...],
+) -> None:
+    """Revert each replica to a restore point and power it on.
+
+    Works from the replicas alone: neither the source site, the repository nor the configuration of the lost site is
+    needed. What was begun and cut off goes on when the same command is given again. Until it is committed it can be
+    undone; replication runs keep away from a replica that is not ready.
+    """
+    import datetime as dt
+
+    from vrepl.model.failover import Start
+
+    if restore_point is not None and len(selected.vms) != 1:
+        raise UsageError("--restore-point takes exactly one VM", hint="vrepl restore-points VM lists them")
+    network_map = _network_map(networks)
+    with _at_target(state, selected) as failovers:
+        deadline = None
+        if rollback_after is not None:
+            deadline = failovers.context.target.current_time() + dt.timedelta(seconds=rollback_after)
+        wish = Start(
+            restore_point=restore_point,
+            source_is_down=source_is_down,
+            adopt=adopt,
+            deadline=deadline,
+            networks=network_map,
+        )
+        report = _run(failovers, selected, "start {} at site {}", lambda _: wish)
+    _finish(state, context, report)
+
+
+@failover.command(
+    short_help="Make replicas what they were.",
+    epilog=examples("vrepl failover undo web-01", "vrepl failover undo --all --yes"),
+)
+@selection
+@click.option("--keep", is_flag=True, help="Keep what ran as the snapshot vrepl-undone.")
+@json_option
+@click.pass_context
+@pass_state
+def undo(state: State, context: click.Context, selected: Selected, keep: bool) -> None:
+    """Power the replica off and revert it to its newest restore point; only what ran at the target is lost.
+
+    The next run of the job is incremental.
+    """
+    from vrepl.model.failover import Undo
+
+    with _at_target(state, selected) as failovers:
+        report = _run(failovers, selected, "undo the failover of {} at site {}", lambda _: Undo(keep_state=keep))
+    _finish(state, context, report)
+
+
+@failover.command(
+    short_help="Make replicas the VMs.",
+    epilog=examples("vrepl failover commit web-01", "vrepl failover commit --job web --yes"),
+)
+@selection
+@json_option
+@click.pass_context
+@pass_state
+def commit(state: State, context: click.Context, selected: Selected) -> None:
+    """Merge the replica's restore points: it is the VM from now on, and its job replicates it no longer.
+
+    This cannot be undone.
+    """
+    from vrepl.model.failover import Commit
+
+    with _at_target(state, selected) as failovers:
+        report = _run(failovers, selected, "make {} at site {} final", lambda _: Commit())
+    _finish(state, context, report)
+
+
+# -- what the commands share ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _at_target(state: State, selected: Selected) -> Iterator[Failovers]:
+    from vrepl.app.failover import Server, at_server, at_site
+    from vrepl.cli.running import events_for, stop_on_signals
+
+    stop = threading.Event()
+    with events_for(state) as events:
+        if selected.server is None:
+            source = at_site(state.config(), selected.site, selected.job, events, stop)
+        elif selected.user is None:
+            raise UsageError("--server needs --user", hint="--server HOST --user USER")
+        else:
+            server = Server(selected.server, selected.user, _password(selected), selected.ca_file, selected.thumbprint)
+            source = at_server(server, events, stop)
+        with source as failovers, stop_on_signals(stop.set, stop, "stopping after the step that is under way"):
+            yield failovers
+
+
+def _password(selected: Selected) -> str:
+    from vrepl.secrets import SecretReference, Secrets
+
+    if selected.password_file is not None:
+        reference = SecretReference("file", (str(selected.password_file),))
+        return Secrets().resolve(reference).get_secret_value()
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to be asked for the password", hint="--password-file FILE")
+    password: str = click.prompt(f"Password of {selected.user}", hide_input=True, err=True)
+    return password
+
+
+def _run(
+    failovers: Failovers, selected: Selected, question: str, wish_for: Callable[[FoundReplica], Wish]
+) -> FailoverReport:
+    from vrepl.engine.failover.replicas import choose
+
+    chosen = choose(failovers.find(), selected.vms, job=selected.job, every=selected.every)
+    names = ", ".join(one.source_name for one in chosen[:5]) + (
+        f" and {len(chosen) - 5} more" if len(chosen) > 5 else ""
+    )
+    _confirm(question.format(names, failovers.context.target.name), selected.yes)
+    return failovers.run(chosen, wish_for)
+
+
+def _confirm(what: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"nobody is there to be asked: {what}?", hint="--yes answers every question")
+    click.confirm(f"{what[0].upper()}{what[1:]}?", abort=True, err=True)
+
+
+def _finish(state: State, context: click.Context, report: FailoverReport) -> None:
+    def show(out: Console) -> None:
+        from vrepl.report.console import line
+        from vrepl.report.failover import show_failover
+
+        if report.vms:
+            show_failover(out, report)
+        else:
+            line(out, "no replicas here")
+
+    state.result(report.to_json(), show)
+    context.exit(report.exit_code)
+
+
+def _network_map(texts: tuple[str, ...]) -> Mapping[str, str]:
+    mapped: dict[str, str] = {}
+    for text in texts:
+        old, _, new = text.partition("=")
+        if not old or not new:
+            raise UsageError(f"--network {text}: expected OLD=NEW", hint="such as --network 'VM Network=isolated'")
+        mapped[old] = new
+    return mapped
