@@ -27,10 +27,8 @@ def is_a_test(name: str, known: set[str]) -> bool:
 
 def test_no_test_is_imported() -> None:
     known = {path.stem for path in FILES if path.stem.startswith("test_")}
-    found = {
-        str(path.relative_to(TESTS)): [name for name in imported(path) if is_a_test(name, known)] for path in FILES
-    }
-    assert {path: names for path, names in found.items() if names} == {}
+    found = {path: [name for name in imported(path) if is_a_test(name, known)] for path in FILES}
+    assert {str(path.relative_to(TESTS)): names for path, names in found.items() if names} == {}
 
 
 def test_names_of_test_files_are_used_once() -> None:
