@@ -272,6 +272,36 @@ def library_command(tools: Tools, folder: Path, output: Path, soname: str) -> tu
     )
 
 
+def build_go_program(sources: Path, say: Say = say_on_stderr) -> Path:
+    """Another Go program, such as a client that tests run against the lab; cached as the lab itself is.
+
+    `sources` is the folder of a module with its go.sum; the program gets the folder's name.
+    """
+    digest = hashlib.sha256()
+    for path in source_files(sources):
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    go = find_go()
+    version = hashlib.sha256(version_of((*go, "version")).encode()).hexdigest()[:8]
+    folder = cache_root() / f"{sources.name}-{digest.hexdigest()[:16]}-{version}"
+    program = folder / sources.name
+    if program.exists():
+        os.utime(folder)
+        return program
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_suffix(".lock"), say):
+        if not program.exists():
+            say(f"lab: building {sources.name} with {go[0]}")
+            temporary = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
+            try:
+                command = (*go, "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o")
+                run_step(sources.name, (*command, str(temporary / sources.name), "."), sources)
+                temporary.chmod(0o755)
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return program
+
+
 def run_step(what: str, command: tuple[str, ...], folder: Path) -> None:
     done = subprocess.run(
         command, cwd=folder, env=go_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

@@ -136,3 +136,63 @@ func property(at reflect.Value, path string) (value any, known bool) {
 	}
 	return at.Interface(), true
 }
+
+// asked looks at a call of the property collector: its paths must be there, and a filter's are remembered.
+func (l *Lab) asked(method *simulator.Method) types.BaseMethodFault {
+	switch req := method.Body.(type) {
+	case *types.CreateFilter:
+		l.watched.note(&req.Spec)
+		return l.checkPaths([]types.PropertyFilterSpec{req.Spec})
+	case *types.RetrieveProperties:
+		return l.checkPaths(req.SpecSet)
+	case *types.RetrievePropertiesEx:
+		return l.checkPaths(req.SpecSet)
+	}
+	return nil
+}
+
+// checkPaths refuses property paths that an object does not have, as vCenter does; govcsim leaves them out of its answer.
+func (l *Lab) checkPaths(specs []types.PropertyFilterSpec) types.BaseMethodFault {
+	for _, spec := range specs {
+		for _, set := range spec.PropSet {
+			kind, ok := checkedTypes[set.Type]
+			if !ok {
+				continue
+			}
+			for _, path := range set.PathSet {
+				if !strings.Contains(path, "[") && !hasProperty(kind, path) {
+					return &types.InvalidProperty{Name: path}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// checkedTypes are those whose objects govcsim keeps as the API has them.
+var checkedTypes = map[string]reflect.Type{
+	"VirtualMachine": reflect.TypeOf(mo.VirtualMachine{}), "HostSystem": reflect.TypeOf(mo.HostSystem{}),
+	"Datastore": reflect.TypeOf(mo.Datastore{}), "Datacenter": reflect.TypeOf(mo.Datacenter{}),
+	"VirtualMachineSnapshot": reflect.TypeOf(mo.VirtualMachineSnapshot{}),
+}
+
+// hasProperty tells whether a type has a property path. What lies under a base type that others extend is not known.
+func hasProperty(kind reflect.Type, path string) bool {
+	for _, name := range strings.Split(path, ".") {
+		if kind.Kind() == reflect.Pointer {
+			kind = kind.Elem()
+		}
+		if kind.Kind() == reflect.Interface {
+			return true
+		}
+		if kind.Kind() != reflect.Struct || name == "" {
+			return false
+		}
+		field, ok := kind.FieldByName(strings.ToUpper(name[:1]) + name[1:])
+		if !ok {
+			return false
+		}
+		kind = field.Type
+	}
+	return true
+}

@@ -169,3 +169,48 @@ func (m *vmMethods) RefreshStorageInfo(ctx *simulator.Context, req *types.Refres
 	own.WithLock(vm, func() { l.refreshLayout(own, vm, l.state(vm.Self)) })
 	return &methods.RefreshStorageInfoBody{Res: new(types.RefreshStorageInfoResponse)}
 }
+
+// DestroyTask is Destroy_Task of a folder: with all that is in it. A VM that runs, or whose disks somebody has open, stays,
+// and so does the folder. (govcsim's own leaves the VMs behind without a parent, and panics when somebody looks for it.)
+func (m *folderMethods) DestroyTask(ctx *simulator.Context, req *types.Destroy_Task) soap.HasFault {
+	l := m.lab
+	name := ""
+	if folder, ok := l.svc.Context.Map.Get(req.This).(*simulator.Folder); ok {
+		name = folder.Name
+	}
+	ref := l.run(req.This, name, "Destroy_Task",
+		func(ctx *simulator.Context, _ *Task) (types.AnyType, types.BaseMethodFault) {
+			return nil, l.destroyFolder(ctx, req.This)
+		})
+	return &methods.Destroy_TaskBody{Res: &types.Destroy_TaskResponse{Returnval: ref}}
+}
+
+func (l *Lab) destroyFolder(ctx *simulator.Context, ref types.ManagedObjectReference) types.BaseMethodFault {
+	folder, ok := ctx.Map.Get(ref).(*simulator.Folder)
+	if !ok {
+		return &types.ManagedObjectNotFound{Obj: ref}
+	}
+	var children []types.ManagedObjectReference
+	ctx.WithLock(folder, func() { children = append(children, folder.ChildEntity...) })
+	for _, child := range children {
+		var fault types.BaseMethodFault
+		switch obj := ctx.Map.Get(child).(type) {
+		case *simulator.Folder:
+			fault = l.destroyFolder(ctx, child)
+		case *simulator.VirtualMachine:
+			st := l.state(child)
+			st.data.Lock()
+			ctx.WithLock(obj, func() { fault = l.destroy(ctx, obj, st) })
+			st.data.Unlock()
+		default:
+			fault = &types.ResourceInUse{Type: child.Type, Name: child.Value}
+		}
+		if fault != nil {
+			return fault
+		}
+	}
+	var res soap.HasFault
+	ctx.WithLock(folder, func() { res = folder.DestroyTask(ctx, &types.Destroy_Task{This: ref}) })
+	_, fault := inner(ctx, res.(*methods.Destroy_TaskBody).Res.Returnval)
+	return fault
+}

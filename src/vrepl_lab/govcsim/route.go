@@ -51,8 +51,8 @@ func (l *Lab) install(registry *simulator.Registry) {
 		if fault := l.permitted(method); fault != nil {
 			return nil, fault
 		}
-		if req, ok := method.Body.(*types.CreateFilter); ok {
-			l.watched.note(&req.Spec)
+		if fault := l.asked(method); fault != nil {
+			return nil, fault
 		}
 		if strings.HasPrefix(method.Name, "Retrieve") || strings.HasPrefix(method.Name, "WaitForUpdates") {
 			l.refreshSpace(false)
