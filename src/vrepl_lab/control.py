@@ -1,4 +1,4 @@
-"""Client of a simulator's control socket: HTTP over a Unix socket (docs/lab.md, section 6)."""
+"""Client of a simulator's control socket: HTTP over a Unix socket (docs/lab-internals.md, section 6)."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ ERROR_NAMES = {
 
 WHEN = re.compile(r"@(?P<first>\d+)(?:x(?P<count>\d+|\*))?$")
 RULE = struct.Struct("<IIQQQQQ48s8s2Q")
-"""One rule of settings.bin (docs/lab.md, section 5): 120 bytes."""
+"""One rule of settings.bin (docs/lab-internals.md, section 5): 120 bytes."""
 
 EXAMPLES = (
     "fault=read:error:connection_lost@100",

@@ -1,7 +1,7 @@
 """`vrepl lab set`: what a running lab obeys at once.
 
-Part of it lies in `DIR/SITE/settings.bin`, which every libvixDiskLib of the lab maps (docs/lab.md, section 5); the rest
-is posted to the site's simulator (section 6).
+Part of it lies in `DIR/SITE/settings.bin`, which every libvixDiskLib of the lab maps (docs/lab-internals.md,
+section 5); the rest is posted to the site's simulator (section 6).
 """
 
 from __future__ import annotations

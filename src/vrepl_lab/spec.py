@@ -281,7 +281,10 @@ def host_addresses(site: str, count: int, network: tuple[int, int]) -> list[str]
 def inventory(
     site: str, spec: SiteSpec, *, seed: str, network: tuple[int, int], images: Mapping[tuple[str, int], Path]
 ) -> dict[str, Any]:
-    """inventory.json of one site (docs/lab.md, section 3). `images`: raw ones by (folder and name, disk index)."""
+    """inventory.json of one site (docs/lab-internals.md, section 3).
+
+    `images`: raw ones by (folder and name, disk index).
+    """
     hosts = host_addresses(site, 1 if spec.esx else spec.hosts, network)
     datastores = [datastore_entry(site, datastore, seed, hosts) for datastore in spec.datastores]
     shared = [entry for entry in datastores if entry["naa"]]

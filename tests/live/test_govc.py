@@ -164,7 +164,9 @@ ROWS = [
     Row("vm.register " + POOL + " " + DATASTORE + " full-01/full-01.vmx"),
     Row("vm.info full-01", "CPU: +2 vCPU"),
     Row("device.ls -vm full-01", "disk-1000-0"),
-    Row("vm.register " + POOL + " " + DATASTORE + " full-01/full-01.vmx", fails="AlreadyExists|already exists|Duplicate"),
+    Row(
+        "vm.register " + POOL + " " + DATASTORE + " full-01/full-01.vmx", fails="AlreadyExists|already exists|Duplicate"
+    ),
     Row("vm.register " + POOL + " " + DATASTORE + " none/none.vmx", fails="NotFound|not found"),
     Row("vm.rename app-01 app-02", fails="Usage"),
     Row("object.rename vm/app-01 app-02", "OK"),

@@ -1,4 +1,4 @@
-"""What the simulated vCenter promises about snapshots, change tracking and disks (docs/lab.md, section 9)."""
+"""What the simulated vCenter promises about snapshots, change tracking and disks (docs/lab-internals.md, section 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the lab does to its clients when a setting says so, because real sites do it (docs/lab.md, section 7)."""
+"""What the lab does to its clients when a setting says so, because real sites do it (docs/lab.md)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A vCenter's VDDK port and an ESXi host's NFC port, reduced to what the lab's libvixDiskLib asks of them.
 
-Lets the library be tested without the simulator: docs/lab.md, section 4, is the contract of both. Disks are made here
-as section 2 says, from the bytes that each link holds.
+Lets the library be tested without the simulator: docs/lab-internals.md, section 4, is the contract of both. Disks are
+made here as section 2 says, from the bytes that each link holds.
 """
 
 from __future__ import annotations

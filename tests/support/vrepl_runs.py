@@ -167,7 +167,7 @@ def api_fault_fired(lab: Lab, site: str) -> bool:
 
 
 def disk_calls(lab: Lab, site: str) -> int:
-    """Calls that the first fault rule of VixDiskLib has seen (docs/lab.md, section 5)."""
+    """Calls that the first fault rule of VixDiskLib has seen (docs/lab-internals.md, section 5)."""
     (seen,) = struct.unpack_from("<Q", (lab.folder / site / "settings.bin").read_bytes(), 128 + 40)
     return int(seen)
 

@@ -14,7 +14,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// adminHandler serves control.sock (docs/lab.md section 6).
+// adminHandler serves control.sock (docs/lab-internals.md section 6).
 func (l *Lab) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, f func(r *http.Request) (any, error)) {

@@ -12,7 +12,7 @@ import (
 
 const ctkHeader = 64
 
-// tracker is the change-tracking file of one virtual disk (docs/lab.md section 2).
+// tracker is the change-tracking file of one virtual disk (docs/lab-internals.md section 2).
 type tracker struct {
 	file      string
 	blockSize int64

@@ -13,7 +13,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// VixError codes that the control port uses (docs/lab.md section 4).
+// VixError codes that the control port uses (docs/lab-internals.md section 4).
 const (
 	vixOK           = 0
 	vixFail         = 1

@@ -17,7 +17,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// inventory is DIR/<site>/inventory.json (docs/lab.md section 3).
+// inventory is DIR/<site>/inventory.json (docs/lab-internals.md section 3).
 type inventory struct {
 	Datacenter string          `json:"datacenter"`
 	Cluster    string          `json:"cluster"`

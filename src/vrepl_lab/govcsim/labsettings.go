@@ -10,7 +10,7 @@ import (
 	"unsafe"
 )
 
-// labSettings is settings.bin (docs/lab.md section 5), mapped: what libvixDiskLib obeys, the hosts' NFC service obeys too.
+// labSettings is settings.bin (docs/lab-internals.md section 5), mapped: what libvixDiskLib obeys, the hosts' NFC service obeys too.
 type labSettings struct{ memory []byte }
 
 const (

@@ -14,7 +14,7 @@ import (
 // grainSize is the unit of a link's map: 64 KiB, in bytes.
 const grainSize = 65536
 
-// What a byte of a grains map says (docs/lab.md section 2).
+// What a byte of a grains map says (docs/lab-internals.md section 2).
 const (
 	grainHole     = 0 // ask the parent link
 	grainPresent  = 1 // the bytes are in the flat file

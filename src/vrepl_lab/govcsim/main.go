@@ -1,5 +1,5 @@
 // Command govcsim is one vCenter of the lab: govmomi's simulator with snapshots that split disks, change tracking,
-// and the control and NFC ports that the lab's libvixDiskLib talks to. docs/lab.md is its contract.
+// and the control and NFC ports that the lab's libvixDiskLib talks to. docs/lab-internals.md is its contract.
 package main
 
 import (
