@@ -1,8 +1,9 @@
 """Many requests in flight on one NFC session: one thread sends, receives, and completes.
 
 What a host sends after it refused a record is known where that was a question: the answer itself, empty. A session
-whose reading or writing is refused is broken for good. Memory does not grow with what the host says: data goes straight to where it was asked for,
-what was packed goes through one scratch buffer, and everything else has a limit (see `frames`).
+whose reading or writing is refused is broken for good. Memory does not grow with what the host says: data goes straight
+to where it was asked for, what was packed goes through one scratch buffer, and everything else has a limit (see
+`frames`).
 """
 
 from __future__ import annotations
