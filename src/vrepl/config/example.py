@@ -40,6 +40,7 @@ path = "/var/lib/vrepl"
 libdir = "/opt/vmware-vix-disklib-distrib"
 # nfc_buffer_kib = 1024        # one buffer, a multiple of 64
 # nfc_buffer_count = 4         # buffers in flight per disk
+# access_wait = "10m"          # for a VM that another product keeps from being moved
 
 # ---- What a job may name as its proxy: another VDDK folder, other facts; without one, this machine with [vddk] ----
 
