@@ -151,6 +151,8 @@ class MemorySite:
         self.after_call: Callable[[str], None] = lambda method: None
         self.free = 10**15
         self.newest_hardware = 21
+        self.cbt_answer: str = "true"
+        """What QueryChangedDiskAreas says: the truth, `whole` (all of the disk), `false` (positives beside it), `fault`."""
         self.quiesce_fault: Exception | None = None
         """What a quiesced snapshot fails with; `quiesce_leaves`: and leaves the snapshot all the same."""
         self.quiesce_leaves = False
@@ -369,10 +371,16 @@ class MemorySite:
             raise VsphereError("startOffset is beyond the disk", fault="InvalidArgument")
         if disk.tracking is None or disk.tracking.id != change_id.split("/")[0]:
             raise CbtError(f"change ID {change_id} cannot be resolved")
+        if self.cbt_answer == "fault":
+            raise CbtError("vSphere cannot read the change tracking file of the disk")
+        if self.cbt_answer == "whole":
+            return ChangedAreas(start, capacity - start, (Extent(start, capacity - start),))
         since = int(change_id.split("/")[1])
         units = sorted(
             {grain * GRAIN // self.cbt_unit for grain, epoch in disk.tracking.last_change.items() if epoch > since}
         )
+        if self.cbt_answer == "false":
+            units = sorted({*units, *range(0, -(-capacity // self.cbt_unit), 3)})
         areas: list[Extent] = []
         for unit in units:
             offset = unit * self.cbt_unit

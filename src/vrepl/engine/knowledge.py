@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
 
 from vrepl.engine.changes import changed_extents
 from vrepl.errors import CbtError
-from vrepl.extents import GRAIN, Extent, align, intersect, subtract, union
+from vrepl.extents import Extent, intersect, subtract
 from vrepl.model import Disk, DiskPoint, PowerState, ReplicaRecord, RestorePoint, TrackingPosition, VirtualMachine
 from vrepl.planner.disks import UnfinishedDisk
 from vrepl.planner.knowledge import NameTaken, ReplicaKnowledge
@@ -91,13 +90,19 @@ def gather(
     if folder.record.empty_disks:
         require_empty_disks(folder, replica, last, target.read_snapshot(snapshots[last.id]) if last else None)
     intent = folder.intent()
-    touched, unfinished = _judge_leaf(target, folder, replica, last, snapshots, intent)
+    touched = _judge_leaf(folder, replica, last, snapshots, intent)
+    unfinished: Mapping[int, UnfinishedDisk] = unfinished_disks(folder, intent)
     if last is None:
         unfinished = {**_unaccounted_disks(folder), **unfinished}
         if intent is not None and intent.sealing:
             # The first seal may have been there, and was removed by hand: the leaf is its base again, whatever was
             # written in between, and no change tracking goes back to it.
             unfinished = {key: _unsure(disk.position.capacity) for key, disk in unfinished.items()}
+    suspects: dict[int, tuple[Extent, ...]] = {}
+    if last is not None and not touched:
+        # What vrepl has put in a disk's place since the seal is another disk, of which the seal says nothing.
+        points = [point for point in last.disks if point.source_key not in folder.record.empty_disks]
+        suspects = _suspects(target, replica, points, snapshots[last.id], unfinished)
     return ReplicaKnowledge(
         record=record,
         replica=replica,
@@ -107,6 +112,7 @@ def gather(
         unfinished=() if touched else tuple(unfinished.items()),
         digests_known=frozenset(_known_digests(folder, last)) if last else frozenset(),
         touched=touched,
+        suspects=tuple(suspects.items()),
         verification_failed=last is not None and _failed_verification(folder, last),
     )
 
@@ -238,34 +244,29 @@ def _failed_verification(folder: ReplicaFolder, point: RestorePoint) -> bool:
 
 
 def _judge_leaf(
-    target: TrackedInventory,
     folder: ReplicaFolder,
     replica: VirtualMachine,
     last: RestorePoint | None,
     snapshots: Mapping[str, str],
     intent: Intent | None,
-) -> tuple[str | None, Mapping[int, UnfinishedDisk]]:
-    """How the leaf was changed by anyone but vrepl since the last seal, in words; None if it was not.
-
-    With it the unfinished disks, to which what the replica's CBT cannot tell from vrepl's own writes is added.
-    """
-    unfinished = unfinished_disks(folder, intent)
+) -> str | None:
+    """How the leaf was changed by anyone but vrepl since the last seal, in words; None if nothing proves that."""
     if last is None:
-        return (_leaf_replaced(replica, intent) if intent and intent.disks else None), unfinished
+        return _leaf_replaced(replica, intent) if intent and intent.disks else None
     if replica.current_snapshot_ref != snapshots[last.id]:
-        return "the replica's current snapshot is not its last restore point", unfinished
+        return "the replica's current snapshot is not its last restore point"
     if intent and intent.disks:
         if any(disk.parent_restore_point_id != last.id for disk in intent.disks):
-            return "an unfinished run does not belong to the last restore point", unfinished
+            return "an unfinished run does not belong to the last restore point"
         replaced = _leaf_replaced(replica, intent)
         if replaced:
-            return replaced, unfinished
-    # What vrepl has put in a disk's place since the seal is another disk, of which the seal says nothing.
-    points = [point for point in last.disks if point.source_key not in folder.record.empty_disks]
-    for point in points:
+            return replaced
+    for point in last.disks:
+        if point.source_key in folder.record.empty_disks:
+            continue
         if folder.record.disk_keys.get(point.source_key) == point.target_key and not replica.disk(point.target_key):
-            return f"disk {point.index} ({point.label}) is gone from the replica", unfinished
-    return _written_by_others(target, replica, points, snapshots[last.id], unfinished)
+            return f"disk {point.index} ({point.label}) is gone from the replica"
+    return None
 
 
 def _leaf_replaced(replica: VirtualMachine, intent: Intent | None) -> str | None:
@@ -283,65 +284,38 @@ def _leaf_replaced(replica: VirtualMachine, intent: Intent | None) -> str | None
     return None
 
 
-def _written_by_others(
+def _suspects(
     target: TrackedInventory,
     replica: VirtualMachine,
     points: Sequence[DiskPoint],
     snapshot_ref: str,
     unfinished: Mapping[int, UnfinishedDisk],
-) -> tuple[str | None, Mapping[int, UnfinishedDisk]]:
-    """Ask the replica's own CBT what was written to its leaf since the seal, beside what vrepl itself may have written.
+) -> dict[int, tuple[Extent, ...]]:
+    """Where the replica's own CBT hints at writes to its leaf since the seal, beside vrepl's own; by source disk key.
 
-    What lies apart from vrepl's own writes is somebody else's. What adjoins them may be that, or only the size of CBT's
-    blocks: an unfinished run is given it to settle again.
+    Where it has no answer the whole disk is suspect: that is no reason to think that it was written.
     """
     if replica.power is not PowerState.OFF:
-        return None, unfinished  # it is refused anyway
-    if not replica.cbt_enabled:
-        return "change tracking of the replica is off, so nothing tells whether its disks were written", unfinished
-    sealed = target.read_snapshot(snapshot_ref)
-    judged = dict(unfinished)
+        return {}  # it is refused anyway
+    sealed = target.read_snapshot(snapshot_ref) if replica.cbt_enabled else None
+    suspects: dict[int, tuple[Extent, ...]] = {}
     for point in points:
         disk = replica.disk(point.target_key)
-        at_seal = sealed.disk(point.target_key)
-        if disk is None or at_seal is None:
+        if disk is None:
             continue
-        ours = judged.get(point.source_key)
-        own = ours.maybe_written if ours else []
-        if at_seal.change_id is None:
-            if own:
-                continue
-            return f"no change tracking of {disk.title} of the replica goes back to the last restore point", unfinished
-        change_id = at_seal.change_id
-        try:
-            changed = changed_extents(
-                lambda start, key=disk.key, since=change_id: target.changed_areas(  # type: ignore[misc]
-                    replica.ref, None, key, start, since
-                ),
-                disk.capacity,
-            )
-        except CbtError:
-            # A revert by hand begins a new tracking: what was written after it can no longer be told.
-            return (
-                f"the change tracking of {disk.title} of the replica does not reach back to the last restore point",
-                unfinished,
-            )
-        beside = subtract(changed, own)
-        if not beside:
-            continue
-        if ours is None or _any_apart(changed, own):
-            return f"{disk.title} of the replica was written by something else since the last restore point", unfinished
-        unsure = align(beside, GRAIN, disk.capacity)
-        judged[point.source_key] = replace(
-            ours,
-            planned=union(ours.planned, unsure),
-            done=subtract(ours.done, unsure),
-            dirty=union(ours.dirty, unsure),
-        )
-    return None, judged
-
-
-def _any_apart(areas: Sequence[Extent], own: Sequence[Extent]) -> bool:
-    """Whether one of `areas` has nothing in common with `own`; both are normal lists."""
-    common = [extent.offset for extent in intersect(areas, own)]
-    return any(bisect_left(common, area.offset) == bisect_left(common, area.end) for area in areas)
+        at_seal = sealed.disk(point.target_key) if sealed is not None else None
+        changed = [Extent(0, disk.capacity)]
+        if at_seal is not None and at_seal.change_id is not None:
+            change_id = at_seal.change_id
+            with suppress(CbtError):  # such as after a revert, which begins a new tracking
+                changed = changed_extents(
+                    lambda start, key=disk.key, since=change_id: target.changed_areas(  # type: ignore[misc]
+                        replica.ref, None, key, start, since
+                    ),
+                    disk.capacity,
+                )
+        ours = unfinished.get(point.source_key)
+        beside = subtract(changed, ours.maybe_written if ours else [])
+        if beside:
+            suspects[point.source_key] = tuple(beside)
+    return suspects

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from vrepl.engine.comparing import compare_disk
 from vrepl.engine.context import VerificationContext
-from vrepl.engine.gate import End
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.engine.recovery import detach_leavings
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import (
     NotFoundError,
     NotReadyError,
-    TransportModeError,
     VerificationError,
 )
-from vrepl.model import Disk, DiskPoint, RestorePoint, Side, SnapshotState, TransportMode, VirtualMachine
-from vrepl.ports import DiskAddress, TransferProgress, VerifyOrder, VerifyResult
+from vrepl.model import DiskPoint, RestorePoint, SnapshotState, VirtualMachine
+from vrepl.ports import TransferProgress
 from vrepl.report.model import DiskVerification, Result, VmVerification
 from vrepl.repository.agreement import require_agreement
 from vrepl.repository.replica_folder import ReplicaFolder, Verification
@@ -107,29 +106,7 @@ def _verify_disk(
     services.events.disk_started(
         folder.record.source_name, disk_point.index, disk.title, "verify", f"restore point {point.id}"
     )
-    used_hotadd = False
-
-    def once() -> VerifyResult:
-        nonlocal used_hotadd
-        end = _end(context, replica, snapshot, disk)
-        used_hotadd = used_hotadd or end.choice.mode is TransportMode.HOTADD
-        with context.gate.hold_disk(object(), [end], disk.capacity):
-            return services.movers.verify(VerifyOrder(end.address, digests), progressed)
-
-    read: VerifyResult | None = None
-    try:
-        while read is None:
-            try:
-                read = services.patiently(folder.record.source_name, f"verify {disk.title}", once)
-            except TransportModeError as error:
-                mode = TransportMode(error.mode)
-                services.modes.failed(context.target.name, disk.store, mode, error.message)
-                services.events.note(
-                    folder.record.source_name, f"{disk.title}: {error.message}; the next mode is taken"
-                )
-    finally:
-        if used_hotadd:
-            services.movers.cleanup(context.target.name, replica.ref)
+    read = compare_disk(context, folder.record.source_name, replica, snapshot.ref, disk, digests, progressed=progressed)
     return DiskVerification(
         index=disk_point.index,
         label=disk_point.label,
@@ -139,25 +116,6 @@ def _verify_disk(
         mode=read.mode,
         seconds=read.seconds,
     )
-
-
-def _end(context: VerificationContext, replica: VirtualMachine, snapshot: SnapshotState, disk: Disk) -> End:
-    """Raises DiskError once no mode is left."""
-    # The rules of a source: the replica's disk is only read here.
-    plan = context.services.modes.plan(
-        Side.SOURCE, context.target.name, replica, disk, first_run=False, allowed=context.modes
-    )
-    address = DiskAddress(
-        site=context.target.name,
-        vm_ref=replica.ref,
-        snapshot_ref=snapshot.ref,
-        path=disk.path,
-        capacity=disk.capacity,
-        modes=plan.modes,
-        vm_name=replica.name,
-        disk_title=disk.title,
-    )
-    return End(address, replica, False, plan.usable[0])
 
 
 def _judge(

@@ -14,6 +14,7 @@ from vrepl.engine.failover.guard import Ready, replica_ready
 from vrepl.engine.holding import replica_held
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import TargetNames
+from vrepl.engine.leaf_check import look_at_suspects
 from vrepl.engine.marks import SourceMark, restore_point_snapshot_name
 from vrepl.engine.planning import look_and_plan
 from vrepl.engine.preflight import refuse_impossible, room_kept
@@ -25,7 +26,7 @@ from vrepl.engine.vm_work import VmWork
 from vrepl.errors import RESUME_HINT, CbtError
 from vrepl.model import Datastore, DiskPoint, ReplicaRecord, RestorePoint, Side, VirtualMachine
 from vrepl.planner.knowledge import ReplicaKnowledge
-from vrepl.planner.vm import ReplicaAction, VmPlan
+from vrepl.planner.vm import ReplicaAction, VmPlan, plan_vm
 from vrepl.report.model import VmReport
 from vrepl.repository.intent import Intent, Journal
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -157,6 +158,9 @@ class VmRun:
         context = self._context
         vm = context.source.read_vm(self._vm.ref)
         plan, known = look_and_plan(context, folder, vm, self._names, self._map_to)
+        if plan.conflict is None and plan.action is ReplicaAction.UPDATE and known.suspects:
+            known = look_at_suspects(context, folder, vm.name, known)
+            plan = plan_vm(vm, context.job, known)
         self._replica_name = plan.replica_name
         for note in plan.notes:
             self._work.note(note)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vrepl.extents import Extent
 from vrepl.model import Disk, ReplicaRecord, RestorePoint, VirtualMachine
 from vrepl.planner.disks import DiskFacts, UnfinishedDisk
 from vrepl.planner.seeding import SeedRequest
@@ -41,6 +42,8 @@ class ReplicaKnowledge:
     """A VM of the replica's name that a dead run registered for this source and never sealed anything on."""
     touched: str | None = None
     """How the replica's leaf was changed by hand, if it was."""
+    suspects: tuple[tuple[int, tuple[Extent, ...]], ...] = ()
+    """By source disk key: where the replica's change tracking hints that its leaf was written by something else."""
     verification_failed: bool = False
     """The last restore point was read back and did not hold what it should: its digests say nothing of the leaf."""
 
