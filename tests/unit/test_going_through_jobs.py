@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.estates import estate, job_table
+from vrepl.app import composition
 from vrepl.cli import running
 from vrepl.cli.state import State
 from vrepl.config import LoadedConfig, parse
-from vrepl.errors import ConnectionFailedError, DiskError, InterruptedRunError, LockedError, NotFoundError
+from vrepl.errors import ConnectionFailedError, DiskError, InterruptedRunError, LockedError, NotFoundError, UsageError
 from vrepl.report.model import ErrorReport, Result, RunReport, VmReport
 
 SITES = """
@@ -215,3 +217,38 @@ def test_the_third_signal_gives_up() -> None:
     assert done.returncode == 130
     assert "still here" not in done.stdout
     assert done.stderr.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("moment", "now", "hours"),
+    [
+        ("06:00", "2025-03-01T22:00:00+01:00", 8),
+        ("06:00", "2025-03-01T05:30:00+01:00", 0.5),
+        ("06:00", "2025-03-01T06:00:00+01:00", 24),
+    ],
+)
+def test_the_time_to_stop_at_is_the_next_one(moment: str, now: str, hours: float) -> None:
+    assert running.seconds_until(dt.time.fromisoformat(moment), dt.datetime.fromisoformat(now)) == hours * 3600
+
+
+def test_at_the_time_a_run_is_stopped_and_some_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "seconds_until", lambda moment, now: 0.05)
+    stopped, asked = threading.Event(), threading.Event()
+    deadline = running.Deadline(dt.time(6))
+    with deadline.watch(asked.set, stopped):
+        assert asked.wait(10)
+    assert stopped.is_set()
+    assert [deadline.exit_code(code) for code in (0, 1, 3, 130)] == [0, 1, 3, 3]
+    assert running.Deadline(None).exit_code(130) == 130
+
+
+def test_root_does_not_write_into_another_users_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, _ = estate(tmp_path, job_table("web", ["a"]))
+    path = loaded.config.repository.path
+    with monkeypatch.context() as other:
+        other.setattr(os, "geteuid", lambda: 0)
+        other.setattr(Path, "stat", lambda self: os.stat_result((0o40700, 0, 0, 1, 65534, 0, 0, 0, 0, 0)))
+        with pytest.raises(UsageError, match=f"{path} belongs to user nobody, and this is root") as caught:
+            composition.open_repository_to_write(loaded)
+    assert caught.value.hint == "sudo -u nobody vrepl …"
+    composition.open_repository_to_write(loaded)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
+import pwd
 import secrets as randomness
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +34,24 @@ if TYPE_CHECKING:
 def open_repository(loaded: LoadedConfig) -> Repository:
     """The configured repository; an empty one is made where there is none yet."""
     return Repository.open(loaded.config.repository.path, create=True)
+
+
+def open_repository_to_write(loaded: LoadedConfig) -> Repository:
+    """The same, for what leaves files there. Raises UsageError where root would leave them to another user."""
+    path = loaded.config.repository.path
+    with suppress(FileNotFoundError):
+        owner = path.stat().st_uid
+        if os.geteuid() == 0 and owner != 0:
+            try:
+                name = pwd.getpwuid(owner).pw_name
+            except KeyError:
+                name = f"#{owner}"
+            raise UsageError(
+                f"the repository {path} belongs to user {name}, and this is root: what root leaves there, {name} could "
+                "not use",
+                hint=f"sudo -u {name} vrepl …",
+            )
+    return open_repository(loaded)
 
 
 class Sites:
@@ -168,7 +189,7 @@ class Workshop:
 
     def __init__(self, loaded: LoadedConfig, events: EngineEvents | None = None) -> None:
         self.loaded = loaded
-        self.repository = open_repository(loaded)
+        self.repository = open_repository_to_write(loaded)
         self.secrets = Secrets()
         self.sites = Sites(loaded, self.secrets)
         self.stopped = threading.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import click
@@ -23,4 +24,19 @@ class Duration(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
+class TimeOfDay(click.ParamType[dt.time]):
+    """Local, such as `06:00`."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.time:
+        if isinstance(value, dt.time):
+            return value
+        try:
+            return dt.time.fromisoformat(str(value).zfill(5))
+        except ValueError:
+            self.fail(f"{value!r} is no time of day; write it like 06:00", param, ctx)
+
+
 DURATION = Duration()
+TIME_OF_DAY = TimeOfDay()

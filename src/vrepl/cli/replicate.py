@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING
 
 import click
 
 from vrepl.cli.completion import complete_jobs, complete_vms
-from vrepl.cli.parameters import DURATION
+from vrepl.cli.parameters import DURATION, TIME_OF_DAY
 from vrepl.cli.state import State, examples, json_option, pass_state
 from vrepl.cli.streams import say
 
@@ -67,6 +68,7 @@ def plan(
         "vrepl replicate web --map web-01=web-01-restored",
         "vrepl replicate --dry-run",
         "vrepl -q replicate web --lock-wait 10m --retry 2 --retry-wait 5m --json",
+        "vrepl replicate archive --stop-at 06:00",
     ),
 )
 @click.argument("jobs", metavar="[JOB]...", nargs=-1, shell_complete=complete_jobs)
@@ -88,6 +90,12 @@ def plan(
 @click.option(
     "--retry-wait", type=DURATION, default=60.0, metavar="TIME", help="Time before each retry [default: 60s]."
 )
+@click.option(
+    "--stop-at",
+    type=TIME_OF_DAY,
+    metavar="HH:MM",
+    help="Stop cleanly at this local time; the next run goes on. Exit code 3 if it came to that.",
+)
 @json_option
 @click.pass_context
 @pass_state
@@ -101,6 +109,7 @@ def replicate(
     lock_wait: float,
     retries: int,
     retry_wait: float,
+    stop_at: dt.time | None,
 ) -> None:
     """Replicate the VMs of each JOB to its target; each VM ends in a new restore point. Without JOB: every job.
 
@@ -119,6 +128,7 @@ def replicate(
     loaded = state.config()
     selections = running.select(loaded, jobs, vms)
     replica_map = running.mapping_of(selections, mappings)
+    deadline = running.Deadline(stop_at)
     with events_for(state) as events, Workshop(loaded, events) as workshop:
         teller = Teller.of(workshop)
 
@@ -133,11 +143,11 @@ def replicate(
             engine = workshop.engine(route)
             workshop.load_vddk(route, job)
 
-            with running.stop_on_signals(
-                lambda: workshop.stop(engine, running.left_behind(workshop.repository)),
-                workshop.stopped,
-                "stopping: removing what this run made on the source",
-            ):
+            def stop() -> None:
+                workshop.stop(engine, running.left_behind(workshop.repository))
+
+            told = "stopping: removing what this run made on the source"
+            with running.stop_on_signals(stop, workshop.stopped, told), deadline.watch(stop, workshop.stopped):
                 return running.with_retries(
                     lambda names: engine.replicate(job, names, lock_wait=lock_wait, replica_map=replica_map),
                     selection.vms,
@@ -160,7 +170,7 @@ def replicate(
 
     state.result(running.to_json(outcomes), show)
     _show_errors(outcomes)
-    context.exit(running.exit_code(outcomes))
+    context.exit(deadline.exit_code(running.exit_code(outcomes)))
 
 
 def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...], mappings: tuple[str, ...]) -> int:

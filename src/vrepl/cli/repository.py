@@ -141,9 +141,9 @@ def rebuild(state: State, context: click.Context, sites: tuple[str, ...], adopt:
 @pass_state
 def unlock(state: State) -> None:
     """Clean up locks whose owners are dead; a lock that is held stays, for it ends with its process."""
-    from vrepl.app.composition import open_repository
+    from vrepl.app.composition import open_repository_to_write
 
-    locks = open_repository(state.config()).unlock()
+    locks = open_repository_to_write(state.config()).unlock()
     data = {
         "version": 1,
         "locks": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import signal
 import sys
@@ -210,6 +211,47 @@ def stop_on_signals(stop: Callable[[], None], stopped: threading.Event, saying: 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def seconds_until(moment: dt.time, now: dt.datetime) -> float:
+    """To the next time that a clock shows `moment`, which is local time as `now` is."""
+    then = dt.datetime.combine(now.date(), moment, now.tzinfo)
+    if then <= now:
+        then += dt.timedelta(days=1)
+    return (then - now).total_seconds()
+
+
+@dataclass(slots=True)
+class Deadline:
+    """`--stop-at`: a run that ends by it ended as it was asked to."""
+
+    stop_at: dt.time | None
+    passed: bool = False
+
+    @contextmanager
+    def watch(self, stop: Callable[[], None], stopped: threading.Event) -> Iterator[None]:
+        """Asks for a clean stop when the time comes."""
+        if self.stop_at is None:
+            yield
+            return
+
+        def ask() -> None:
+            self.passed = True
+            stopped.set()
+            say(f"it is {self.stop_at:%H:%M}: stopping; the next run goes on from here")
+            stop()
+
+        timer = threading.Timer(seconds_until(self.stop_at, dt.datetime.now().astimezone()), ask)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def exit_code(self, code: int) -> int:
+        """3 instead of 130 where it was the clock that stopped the run: some VMs are left for the next."""
+        return EXIT_PARTIAL if self.passed and code == EXIT_INTERRUPTED else code
 
 
 def left_behind(repository: Repository) -> Callable[[str], None]:
