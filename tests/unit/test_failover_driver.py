@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tests.support.memory_site import MemoryVm
 from tests.support.world import World, folder_of, source
 from vrepl.engine.context import FailoverContext
 from vrepl.engine.failover.command import Failovers
+from vrepl.engine.failover.planned import PlannedFailover
 from vrepl.engine.failover.replicas import choose
 from vrepl.errors import NotFoundError, UsageError
 from vrepl.extents import GRAIN
@@ -239,3 +241,54 @@ def test_replicas_are_chosen_by_name_job_or_all(world: World) -> None:
         choose(found, [], job="nightly")
     with pytest.raises(UsageError, match="say which VMs"):
         choose(found, [])
+
+
+def test_a_deadline_that_passed_is_kept_by_the_next_run_with_what_ran(world: World) -> None:
+    """The control host that failed it over is dead since."""
+    fail_over(world, Start(deadline=world.clock() + dt.timedelta(minutes=60)))
+    guest_writes(world)
+    ran = contents(world.replica())
+    assert world.run_vm().result is Result.SKIPPED, "it is not over yet"
+    world.clock.now += dt.timedelta(minutes=61)
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert any("it is undone" in note for note in report.notes)
+    [kept] = [one for one in world.replica().snapshots if one.name == KEPT_STATE]
+    assert [disk.disk.content() for disk in kept.disks] == ran
+    assert contents(world.replica()) == contents(source(world))
+
+
+def planned(world: World) -> FailoverVm:
+    engine = world.engine()
+    failovers = Failovers(FailoverContext(engine.services, world.target), engine.services.repository)
+    failovers.source_runs = lambda _: source(world).power is PowerState.ON
+    plan = PlannedFailover(
+        failovers, lambda _: world.source, lambda job, vms: engine.replicate(world.job, vms), shutdown_seconds=1
+    )
+    [vm] = plan.run(choose(failovers.find(), ["web-01"]), Start(planned=True)).vms
+    return vm
+
+
+def test_planned_nothing_is_lost_that_the_guest_wrote_until_it_was_down(world: World) -> None:
+    def while_it_shuts_down(method: str) -> None:
+        if method == "shut_down_guest":
+            world.source.guest_write(source(world), 0, 4 * GRAIN, b"last words".ljust(GRAIN, b"."))
+
+    world.source.before_call = while_it_shuts_down
+    done = planned(world)
+    assert (done.result, done.state) == (Result.SUCCESS, "failed-over"), done.error
+    assert source(world).power is PowerState.OFF
+    assert contents(world.replica()) == contents(source(world))
+    record = read_failover(folder_of(world))
+    assert record is not None
+    assert record.planned
+
+
+def test_planned_a_guest_that_does_not_shut_down_keeps_running_and_is_not_failed_over(world: World) -> None:
+    source(world).tools_running = False
+    done = planned(world)
+    assert (done.result, done.state) == (Result.FAILED, "ready")
+    assert done.error is not None
+    assert done.error.step == "shut down the source"
+    assert source(world).power is PowerState.ON
+    assert world.replica().power is PowerState.OFF

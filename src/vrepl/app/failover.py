@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vrepl.app.composition import Sites, new_id, now, open_repository
+from vrepl.app.composition import Sites, Workshop, new_id, now, open_repository, route_of
 from vrepl.config import LoadedConfig
 from vrepl.engine.context import FailoverContext, Surroundings
 from vrepl.engine.events import EngineEvents
 from vrepl.engine.failover.command import Failovers, SourceRuns
+from vrepl.engine.failover.planned import PlannedFailover
 from vrepl.errors import UsageError, VreplError
 from vrepl.model import PowerState
 from vrepl.model.failover import FailoverRecord
+from vrepl.report.model import RunReport
 from vrepl.repository.store import Repository
 from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
@@ -68,6 +70,21 @@ def at_site(
         failovers = Failovers(FailoverContext(surroundings(events, stop), site), _repository(loaded))
         failovers.source_runs = source_watch(loaded, sites)
         yield failovers
+
+
+@contextmanager
+def planned(
+    loaded: LoadedConfig, failovers: Failovers, events: EngineEvents, shutdown_seconds: float
+) -> Iterator[PlannedFailover]:
+    """A failover that begins at the source, which must live."""
+    with Workshop(loaded, events) as workshop:
+
+        def sync(job_name: str, vms: Sequence[str]) -> RunReport:
+            job = loaded.job(job_name)
+            workshop.log_in(job.source, job.target)
+            return workshop.engine(route_of(loaded, job)).replicate(job, vms)
+
+        yield PlannedFailover(failovers, workshop.sites, sync, shutdown_seconds)
 
 
 def target_site(loaded: LoadedConfig, name: str | None, job: str | None) -> str:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from vrepl.engine.failover.command import Failovers
     from vrepl.engine.failover.replicas import FoundReplica
-    from vrepl.model.failover import Wish
     from vrepl.report.failover import FailoverReport
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -104,6 +103,10 @@ def failover() -> None:
 )
 @selection
 @click.option("--restore-point", metavar="ID", help="Of one VM; default: the newest.")
+@click.option("--planned", is_flag=True, help="Sync, shut the source's guest down, sync again: nothing is lost.")
+@click.option(
+    "--shutdown-limit", type=DURATION, default=300.0, metavar="TIME", help="What a guest gets to shut down [5m]."
+)
 @click.option("--source-is-down", is_flag=True, help="Go on although the source seems to run.")
 @click.option("--adopt", is_flag=True, help="Call it failed over if somebody powered it on by hand.")
 @click.option(
@@ -118,6 +121,8 @@ def start(
     context: click.Context,
     selected: Selected,
     restore_point: str | None,
+    planned: bool,
+    shutdown_limit: float,
     source_is_down: bool,
     adopt: bool,
     rollback_after: float | None,
@@ -133,6 +138,8 @@ def start(
 
     from vrepl.model.failover import Start
 
+    if planned and (restore_point is not None or selected.server is not None):
+        raise UsageError("--planned fails over to what it syncs, with a configuration that knows the source's site")
     if restore_point is not None and len(selected.vms) != 1:
         raise UsageError("--restore-point takes exactly one VM", hint="vrepl restore-points VM lists them")
     network_map = _network_map(networks)
@@ -146,8 +153,17 @@ def start(
             adopt=adopt,
             deadline=deadline,
             networks=network_map,
+            planned=planned,
         )
-        report = _run(failovers, selected, "start {} at site {}", lambda _: wish)
+        failovers.shutdown_seconds = shutdown_limit
+        if planned:
+            from vrepl.app.failover import planned as planned_failover
+
+            chosen = _chosen(failovers, selected, "shut down {} and start it at site {}")
+            with planned_failover(state.config(), failovers, failovers.context.services.events, shutdown_limit) as plan:
+                report = plan.run(chosen, wish)
+        else:
+            report = failovers.run(_chosen(failovers, selected, "start {} at site {}"), lambda _: wish)
     _finish(state, context, report)
 
 
@@ -168,7 +184,8 @@ def undo(state: State, context: click.Context, selected: Selected, keep: bool) -
     from vrepl.model.failover import Undo
 
     with _at_target(state, selected) as failovers:
-        report = _run(failovers, selected, "undo the failover of {} at site {}", lambda _: Undo(keep_state=keep))
+        chosen = _chosen(failovers, selected, "undo the failover of {} at site {}")
+        report = failovers.run(chosen, lambda _: Undo(keep_state=keep))
     _finish(state, context, report)
 
 
@@ -188,7 +205,7 @@ def commit(state: State, context: click.Context, selected: Selected) -> None:
     from vrepl.model.failover import Commit
 
     with _at_target(state, selected) as failovers:
-        report = _run(failovers, selected, "make {} at site {} final", lambda _: Commit())
+        report = failovers.run(_chosen(failovers, selected, "make {} at site {} final"), lambda _: Commit())
     _finish(state, context, report)
 
 
@@ -225,9 +242,8 @@ def _password(selected: Selected) -> str:
     return password
 
 
-def _run(
-    failovers: Failovers, selected: Selected, question: str, wish_for: Callable[[FoundReplica], Wish]
-) -> FailoverReport:
+def _chosen(failovers: Failovers, selected: Selected, question: str) -> list[FoundReplica]:
+    """The replicas that the operator meant, once the question was answered."""
     from vrepl.engine.failover.replicas import choose
 
     chosen = choose(failovers.find(), selected.vms, job=selected.job, every=selected.every)
@@ -235,7 +251,7 @@ def _run(
         f" and {len(chosen) - 5} more" if len(chosen) > 5 else ""
     )
     _confirm(question.format(names, failovers.context.target.name), selected.yes)
-    return failovers.run(chosen, wish_for)
+    return chosen
 
 
 def _confirm(what: str, yes: bool) -> None:

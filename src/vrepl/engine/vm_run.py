@@ -10,7 +10,7 @@ from vrepl.engine.context import ReplicationContext
 from vrepl.engine.crossing import Crossing
 from vrepl.engine.deciding import find_changes
 from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute, DiskMove
-from vrepl.engine.failover.guard import Ready, replica_ready
+from vrepl.engine.failover.guard import Ready, replica_ready, undo_overdue
 from vrepl.engine.holding import replica_held
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import TargetNames
@@ -158,6 +158,9 @@ class VmRun:
         context = self._context
         vm = context.source.read_vm(self._vm.ref)
         plan, known = look_and_plan(context, folder, vm, self._names, self._map_to)
+        if undo_overdue(context, folder, known.replica, self._work):
+            plan, known = look_and_plan(context, folder, vm, self._names, self._map_to)
+        ready = replica_ready(context, folder, known)
         if plan.conflict is None and plan.action is ReplicaAction.UPDATE and known.suspects:
             known = look_at_suspects(context, folder, vm.name, known)
             plan = plan_vm(vm, context.job, known)
@@ -166,7 +169,6 @@ class VmRun:
             self._work.note(note)
         for _, reason in plan.left_out:
             self._work.note(f"left out: {reason}")
-        ready = replica_ready(context, folder, known)
         store = refuse_impossible(context, plan, () if plan.conflict else context.target.datastores())
         return plan, known, store, ready
 

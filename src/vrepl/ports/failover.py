@@ -38,6 +38,12 @@ class Power(Protocol):
         ...
 
 
+class PlannedSource(Power, Protocol):
+    """The source's site, while it still lives."""
+
+    def find_vm_by_instance_uuid(self, instance_uuid: str) -> VirtualMachine | None: ...
+
+
 class FailoverTarget(ReplicaFiles, Power, Protocol):
     """The replica's site, as a transition of its state uses it."""
 

@@ -17,7 +17,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
-from vrepl.ports.failover import FailoverTarget, ReplicaFiles
+from vrepl.ports.failover import FailoverTarget
 
 
 class Named(Protocol):
@@ -156,9 +156,9 @@ class SourceSite(SnapshottedSite, ChangeTracking, Protocol):
     """Where the VMs are that a job replicates."""
 
 
-class TargetSite(SourceSite, ReplicaMaking, ReplicaFiles, Protocol):
-    """Where replicas live: all that a source is asked, and replicas made."""
+class TargetSite(SourceSite, ReplicaMaking, FailoverTarget, Protocol):
+    """Where replicas live: all that a source is asked, replicas made, and failovers."""
 
 
-class Site(TargetSite, FailoverTarget, Protocol):
+class Site(TargetSite, Protocol):
     """All roles at once: what a configured site is, before a command takes of it what it needs."""

@@ -10,12 +10,16 @@ from __future__ import annotations
 from typing import Protocol
 
 from vrepl.engine.context import ReplicationContext
+from vrepl.engine.failover.driver import FailoverDriver
 from vrepl.engine.failover.states import ReplicaStates
+from vrepl.engine.marks import failover_mark_of
+from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError
 from vrepl.model import VirtualMachine
-from vrepl.model.failover import FailoverRecord
-from vrepl.planner.failover import refuses_runs
+from vrepl.model.failover import FAILOVER_BASE, KEPT_STATE, FailoverRecord, Undo
+from vrepl.planner.failover import is_overdue, refuses_runs
 from vrepl.planner.knowledge import ReplicaKnowledge
+from vrepl.repository.failover import save_failover
 from vrepl.repository.replica_folder import ReplicaFolder
 
 
@@ -38,15 +42,47 @@ def replica_ready(context: ReplicationContext, folder: ReplicaFolder, known: Rep
     """Raises NotReadyError where the replica's state forbids a run."""
     if known.replica is None or known.seed is not None:
         return NothingToGuard()
+    unknown = _never_failed_over(context, folder, known.replica)
+    return EpochGuard(ReplicaStates(context.target, context.run_id), known.replica, unknown)
+
+
+def undo_overdue(
+    context: ReplicationContext, folder: ReplicaFolder, replica: VirtualMachine | None, work: VmWork
+) -> bool:
+    """Take a failover back whose deadline has passed, by the target's clock; whether there was one.
+
+    Its control host may be dead since: the next run of the job does what it was asked to. What ran is kept.
+    """
+    if replica is None or not any(failover_mark_of(one, FAILOVER_BASE) for one in replica.snapshots):
+        return False
+    services, target = context.services, context.target
+    states = ReplicaStates(target, context.run_id)
+    record = states.read(replica)
+    if record is None or not is_overdue(record, target.current_time()):
+        return False
+    work.enter("undo the failover")
+    work.note(f"the failover to {record.restore_point} was to end by {record.deadline:%Y-%m-%d %H:%M %Z}: it is undone")
+    driver = FailoverDriver(
+        target=target,
+        states=states,
+        mirror=lambda saved: save_failover(folder, saved),
+        work=work,
+        patiently=lambda what, action: services.patiently(work.vm, what, action),
+    )
+    driver.go(replica.ref, record, Undo(keep_state=True))
+    work.note(f"what ran at the target until then is kept as its snapshot {KEPT_STATE}")
+    return True
+
+
+def _never_failed_over(context: ReplicationContext, folder: ReplicaFolder, replica: VirtualMachine) -> FailoverRecord:
     record = folder.record
-    unknown = FailoverRecord(
+    return FailoverRecord(
         context.services.repository.id,
         record.source_site,
         record.source_instance_uuid,
         record.source_name,
-        known.replica.instance_uuid,
+        replica.instance_uuid,
     )
-    return EpochGuard(ReplicaStates(context.target, context.run_id), known.replica, unknown)
 
 
 class EpochGuard:
