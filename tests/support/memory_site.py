@@ -152,7 +152,7 @@ class MemorySite:
         self.free = 10**15
         self.newest_hardware = 21
         self.cbt_answer: str = "true"
-        """What QueryChangedDiskAreas says: the truth, `whole` (all of the disk), `false` (more than changed), `fault`."""
+        """What QueryChangedDiskAreas says: the truth, `whole` (all of the disk), `false` (too much), `fault`."""
         self.quiesce_fault: Exception | None = None
         """What a quiesced snapshot fails with; `quiesce_leaves`: and leaves the snapshot all the same."""
         self.quiesce_leaves = False
