@@ -27,6 +27,11 @@ def folder_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+NO_VDDK = click.option(
+    "--no-vddk", "vddk", flag_value=False, default=True, help="Without any libvixDiskLib: vrepl takes its own engine."
+)
+
+
 def disk_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     for name, kind in (("index", click.IntRange(min=0)), ("vm", click.STRING), ("site", click.STRING)):
         function = click.argument(name, type=kind)(function)
@@ -107,9 +112,10 @@ def lab() -> None:
     flag_value="both",
     help="A standalone ESXi host in place of this site's vCenter; --esx alone: in place of both.",
 )
+@NO_VDDK
 @json_option
 @pass_state
-def up(state: State, folder: Path | None, disk_mib: int, extra_vms: int, esx: str | None) -> None:
+def up(state: State, folder: Path | None, disk_mib: int, extra_vms: int, esx: str | None, vddk: bool) -> None:
     """Start a lab, and return when it serves.
 
     The first time, the simulator and the library are built. In a stopped lab's folder the lab is made anew.
@@ -123,7 +129,7 @@ def up(state: State, folder: Path | None, disk_mib: int, extra_vms: int, esx: st
     if running:
         click.echo(f"a lab is running in {place} already", err=True)
     else:
-        Lab.start(place, standalone(demo_spec(disk_mib, extra_vms), esx), detached=True)
+        Lab.start(place, standalone(demo_spec(disk_mib, extra_vms, vddk=vddk), esx), detached=True)
         click.echo(f"lab: ready in {place}", err=True)
         click.echo(f"try: vrepl --config {place / 'vrepl.toml'} replicate demo", err=True)
     config = str(place / "vrepl.toml")
@@ -324,12 +330,16 @@ def cbt_reset(state: State, folder: Path | None, site: str, vm: str, index: int)
     tell(state, disk_of(site, vm, index))
 
 
-@lab.command(short_help="Replicate, write, replicate again, prove it.", epilog=examples("vrepl lab demo"))
+@lab.command(
+    short_help="Replicate, write, replicate again, prove it.",
+    epilog=examples("vrepl lab demo", "vrepl lab demo --no-vddk"),
+)
 @folder_option
 @click.option("--disk-mib", type=click.IntRange(min=16), default=DISK_MIB, show_default=True, help="As for `lab up`.")
 @click.option("--keep", is_flag=True, help="Leave the lab running at the end.")
-def demo(folder: Path | None, disk_mib: int, keep: bool) -> None:
+@NO_VDDK
+def demo(folder: Path | None, disk_mib: int, keep: bool, vddk: bool) -> None:
     """Start a lab, replicate its VMs, let the guests write, replicate again, verify, show, and end the lab."""
     from vrepl_lab.demo import run_demo
 
-    run_demo(folder, disk_mib, keep=keep)
+    run_demo(folder, disk_mib, keep=keep, vddk=vddk)

@@ -45,10 +45,10 @@ class DiskName:
     index: int
 
 
-def run_demo(folder: Path | None, disk_mib: int, *, keep: bool) -> None:
+def run_demo(folder: Path | None, disk_mib: int, *, keep: bool, vddk: bool = True) -> None:
     """Raises DemoError if a run or a proof fails; the lab is ended on every way out unless `keep`."""
     begun = time.monotonic()
-    spec = demo_spec(disk_mib)
+    spec = demo_spec(disk_mib, vddk=vddk)
     disks = [
         DiskName(vm.name, index)
         for vm in spec.prod.vms
@@ -59,7 +59,7 @@ def run_demo(folder: Path | None, disk_mib: int, *, keep: bool) -> None:
     with place_of(folder, keep=keep) as place:
         lab = Lab.start(place, spec, detached=keep)
         try:
-            show(lab, disks, powered_on)
+            show(lab, disks, powered_on, engine="vddk" if vddk else "own")
             say(f"demo: done in {time.monotonic() - begun:.0f} s")
         finally:
             if keep:
@@ -68,7 +68,7 @@ def run_demo(folder: Path | None, disk_mib: int, *, keep: bool) -> None:
                 lab.stop()
 
 
-def show(lab: Lab, disks: Sequence[DiskName], powered_on: set[str]) -> None:
+def show(lab: Lab, disks: Sequence[DiskName], powered_on: set[str], *, engine: str) -> None:
     step("replicate: the first run moves what is allocated")
     first = replicate(lab)
     step(f"the guests write {GUEST_WRITE // 1024} KiB to each disk of the running VMs")
@@ -77,10 +77,13 @@ def show(lab: Lab, disks: Sequence[DiskName], powered_on: set[str]) -> None:
             guest_writes(lab, disk)
     step("replicate: the second run")
     second = replicate(lab)
-    step("verify: the restore points are read back through VDDK against their digests")
+    through = "VDDK" if engine == "vddk" else "vrepl's own NBD"
+    step(f"verify: the restore points are read back through {through} against their digests")
     verified = verify(lab)
     step("proof: the disks are exported from both sites, compared byte by byte, and checked with e2fsck")
     proofs = {disk: prove(lab, disk, report_of(second, disk.vm)) for disk in disks}
+    for run in (first, second):
+        assert_engine(run, engine)
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     say("\nof each disk the first run, then the second:\n")
     console.make_console(width=width).print(table(disks, first, second, verified, proofs))
@@ -163,6 +166,15 @@ def same_bytes(left: Path, right: Path) -> bool:
             if piece != other.read(COMPARE_PIECE):
                 return False
     return True
+
+
+def assert_engine(run: dict[str, Any], engine: str) -> None:
+    """Raises DemoError where another engine than this one opened a disk."""
+    for vm in run["vms"]:
+        for disk in vm["disks"]:
+            used = {side["engine"] for side in disk["transport"].values() if side["mode"]}
+            if used - {engine}:
+                raise DemoError(f"{vm['name']} disk {disk['index']} was opened by engine {', '.join(sorted(used))}")
 
 
 def report_of(run: dict[str, Any], vm: str) -> dict[str, Any]:

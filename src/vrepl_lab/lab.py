@@ -142,7 +142,7 @@ class Lab:
             for key, site in self.sites.items()
             for name in (SERVER, "localhost")
         ]
-        for proxy in spec.proxies:
+        for proxy in spec.proxies if spec.vddk else ():
             proxies.install_vddk(self.folder, proxy.name, built, servers)
         jobs = [configuration.JobText("demo", spec.names_of_job_vms)]
         extra = [vm.name for vm in spec.prod.vms if vm.name.startswith("vm-")][:FILLED_EXTRA_VMS]

@@ -149,6 +149,8 @@ class LabSpec:
     proxies: Sequence[ProxySpec] = DEFAULT_PROXIES
     job_vms: Sequence[str] | None = None
     seed: str = "vrepl lab"
+    vddk: bool = True
+    """Whether proxies have a libvixDiskLib; without one vrepl takes its own engine."""
 
     @property
     def sites(self) -> dict[str, SiteSpec]:
@@ -182,11 +184,11 @@ def proxy_vm() -> VmSpec:
     )
 
 
-def demo_spec(disk_mib: int = DEFAULT_DISK_MIB, extra_vms: int = 0) -> LabSpec:
+def demo_spec(disk_mib: int = DEFAULT_DISK_MIB, extra_vms: int = 0, *, vddk: bool = True) -> LabSpec:
     """What `vrepl lab up` seeds.
 
     `disk_mib` is the size of web-01's disk in MiB (at least 16); db-01's two and app-01's follow it at a quarter, a
-    half and a quarter. `extra_vms` adds small VMs vm-0001…, each with a 16 MiB disk.
+    half and a quarter. `extra_vms` adds small VMs vm-0001…, each with a 16 MiB disk. `vddk`: as in LabSpec.
     """
     if disk_mib < 16:
         raise LabError(f"--disk-mib {disk_mib}: at least 16, so that a file system fits")
@@ -229,7 +231,7 @@ def demo_spec(disk_mib: int = DEFAULT_DISK_MIB, extra_vms: int = 0) -> LabSpec:
         for number in range(1, extra_vms + 1)
     )
     spec = LabSpec.of_vms(*seeded, *extra, job_vms=("web-01", "db-01", "app-01"))
-    return replace(spec, prod=replace(spec.prod, hosts=2))
+    return replace(spec, prod=replace(spec.prod, hosts=2), vddk=vddk)
 
 
 def estate_spec(vms: int = 300) -> LabSpec:

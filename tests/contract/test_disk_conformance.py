@@ -206,12 +206,10 @@ def nfc(mode: str, folder: Path, trouble: Callable[[Trouble], None] = lambda tro
     with nfc_host(memory_disk(), folder) as host:
         trouble(host.trouble)
         compression = "skipz" if host.trouble.pack else "none"
-        settings = EngineSettings(
-            None, folder, buffer_units=1, buffer_count=16, readback="all", compression=compression
-        )
+        settings = EngineSettings(None, folder, buffer_units=1, buffer_count=16, readback="all")
         engine = nfc_engine.start(settings, lambda kind, text: None, host.ticket)
         address = DiskAddress("prod", "vm-1", None, PATH, CAPACITY, (TransportMode(mode),), "vm", "disk")
-        site = SiteConnection("127.0.0.1", 443, 902, "user", "secret", "")
+        site = SiteConnection("127.0.0.1", 443, 902, "user", "secret", "", compression)
 
         yield Subject(
             lambda: engine.open(address, site, writable=False), lambda: engine.open(address, site, writable=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
@@ -84,6 +85,7 @@ class Subject:
 
     def open(
         self, *, writable: bool = False, mode: str = "nbdssl", path: str | None = None, snapshot: str | None = None,
+        compression: str = "none",
         **changes: Any,
     ) -> NfcDisk:  # fmt: skip
         engine = start(
@@ -94,7 +96,7 @@ class Subject:
         address = DiskAddress(
             "prod", self.vm._moId, snapshot, path or self.path, SIZE, (TransportMode(mode),), "vm", "disk"
         )
-        return engine.open(address, self.site.connection(), writable=writable)
+        return engine.open(address, replace(self.site.connection(), nfc_compression=compression), writable=writable)
 
     def export(self, folder: Path) -> bytes:
         return self.lab.export("prod", self.vm.name, 0, folder / "export.img").read_bytes()

@@ -62,6 +62,10 @@ class LocalMovers:
             hook=self._hook_of(order), running=self._enter,
         )  # fmt: skip
 
+    def guards_access(self, site: str) -> bool:
+        """As VDDK does."""
+        return True
+
     def prepare_for_access(self, site: str, vm_ref: str, identity: str) -> None:
         """Nothing relocates VMs here."""
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from vrepl.app.composition import Route, Sites, make_movers, mover_settings, now, open_repository, proxy_machine
 from vrepl.checks.facts import World
 from vrepl.config import LoadedConfig
-from vrepl.model import Datastore, ReplicaPlacement, TransportMode, VirtualMachine
+from vrepl.model import DataEngine, Datastore, ReplicaPlacement, TransportMode, VirtualMachine
 from vrepl.movers.pool import VddkMovers
 from vrepl.movers.process import MoverProcess, Spawner
 from vrepl.planner.modes import ProxyVm
@@ -126,12 +126,18 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
         def luns(proxy: str | None) -> frozenset[str]:
             return visible_luns(proxy_machine(loaded, proxy).sysroot)
 
+        def engine(proxy: str | None) -> tuple[DataEngine, str]:
+            machine = proxy_machine(loaded, proxy)
+            return machine.engine, machine.engine_reason
+
         def proxy_vm(proxy: str | None, vms: Sequence[VirtualMachine]) -> tuple[ProxyVm | None, str]:
             machine = proxy_machine(loaded, proxy)
             return find_proxy_vm(machine.name, product_uuid(machine.sysroot), vms)
 
         try:
-            yield World(loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns, proxy_vm)
+            yield World(
+                loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns, engine, proxy_vm
+            )
         finally:
             for probe in probes.values():
                 probe.close()

@@ -9,15 +9,15 @@ import secrets as randomness
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrepl.config import LoadedConfig
 from vrepl.engine import Engine, EngineEvents, Services, SilentEvents
 from vrepl.engine.context import Patience
-from vrepl.errors import UsageError
-from vrepl.model import Bandwidth, JobSettings, ReplicaRecord
+from vrepl.errors import LibraryError, UsageError
+from vrepl.model import Bandwidth, DataEngine, JobSettings, ReplicaRecord
 from vrepl.planner.modes import ProxyFacts
 from vrepl.proxy.chooser import RuleModeChooser
 from vrepl.proxy.facts import gather_facts
@@ -84,6 +84,7 @@ class Sites:
             user=table.user,
             password=self._secrets.resolve(table.password.reference()).get_secret_value(),
             nfc_port=table.nfc_port,
+            nfc_compression=table.nfc_compression,
             ca_file=table.ca_file,
             thumbprint=table.thumbprint_sha256,
             task_timeout=60.0 * table.task_timeout_minutes,
@@ -126,17 +127,34 @@ class ProxyMachine:
     name: str
     libdir: Path
     sysroot: Path
+    engine: DataEngine = DataEngine.VDDK
+    engine_reason: str = ""
+    """Why this one."""
 
 
 def proxy_machine(loaded: LoadedConfig, name: str | None) -> ProxyMachine:
     """The named proxy, or this machine with `[vddk]`."""
     vddk = loaded.config.vddk
     if name is None:
-        return ProxyMachine("this machine", vddk.libdir, Path("/"))
+        return ProxyMachine("this machine", vddk.libdir, Path("/"), *choose_engine(vddk.engine, "[vddk]", vddk.libdir))
     if name not in loaded.config.proxies:
         raise UsageError(f"no proxy {name} is configured", hint=f"{loaded.path}: [proxies.{name}]")
     table = loaded.config.proxies[name]
-    return ProxyMachine(name, table.libdir or vddk.libdir, table.sysroot)
+    libdir = table.libdir or vddk.libdir
+    where = "[vddk]" if table.engine is None else f"[proxies.{name}]"
+    return ProxyMachine(name, libdir, table.sysroot, *choose_engine(table.engine or vddk.engine, where, libdir))
+
+
+def choose_engine(wish: str, where: str, libdir: Path) -> tuple[DataEngine, str]:
+    """Whose code opens disks, and why; VDDK is taken where it is installed, unless `wish` says otherwise."""
+    from vrepl.vddk.library import find_library
+
+    if wish != "auto":
+        return DataEngine(wish), f'{where} engine = "{wish}"'
+    try:
+        return DataEngine.VDDK, f"VDDK is installed: {find_library(libdir)}"
+    except LibraryError:
+        return DataEngine.OWN, f"no VDDK in {libdir}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +166,8 @@ class Route:
     default: ProxyMachine
     limits: tuple[Bandwidth, ...] = ()
     """The tightest counts."""
+    readback: str = "sample"
+    """How much of what vrepl's own engine wrote is read back: `sample` or `all`."""
 
     def machine(self, site: str) -> ProxyMachine:
         return dict(self.machines).get(site, self.default)
@@ -165,6 +185,7 @@ def route_of(loaded: LoadedConfig, job: JobSettings) -> Route:
         tuple((site, proxy_machine(loaded, job.proxy_at(site))) for site in dict.fromkeys((job.source, job.target))),
         proxy_machine(loaded, None),
         (job.bandwidth, *(sites[name].bandwidth.bandwidth() for name in (job.source, job.target) if name in sites)),
+        job.readback,
     )
 
 
@@ -246,15 +267,18 @@ class Workshop:
         self.sites.close()
 
 
-def mover_settings(loaded: LoadedConfig, machine: ProxyMachine) -> MoverSettings:
+def mover_settings(loaded: LoadedConfig, machine: ProxyMachine, readback: str = "sample") -> MoverSettings:
     from vrepl.movers.process import MoverSettings
 
     vddk = loaded.config.vddk
-    return MoverSettings(
+    settings = MoverSettings(
         libdir=machine.libdir,
         buffer_units=vddk.nfc_buffer_kib // 64,
         buffer_count=vddk.nfc_buffer_count,
     )
+    if machine.engine is DataEngine.VDDK:
+        return settings
+    return replace(settings, libdir=None, engine="vrepl.nfc.engine:start", readback=readback)
 
 
 def local_time_of_day() -> dt.time:
@@ -271,10 +295,11 @@ def make_movers(
 
     return VddkMovers(
         lambda name: sites(name).connection(),
-        lambda name: mover_settings(loaded, route.machine(name)),
+        lambda name: mover_settings(loaded, route.machine(name), route.readback),
         settings_of_proxy=lambda name: mover_settings(loaded, proxy_machine(loaded, name or None)),
         pair=route.parted,
         bandwidth=lambda: tightest(route.limits, local_time()),
+        tickets=lambda request: sites(request.site).nfc_ticket(request.vm_ref, request.path, writable=request.writable),
     )
 
 
@@ -283,7 +308,14 @@ def mode_chooser(loaded: LoadedConfig, route: Route, sites: Sites) -> RuleModeCh
 
     def facts(name: str) -> ProxyFacts:
         machine = route.machine(name)
-        return gather_facts(machine.name, machine.sysroot, sites(name), loaded.config.sites[name].nfc_port)
+        return gather_facts(
+            machine.name,
+            machine.sysroot,
+            sites(name),
+            loaded.config.sites[name].nfc_port,
+            engine=machine.engine,
+            engine_reason=machine.engine_reason,
+        )
 
     return RuleModeChooser(facts=facts, datastores=lambda name: sites(name).datastores())
 

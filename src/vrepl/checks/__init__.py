@@ -10,7 +10,7 @@ from vrepl.checks.jobs import check_job
 from vrepl.checks.result import CheckResult, Status
 from vrepl.checks.sites import check_site
 from vrepl.errors import VreplError
-from vrepl.model import JobSettings
+from vrepl.model import DataEngine, JobSettings
 from vrepl.repository.check import Severity
 from vrepl.repository.check import check as check_repository_files
 
@@ -75,9 +75,12 @@ def check_repository(world: World) -> Iterator[CheckResult]:
 
 
 def check_vddk(world: World, proxy: str | None) -> CheckResult:
-    """The library is found, and loads in a data mover."""
-    title = "VDDK library" if proxy is None else f"VDDK library of proxy {proxy}"
+    """The library is found, and loads in a data mover; or vrepl's own engine takes its place."""
+    engine, reason = world.engine(proxy)
+    what = "VDDK library" if engine is DataEngine.VDDK else "data engine"
+    title = what if proxy is None else f"{what} of proxy {proxy}"
     try:
-        return CheckResult.ok(title, world.vddk(proxy).load())
+        loaded = world.vddk(proxy).load()
+        return CheckResult.ok(title, loaded if engine is DataEngine.VDDK else f"{loaded}, over NBD: {reason}")
     except VreplError as error:
         return CheckResult.failed(title, error)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vrepl.config import LoadedConfig
-from vrepl.model import Datastore, ReplicaPlacement, TransportMode, VirtualMachine
+from vrepl.model import DataEngine, Datastore, ReplicaPlacement, TransportMode, VirtualMachine
 from vrepl.planner.modes import ProxyVm
 from vrepl.ports import Clock, SiteConnection
 from vrepl.repository.store import Repository
@@ -108,6 +108,8 @@ class World:
     clock: Clock
     visible_luns: Callable[[str | None], frozenset[str]] = lambda _proxy: frozenset()
     """`naa.` names that a proxy (None: this machine) sees."""
+    engine: Callable[[str | None], tuple[DataEngine, str]] = lambda _proxy: (DataEngine.VDDK, "")
+    """Whose code opens disks on a proxy (None: this machine), and why."""
     proxy_vm: Callable[[str | None, Sequence[VirtualMachine]], tuple[ProxyVm | None, str]] = lambda _proxy, _vms: (
         None,
         "the proxy is no VM of this site",

@@ -11,7 +11,7 @@ from vrepl.checks.privileges import check_privileges
 from vrepl.checks.result import CheckResult, Status
 from vrepl.config.references import near
 from vrepl.errors import VreplError
-from vrepl.model import Datastore, JobSettings, PowerState, TransportMode, VirtualMachine
+from vrepl.model import DataEngine, Datastore, JobSettings, PowerState, TransportMode, VirtualMachine
 from vrepl.planner.datastores import datastore_of_disk, find_datastore
 from vrepl.planner.preflight import not_replicable_reason
 from vrepl.report import format as words
@@ -178,7 +178,8 @@ def check_read(
 
     Read where an ESXi host's port is open: a closed one is the ports' check to tell, and says nothing of VDDK.
     """
-    title = f"VDDK reads from {site} (job {job.name})"
+    reader = "VDDK" if world.engine(job.proxy_at(site))[0] is DataEngine.VDDK else "vrepl"
+    title = f"{reader} reads from {site} (job {job.name})"
     usable = [mode for mode in modes if mode in NETWORK_MODES] or [TransportMode.NBDSSL]
     readable = [vm for vm in vms if vm.power is PowerState.OFF and not_replicable_reason(vm) is None]
     if not readable:

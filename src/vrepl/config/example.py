@@ -21,6 +21,7 @@ password = { file = "/etc/vrepl/secrets/prod" }
 # ca_file = "/etc/vrepl/prod-ca.pem"
 # thumbprint_sha256 = "AB:CD:…"        # 64 hexadecimal digits
 # nfc_port = 902                         # of the ESXi hosts, for gateways that move it
+# nfc_compression = "skipz"              # on slow links, without VDDK: hosts leave out zeros
 # bandwidth = "100 MiB/s"                # to or from this site; windows as in a job
 # task_timeout_minutes = 240             # a task of vSphere that takes longer fails the run
 
@@ -34,10 +35,11 @@ password = { file = "/etc/vrepl/secrets/dr" }
 [repository]
 path = "/var/lib/vrepl"
 
-# ---- VDDK (Virtual Disk Development Kit), downloaded from Broadcom and unpacked here ------------------------------
+# ---- VDDK (Virtual Disk Development Kit), unpacked here; without it vrepl opens disks over NBD by itself ----------
 
 [vddk]
 libdir = "/opt/vmware-vix-disklib-distrib"
+# engine = "auto"              # "vddk", "own", or VDDK where it is installed
 # nfc_buffer_kib = 1024        # one buffer, a multiple of 64
 # nfc_buffer_count = 4         # buffers in flight per disk
 # access_wait = "10m"          # for a VM that another product keeps from being moved
@@ -71,6 +73,7 @@ target_datastore = "dr-vmfs-01"
 # parallel_vms = 2
 # parallel_disks = 4
 # nfc_budget_mib = 32          # NFC buffers per ESXi host
+# readback = "sample"          # without VDDK: how much of what was written is read back; or "all"
 # vcenter_connections = 40
 # snapshots_per_datastore = 4  # source snapshots open at once
 # proxy = "proxy-1"            # default: this machine, with [vddk]; one for each side:

@@ -132,6 +132,7 @@ class SiteTable(Table):
     ca_file: FilePath | None = None
     thumbprint_sha256: str | None = None
     nfc_port: int = Field(default=902, ge=1, le=65535)
+    nfc_compression: Literal["none", "zlib", "skipz"] = "none"
     bandwidth: BandwidthTable = Field(default_factory=BandwidthTable)
     task_timeout_minutes: int = Field(default=240, ge=1, le=7 * 24 * 60)
 
@@ -163,11 +164,16 @@ class RepositoryTable(Table):
     path: FilePath
 
 
+EngineChoice = Literal["auto", "vddk", "own"]
+"""Whose code opens disks; `auto`: VDDK's where it is installed, else vrepl's own."""
+
+
 class VddkTable(Table):
     libdir: FilePath = Path("/opt/vmware-vix-disklib-distrib")
     nfc_buffer_kib: int = Field(default=1024, ge=64, le=8192, multiple_of=64)
     nfc_buffer_count: int = Field(default=4, ge=1, le=32)
     access_wait: Wait = 600.0
+    engine: EngineChoice = "auto"
 
     @property
     def nfc_mib_per_disk(self) -> float:
@@ -179,6 +185,7 @@ class ProxyTable(Table):
     """A machine (or, in the lab, a folder that stands for one) that runs data movers."""
 
     libdir: FilePath | None = None
+    engine: EngineChoice | None = None
     sysroot: FilePath = Path("/")
     sites: tuple[Name, ...] = ()
     slots: int = Field(default=4, ge=1, le=64)
@@ -261,6 +268,7 @@ class JobTable(Table):
     parallel_disks: int = Field(default=4, ge=1, le=256)
     bandwidth: BandwidthTable = Field(default_factory=BandwidthTable)
     nfc_budget_mib: int = Field(default=32, ge=1, le=96)
+    readback: Literal["sample", "all"] = "sample"
     vcenter_connections: int = Field(default=40, ge=4, le=52)
     snapshots_per_datastore: int = Field(default=4, ge=1, le=64)
     proxy: Annotated[JobProxies, BeforeValidator(_both_sides)] = Field(default_factory=JobProxies)
@@ -315,6 +323,7 @@ class JobTable(Table):
                 snapshots_per_datastore=self.snapshots_per_datastore,
             ),
             bandwidth=self.bandwidth.bandwidth(),
+            readback=self.readback,
             source_proxy=self.proxy.source,
             target_proxy=self.proxy.target,
         )

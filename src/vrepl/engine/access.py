@@ -42,11 +42,12 @@ def access_window(
 ) -> Iterator[None]:
     """PrepareForAccess on each VM, in this order, and EndAccess on every way out, the last one first.
 
-    `vm_name`: whom events speak of. A standalone ESXi host knows neither: its VMs are passed over.
+    `vm_name`: whom events speak of. A standalone ESXi host knows neither, nor does vrepl's own data engine: their VMs
+    are passed over, and a migration meanwhile is survived or resumed like any loss of a connection.
     """
     with Undo(note) as undo:
         for vm in guarded:
-            if vm.site.is_vcenter:
+            if vm.site.is_vcenter and services.movers.guards_access(vm.site.name):
                 _guard(services, undo, keeper, vm_name, vm, note)
         yield
         undo.release_all()

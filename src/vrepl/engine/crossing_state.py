@@ -19,15 +19,19 @@ class Reached:
     """By the rules, before anything failed."""
     ruled_out: list[tuple[str, str]] = field(default_factory=list)
     fallbacks: list[str] = field(default_factory=list)
+    engine: str | None = None
 
     def take(self, plan: TransportPlan) -> None:
         first = plan.usable[0]
         self.chosen = self.chosen or first.mode.value
+        self.engine = plan.engine.value
         self.reason, self.mode = first.reason, first.mode.value
         self.ruled_out = [(choice.mode.value, choice.reason) for choice in plan.ruled_out]
 
     def report(self) -> SideTransport:
-        return SideTransport(self.mode, self.reason, self.chosen, list(self.ruled_out), list(self.fallbacks))
+        return SideTransport(
+            self.mode, self.reason, self.chosen, list(self.ruled_out), list(self.fallbacks), self.engine
+        )
 
 
 @dataclass(slots=True)

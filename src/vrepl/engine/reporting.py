@@ -101,4 +101,5 @@ def _side(context: ReplicationContext, side: Side, plan: VmPlan, disk: Disk) -> 
         reason=first.reason,
         chosen=first.mode.value,
         ruled_out=[(choice.mode.value, choice.reason) for choice in transport.ruled_out],
+        engine=transport.engine.value,
     )

@@ -42,6 +42,7 @@ from vrepl.model.replicas import (
 )
 from vrepl.model.transport import (
     DEFAULT_MODES,
+    DataEngine,
     ModeChoice,
     Side,
     TransferKind,
@@ -56,6 +57,7 @@ __all__ = [
     "ChangedAreas",
     "Consistency",
     "Controller",
+    "DataEngine",
     "Datastore",
     "Disk",
     "DiskPoint",

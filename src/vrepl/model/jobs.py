@@ -111,6 +111,8 @@ class JobSettings:
     parallel_vms: int = 2
     limits: TransferLimits = field(default_factory=TransferLimits)
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
+    readback: str = "sample"
+    """How much of what vrepl's own engine wrote is read back before it counts: `sample` or `all`."""
     source_proxy: str | None = None
     """Name of the configured proxy whose data movers open the source's disks; None: this machine, with [vddk]."""
     target_proxy: str | None = None

@@ -15,6 +15,13 @@ class TransportMode(StrEnum):
     NBD = "nbd"
 
 
+class DataEngine(StrEnum):
+    """Whose code opens disks: VMware's VDDK, or vrepl's own."""
+
+    VDDK = "vddk"
+    OWN = "own"
+
+
 class Side(StrEnum):
     """Of a transfer: the disk that is read, or the one that is written."""
 
@@ -50,6 +57,7 @@ class TransportPlan:
 
     usable: tuple[ModeChoice, ...]
     ruled_out: tuple[ModeChoice, ...] = ()
+    engine: DataEngine = DataEngine.VDDK
 
     @property
     def modes(self) -> tuple[TransportMode, ...]:

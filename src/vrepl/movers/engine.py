@@ -42,8 +42,6 @@ class EngineSettings:
     """NFC buffers per disk."""
     readback: str = "sample"
     """How much of what an engine of vrepl's own wrote is read back: `sample` or `all`."""
-    compression: str = "none"
-    """What an engine of vrepl's own asks hosts to pack reads with: `none`, `zlib` or `skipz`."""
 
 
 class DiskEngine(Protocol):

@@ -107,6 +107,10 @@ class VddkMovers:
         )
         return reply
 
+    def guards_access(self, site: str) -> bool:
+        """As `ports.DataMovers.guards_access`."""
+        return self._settings(site).libdir is not None
+
     def prepare_for_access(self, site: str, vm_ref: str, identity: str) -> None:
         """As `ports.DataMovers.prepare_for_access`."""
         self._request((self._settings(site),), "prepare_for_access", [site], None, vm_ref=vm_ref, identity=identity)

@@ -61,8 +61,6 @@ class MoverSettings:
     log_writer: str = "vrepl.repository.transferlog:TransferLogWriter"
     readback: str = "sample"
     """As in `EngineSettings`."""
-    compression: str = "none"
-    """As in `EngineSettings`."""
 
     def smaller(self) -> MoverSettings | None:
         """Half the NFC buffers, by size first; None when they cannot be smaller."""
@@ -84,7 +82,7 @@ class MoverSettings:
         return Initialise(
             engine=self.engine,
             engine_settings=EngineSettings(
-                self.libdir, state_folder, self.buffer_units, self.buffer_count, self.readback, self.compression
+                self.libdir, state_folder, self.buffer_units, self.buffer_count, self.readback
             ),
             tuning=Tuning(buffers=self.ring, hashers=self.hashers),
             open_lookup=self.open_lookup,

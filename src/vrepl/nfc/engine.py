@@ -25,10 +25,9 @@ class NfcEngine:
         self._limits = Limits(
             min(settings.buffer_units * frames.CHUNK, frames.LARGEST_PIECE), max(settings.buffer_count, 1)
         )
-        self._log = log
+        del log
         self._tickets = tickets
         self._readback = Readback(settings.readback)
-        self._compression = COMPRESSIONS[settings.compression]
 
     @property
     def about(self) -> dict[str, str | int]:
@@ -50,7 +49,7 @@ class NfcEngine:
                 str(mode),
                 writable=writable,
                 readback=self._readback,
-                compression=self._compression,
+                compression=COMPRESSIONS[site.nfc_compression],
             )
         except DiskError as error:
             if len(address.modes) > 1 and type(error) is DiskError:
@@ -64,12 +63,17 @@ class NfcEngine:
             raise
 
     def prepare_for_access(self, site: SiteConnection, vm_ref: str, identity: str) -> None:
-        """VDDK's: nobody else may block a VM's relocation."""
-        del site, identity
-        self._log("log", f"nothing blocks a migration of {vm_ref} meanwhile: that takes VDDK")
+        """VDDK's: nobody asks it of this engine."""
+        raise DiskError(f"a migration of {vm_ref} can only be blocked through VDDK", code=6)
 
     def end_access(self, site: SiteConnection, vm_ref: str, identity: str) -> None:
-        """Nothing was blocked."""
+        """What a run with VDDK blocked, and left."""
+        raise DiskError(
+            f"migrations of {vm_ref} were blocked through VDDK by a run that ended early, and only VDDK can allow them",
+            code=6,
+            hint='run the job once with [vddk] engine = "vddk", or enable RelocateVM_Task of the VM in the vCenter\'s '
+            "managed object browser",
+        )
 
     def cleanup(self, site: SiteConnection, vm_ref: str) -> tuple[int, int]:
         """Nothing is ever attached."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vrepl.model import Datastore, Disk, ModeChoice, Side, TransportMode, TransportPlan, VirtualMachine
+from vrepl.model import DataEngine, Datastore, Disk, ModeChoice, Side, TransportMode, TransportPlan, VirtualMachine
 
 HOTADD_CAPACITY_LIMIT = 62 * 1024**4
 """Bytes."""
@@ -44,6 +44,9 @@ class ProxyFacts:
     """ESXi host name -> MoRefs of the datastores it mounts."""
     closed_nfc_hosts: Mapping[str, str] = field(default_factory=dict)
     """ESXi host name -> why its NFC port cannot be reached."""
+    engine: DataEngine = DataEngine.VDDK
+    engine_reason: str = ""
+    """Why this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +81,10 @@ def choose_modes(
     ruled_out: list[ModeChoice] = []
     for mode in allowed:
         failure = (failed or {}).get(mode)
-        obstacle = f"failed earlier in this run ({failure})" if failure else _OBSTACLES[mode](question, proxy)
+        obstacle = f"failed earlier in this run ({failure})" if failure else _obstacle(mode, question, proxy)
         if obstacle is None:
             at_once = proxy.vm.free_scsi_slots if proxy.vm and mode is TransportMode.HOTADD else None
-            usable.append(ModeChoice(mode, _MERITS[mode](question, proxy) + _warning(question), at_once))
+            usable.append(ModeChoice(mode, _merit(mode, question, proxy) + _warning(question), at_once))
         else:
             ruled_out.append(ModeChoice(mode, obstacle))
     for mode in TransportMode:
@@ -92,7 +95,24 @@ def choose_modes(
                 else ("the job does not list it")
             )
             ruled_out.append(ModeChoice(mode, why))
-    return TransportPlan(tuple(usable), tuple(ruled_out))
+    return TransportPlan(tuple(usable), tuple(ruled_out), proxy.engine)
+
+
+OWN_MODES = (TransportMode.NBDSSL, TransportMode.NBD)
+"""What vrepl's own engine reaches disks over."""
+
+
+def _obstacle(mode: TransportMode, question: DiskQuestion, proxy: ProxyFacts) -> str | None:
+    if proxy.engine is DataEngine.OWN and mode not in OWN_MODES:
+        return f"it takes VDDK ({proxy.engine_reason})"
+    return _OBSTACLES[mode](question, proxy)
+
+
+def _merit(mode: TransportMode, question: DiskQuestion, proxy: ProxyFacts) -> str:
+    merit = _MERITS[mode](question, proxy)
+    if proxy.engine is DataEngine.VDDK:
+        return merit
+    return f"{merit}, by vrepl's own engine ({proxy.engine_reason}); nothing blocks a migration of the VM meanwhile"
 
 
 def _warning(question: DiskQuestion) -> str:

@@ -24,6 +24,8 @@ class SiteConnection:
     user: str
     password: str = field(repr=False)
     sha1_thumbprint: str
+    nfc_compression: str = "none"
+    """What vrepl's own engine asks the site's hosts to pack reads with: `none`, `zlib` or `skipz`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,10 @@ class Verifications(Protocol):
 
 class AccessGuard(Protocol):
     """PrepareForAccess and EndAccess: while a VM's disks are open, nobody may relocate it. vCenter only."""
+
+    def guards_access(self, site: str) -> bool:
+        """Whether it can be done there: it takes VDDK."""
+        ...
 
     def prepare_for_access(self, site: str, vm_ref: str, identity: str) -> None: ...
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from vrepl.model import VirtualMachine
+from vrepl.model import DataEngine, VirtualMachine
 from vrepl.planner.modes import ProxyFacts, ProxyVm
 
 SLOTS_PER_SCSI_CONTROLLER = 15
@@ -54,8 +54,17 @@ def reach(host: str, port: int) -> None:
         pass
 
 
-def gather_facts(proxy: str, sysroot: Path, site: SiteView, nfc_port: int, reach: Reach = reach) -> ProxyFacts:
-    """Everything that the transport rules ask about one proxy and one site."""
+def gather_facts(
+    proxy: str,
+    sysroot: Path,
+    site: SiteView,
+    nfc_port: int,
+    reach: Reach = reach,
+    *,
+    engine: DataEngine = DataEngine.VDDK,
+    engine_reason: str = "",
+) -> ProxyFacts:
+    """Everything that the transport rules ask about one proxy and one site; `engine` is what its movers load."""
     hosts = site.hosts()
     vm, no_vm_reason = find_proxy_vm(proxy, product_uuid(sysroot), site.list_vms())
     return ProxyFacts(
@@ -65,6 +74,8 @@ def gather_facts(proxy: str, sysroot: Path, site: SiteView, nfc_port: int, reach
         visible_luns=visible_luns(sysroot),
         datastores_of_host={host.name: host.datastore_refs for host in hosts},
         closed_nfc_hosts=closed_ports([host.name for host in hosts if host.connected], nfc_port, reach),
+        engine=engine,
+        engine_reason=engine_reason,
     )
 
 

@@ -48,10 +48,13 @@ class SideTransport:
     """(mode, why not) for the modes that the rules excluded."""
     fallbacks: list[str] = field(default_factory=list)
     """Modes that failed on the way, in words."""
+    engine: str | None = None
+    """`vddk` or `own`: whose code opens the disk; None where no mode reaches it, and in reports of older versions."""
 
     def to_json(self) -> Json:
         return {
             "mode": self.mode,
+            "engine": self.engine,
             "reason": self.reason,
             "chosen": self.chosen,
             "ruled_out": [{"mode": mode, "reason": reason} for mode, reason in self.ruled_out],
@@ -66,6 +69,7 @@ class SideTransport:
             chosen=data.get("chosen"),
             ruled_out=[(item["mode"], item["reason"]) for item in data.get("ruled_out", ())],
             fallbacks=list(data.get("fallbacks", ())),
+            engine=data.get("engine"),
         )
 
 

@@ -79,6 +79,7 @@ class SiteSettings:
     password: str = field(repr=False)
     port: int = 443
     nfc_port: int = 902
+    nfc_compression: str = "none"
     ca_file: Path | None = None
     """PEM; None: the system's CAs."""
     thumbprint: str | None = None

@@ -105,6 +105,7 @@ class VsphereSite:
             server=settings.server,
             port=settings.port,
             nfc_port=settings.nfc_port,
+            nfc_compression=settings.nfc_compression,
             user=settings.user,
             password=settings.password,
             sha1_thumbprint=tls.sha1_thumbprint(self._session.certificate()),

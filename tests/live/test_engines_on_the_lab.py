@@ -1,0 +1,213 @@
+"""Whole runs without VDDK, and runs that alternate between VDDK and vrepl's own engine: on the lab, from outside."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyVmomi import vim
+
+from tests.support import plain_api
+from tests.support.plain_api import vm_named, wait
+from tests.support.vrepl_runs import GRAIN, Runs, kinds, moved, until
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+
+pytestmark = pytest.mark.slow
+
+StartRuns = Callable[..., Runs]
+
+
+@pytest.fixture
+def start_runs(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> StartRuns:
+    def start(mib: int = 16, *, vddk: bool = False, hosts: int = 1) -> Runs:
+        disk = DiskSpec(mib * MIB, content="random", fill=0.7)
+        spec = LabSpec.of_vms(VmSpec("web-01", disks=(disk,)), job_vms=["web-01"])
+        spec = replace(spec, vddk=vddk, prod=replace(spec.prod, hosts=hosts))
+        runs = Runs(start_lab(spec), tmp_path)
+        runs.lab.set("lock_linger_s=1")
+        return runs
+
+    return start
+
+
+def engines(report: Any) -> set[tuple[str, str]]:
+    return {
+        (side["engine"], side["mode"])
+        for disk in report["disks"]
+        for side in disk["transport"].values()
+        if side["mode"] is not None
+    }
+
+
+def set_engine(runs: Runs, engine: str, table: str = "vddk") -> None:
+    lines = runs.lab.config_file.read_text().splitlines()
+    at = lines.index(f"[{table}]") + 1
+    end = next((number for number in range(at, len(lines)) if lines[number].startswith("[")), len(lines))
+    kept = [line for line in lines[at:end] if not line.startswith("engine")]
+    runs.lab.config_file.write_text("\n".join([*lines[:at], f'engine = "{engine}"', *kept, *lines[end:]]) + "\n")
+    runs.lab.config_file.chmod(0o600)
+
+
+def assert_clean(runs: Runs) -> None:
+    """No disk open, no snapshot on the source."""
+    for site in ("prod", "dr"):
+        locks = runs.lab.status()[site]["locks"]
+        assert [lock for lock in locks if not lock["lingering"]] == []
+    (vm,) = [vm for vm in runs.json("vms", "prod")["vms"] if vm["name"] == runs.vm]
+    assert vm["snapshots"] == []
+
+
+def assert_sealed(runs: Runs, report: Any) -> None:
+    assert runs.restore_point(report["restore_point"]) == runs.source()
+    assert_clean(runs)
+
+
+def test_without_vddk_everything_works_over_nbdssl(start_runs: StartRuns) -> None:
+    runs = start_runs()
+    assert not list(runs.lab.folder.rglob("libvixDiskLib*")), "there is no VDDK anywhere"
+    planned = runs.plan()
+    for side in planned["disks"][0]["transport"].values():
+        assert (side["engine"], side["mode"]) == ("own", "nbdssl")
+        assert "no VDDK in" in side["reason"]
+        assert "nothing blocks a migration" in side["reason"]
+        ruled_out = {one["mode"]: one["reason"] for one in side["ruled_out"]}
+        assert "takes VDDK" in ruled_out["san"]
+        assert "takes VDDK" in ruled_out["hotadd"]
+    checked = runs.cli("check")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "vrepl's own NFC" in checked.stdout
+    first = runs.replicate()
+    assert (kinds(first), engines(first)) == (["full"], {("own", "nbdssl")})
+    assert_sealed(runs, first)
+    runs.write(3, 5)
+    second = runs.replicate()
+    assert kinds(second) == ["incremental"]
+    assert moved(second) == 5 * GRAIN
+    assert_sealed(runs, second)
+    assert runs.json("verify")["vms"][0]["result"] == "success"
+
+
+def test_runs_alternate_between_the_engines(start_runs: StartRuns) -> None:
+    """Incremental each time, equal bytes each time, digests that each takes from the other."""
+    runs = start_runs(vddk=True)
+    for number, engine in enumerate(("vddk", "own", "vddk", "own")):
+        set_engine(runs, engine)
+        runs.write(7 * number, 2 + number, seed=f"run {number}")
+        report = runs.replicate()
+        assert {name for name, _ in engines(report)} == {engine}
+        assert kinds(report) == (["full"] if number == 0 else ["incremental"])
+        if number:
+            assert moved(report) == (2 + number) * GRAIN
+        assert_sealed(runs, report)
+    for engine in ("vddk", "own"):
+        set_engine(runs, engine)
+        assert runs.json("verify")["vms"][0]["result"] == "success"
+
+
+@pytest.mark.parametrize(("source", "target"), [("own", "vddk"), pytest.param("vddk", "own", marks=pytest.mark.long)])
+def test_each_side_may_have_its_own_engine(start_runs: StartRuns, source: str, target: str) -> None:
+    runs = start_runs(vddk=True)
+    runs.set_in_job(
+        'proxy = { source = "bare", target = "san" }', 'transport = { source = ["nbdssl"], target = ["nbdssl"] }'
+    )
+    set_engine(runs, source, "proxies.bare")
+    set_engine(runs, target, "proxies.san")
+    report = runs.replicate()
+    sides = report["disks"][0]["transport"]
+    assert (sides["source"]["engine"], sides["target"]["engine"]) == (source, target)
+    assert_sealed(runs, report)
+
+
+FEW_FAULTS = ("prod.fault=read:lost@6", "dr.fault=write:crash@4", "dr.fault=close:lost")
+FAULTS = (
+    "prod.fault=open:error:locked",
+    "prod.fault=read:error:connection_lost@4",
+    "prod.fault=read:crash@5",
+    "prod.fault=query_allocated:error:not_supported@1x*",
+    "dr.fault=write:error:connection_lost@3",
+    "dr.fault=write:lost@2",
+    "dr.fault=open:error:no_memory",
+    "prod.api_fault=NfcGetVmFiles:http_503",
+    "dr.api_fault=NfcRandomAccessOpenDisk:drop_reply",
+    "prod.api_fault=NfcGetVmFiles:expire_session",
+)
+
+
+@pytest.mark.parametrize("faults", [FEW_FAULTS, pytest.param(FAULTS, marks=pytest.mark.long)], ids=["few", "all"])
+def test_what_goes_wrong_in_mid_run_is_survived(start_runs: StartRuns, faults: tuple[str, ...]) -> None:
+    runs = start_runs(8)
+    runs.set_in_job('readback = "all"')
+    for number, fault in enumerate(faults):
+        runs.write(2 * number, 60, seed=fault)
+        runs.lab.set("faults=none", fault)
+        report = runs.replicate()
+        assert report["result"] == "success", (fault, report)
+        runs.lab.set("faults=none")
+        assert_sealed(runs, report)
+
+
+def test_a_host_without_memory_gets_smaller_buffers(start_runs: StartRuns) -> None:
+    runs = start_runs(8)
+    runs.lab.set("nfc_limit_mib=1")
+    report = runs.replicate()
+    assert report["result"] == "success"
+    assert_sealed(runs, report)
+
+
+def test_a_vm_that_moves_in_mid_run_is_followed(start_runs: StartRuns) -> None:
+    """Its session is lost with the move; the next ticket names the host where the VM is then."""
+    runs = start_runs(16, hosts=2)
+    runs.lab.set("prod.bandwidth_mib_s=4")
+    process = runs.start()
+    until(lambda: bool(runs.lab.status()["prod"]["locks"]), process)
+    [lock] = runs.lab.status()["prod"]["locks"]
+    with plain_api.session(runs.lab) as api:
+        vm = vm_named(api, "web-01")
+        [other] = [host for host in vm.runtime.host.parent.host if host.name != lock["host"]]
+        wait(vm.RelocateVM_Task(spec=vim.vm.RelocateSpec(host=other)))
+        assert vm.runtime.host.name == other.name
+    runs.lab.set("prod.fault=read:lost", "prod.bandwidth_mib_s=0")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, output + errors
+    assert_clean(runs)
+    [report] = runs.json("restore-points", "web-01")["restore_points"]
+    assert runs.restore_point(report["id"]) == runs.source()
+
+
+def killed_and_again(runs: Runs, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    runs.replicate()
+    began = time.monotonic()
+    runs.write(0, 1)
+    runs.replicate()
+    usual = time.monotonic() - began
+    for number in range(kills):
+        runs.write(chance.randrange(100), chance.randrange(1, 120), seed=f"kill {number}")
+        process = runs.start()
+        time.sleep(chance.uniform(0.3, usual))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        report = runs.replicate()
+        assert report["result"] == "success", report
+        assert_sealed(runs, report)
+
+
+def test_killed_at_any_moment_and_run_again(start_runs: StartRuns) -> None:
+    runs = start_runs(16)
+    runs.lab.set("bandwidth_mib_s=40")
+    killed_and_again(runs, kills=2, seed=11)
+
+
+@pytest.mark.long
+def test_killed_forty_times(start_runs: StartRuns) -> None:
+    runs = start_runs(16)
+    runs.set_in_job("retention = { last = 3 }")
+    runs.lab.set("bandwidth_mib_s=40")
+    killed_and_again(runs, kills=40, seed=time.time_ns())
