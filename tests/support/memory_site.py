@@ -504,6 +504,7 @@ class MemorySite:
     def destroy_vm(self, vm_ref: str) -> None:
         self._call("destroy_vm")
         self.vms.pop(vm_ref, None)
+        self.after_call("destroy_vm")
 
     # -- views --------------------------------------------------------------------------------------------------------
 

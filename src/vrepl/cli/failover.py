@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from vrepl.cli.asking import confirm
 from vrepl.cli.parameters import DURATION
 from vrepl.cli.state import State, examples, json_option, pass_state
 from vrepl.errors import UsageError
@@ -82,12 +83,13 @@ def selection(command: Command) -> Command:
 
 
 @click.group(
+    short_help="Bring replicas into service.",
     epilog=examples(
         "vrepl failover start web-01 db-01",
         "vrepl failover start --all --server vc-dr.example.org --user administrator@vsphere.local",
         "vrepl failover undo web-01",
         "vrepl failover commit web-01",
-    )
+    ),
 )
 def failover() -> None:
     """Bring replicas into service, undo that, or make it final. docs/failover.md is for the day it matters."""
@@ -250,16 +252,8 @@ def _chosen(failovers: Failovers, selected: Selected, question: str) -> list[Fou
     names = ", ".join(one.source_name for one in chosen[:5]) + (
         f" and {len(chosen) - 5} more" if len(chosen) > 5 else ""
     )
-    _confirm(question.format(names, failovers.context.target.name), selected.yes)
+    confirm(question.format(names, failovers.context.target.name), selected.yes)
     return chosen
-
-
-def _confirm(what: str, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(f"nobody is there to be asked: {what}?", hint="--yes answers every question")
-    click.confirm(f"{what[0].upper()}{what[1:]}?", abort=True, err=True)
 
 
 def _finish(state: State, context: click.Context, report: FailoverReport) -> None:

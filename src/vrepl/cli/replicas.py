@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vrepl.cli.asking import confirm
 from vrepl.cli.completion import complete_replicas
 from vrepl.cli.damage import messages, warn_of
 from vrepl.cli.state import State, examples, json_option, pass_state
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command(
-    short_help="The replicas that the repository knows.", epilog=examples("vrepl replicas", "vrepl replicas --json")
+@click.group(
+    short_help="The replicas that the repository knows.",
+    invoke_without_command=True,
+    epilog=examples("vrepl replicas", "vrepl replicas --json", "vrepl replicas remove web-01"),
 )
 @json_option
+@click.pass_context
 @pass_state
-def replicas(state: State) -> None:
-    """List the replicas that the repository knows, with their newest restore points."""
+def replicas(state: State, context: click.Context) -> None:
+    """List the replicas that the repository knows, with their newest restore points; or remove one."""
+    if context.invoked_subcommand is not None:
+        return
     from vrepl.app.composition import open_repository
     from vrepl.report.listing import replica_rows
 
@@ -52,6 +58,60 @@ def replicas(state: State) -> None:
         out.print(listing)
 
     state.result({"version": 1, "replicas": rows, "damaged": messages(damaged)}, show)
+
+
+@replicas.command(
+    short_help="Take a replica out of service for good.",
+    epilog=examples("vrepl replicas remove web-01", "vrepl replicas remove web-01 --keep-vm --yes"),
+)
+@click.argument("vm", shell_complete=complete_replicas)
+@click.option("--keep-vm", is_flag=True, help="The VM stays, with its snapshots; vrepl only forgets it.")
+@click.option("--source-is-gone", is_flag=True, help="Do not ask the source: what an unfinished run left there stays.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@pass_state
+def remove(state: State, vm: str, keep_vm: bool, source_is_gone: bool, yes: bool) -> None:
+    """Destroy VM's replica with all its restore points, and forget it. VM is the name of the source or of the replica.
+
+    Only a VM that bears this repository's mark is touched, and never one that is failed over or powered on. As long as
+    a job has the VM, its next run makes a new replica.
+    """
+    from vrepl.app.composition import Workshop, verification_route
+    from vrepl.engine.retirement import retire
+    from vrepl.report.listing import find_replica
+
+    loaded = state.config()
+    with Workshop(loaded) as workshop:
+        folder = find_replica(workshop.repository.replicas(), vm)
+        record = folder.record
+        what = "forget" if keep_vm else "destroy"
+        count = len(folder.restore_point_ids())
+        confirm(
+            f"{what} {record.target_name or 'the replica'} on {record.target_site}, the replica of "
+            f"{record.source_name} with {count} restore points",
+            yes,
+        )
+        engine = workshop.engine(verification_route(loaded, [record]))
+        asked = folder.intent() is not None and not source_is_gone
+        done = retire(
+            engine.services,
+            folder,
+            workshop.sites(record.target_site),
+            workshop.sites(record.source_site) if asked else None,
+            keep_vm=keep_vm,
+        )
+    jobs = [name for name, job in loaded.config.jobs.items() if record.source_name in job.vms]
+    if jobs:
+        done.append(f"job {', '.join(jobs)} still has {record.source_name}: its next run makes a new replica")
+    data = {"version": 1, "vm": record.source_name, "replica": record.target_name, "kept": keep_vm, "done": done}
+
+    def show(out: Console) -> None:
+        from vrepl.report import console
+
+        for line in done:
+            console.line(out, line)
+
+    state.result(data, show)
 
 
 @click.command(

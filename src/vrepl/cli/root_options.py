@@ -66,7 +66,8 @@ def take_root_options(command: click.Command) -> click.Command:
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             take_root_options(inner)
-        return command
+        if not command.invoke_without_command:
+            return command
     taken = {name for parameter in command.params for name in parameter.opts}
     command.params.extend(one for one in root_options(hidden=True) if not taken & set(one.opts))
     return command

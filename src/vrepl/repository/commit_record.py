@@ -37,6 +37,10 @@ KEY_SOURCE_INSTANCE_UUID = "vrepl.source.instanceUuid"
 KEY_RUN = "vrepl.run"
 """The run that registered the replica."""
 KEY_REPLICA_INSTANCE_UUID = "vrepl.replica.instanceUuid"
+MARK_KEYS = (
+    KEY_FORMAT, KEY_REPOSITORY, KEY_SOURCE_SITE, KEY_SOURCE_INSTANCE_UUID, KEY_RUN, KEY_REPLICA_INSTANCE_UUID,
+)  # fmt: skip
+"""All that make a replica's mark."""
 """The replica's own instanceUuid: a clone inherits the mark, but gets an instanceUuid of its own."""
 COMMIT_KEYS = "vrepl.commit."
 """Prefix of the keys of a record's parts: `vrepl.commit.0` and so on."""
