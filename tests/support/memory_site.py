@@ -121,6 +121,10 @@ class MemoryVm:
     template: bool = False
     consolidation_needed: bool = False
     disabled_methods: tuple[str, ...] = ()
+    tracked: set[int] = field(default_factory=set)
+    """Keys of the disks that change tracking was switched on for; empty: of all, where the VM has it on."""
+    stun: bool = False
+    """The next snapshot is the first after change tracking was enabled on the running VM."""
     files: dict[str, bytes] = field(default_factory=dict)
     """Beside it on its datastore: what no revert takes back."""
 
@@ -151,6 +155,8 @@ class MemorySite:
         self.after_call: Callable[[str], None] = lambda method: None
         self.free = 10**15
         self.newest_hardware = 21
+        self.cbt_per_disk = True
+        """Change tracking is switched on for the disks that are there at that moment, and for no later ones."""
         self.cbt_answer: str = "true"
         """What QueryChangedDiskAreas says: the truth, `whole` (all of the disk), `false` (too much), `fault`."""
         self.quiesce_fault: Exception | None = None
@@ -267,14 +273,21 @@ class MemorySite:
                     return self._state(snapshot)
         raise NotFoundError(f"snapshot {snapshot_ref} is gone")
 
-    def enable_cbt(self, vm_ref: str) -> None:
+    def enable_cbt(self, vm_ref: str) -> bool:
         self._call("enable_cbt")
-        self._vm(vm_ref).cbt_enabled = True
+        vm = self._vm(vm_ref)
+        untracked = {disk.key for disk in vm.disks} - vm.tracked
+        switched = not vm.cbt_enabled or bool(untracked)
+        vm.cbt_enabled = True
+        vm.tracked |= untracked
+        vm.stun = vm.stun or (switched and vm.power is PowerState.ON)
+        return switched
 
     def disable_cbt(self, vm_ref: str) -> None:
         self._call("disable_cbt")
         vm = self._vm(vm_ref)
         vm.cbt_enabled = False
+        vm.tracked = set()
         for disk in vm.disks:
             disk.tracking = None
 
@@ -285,9 +298,13 @@ class MemorySite:
             raise TransientVsphereError(f"a disk of {vm.name} is open for writing", fault="FileLocked")
         if quiesce and self.quiesce_fault is not None and not self.quiesce_leaves:
             raise self.quiesce_fault
+        stunned, vm.stun = vm.stun, False
+        if stunned and quiesce:
+            raise VsphereError("the guest stood still while change tracking began", fault="ApplicationQuiesceFault")
         change_ids: dict[int, str | None] = {}
         for disk in vm.disks:
-            if vm.cbt_enabled and disk.tracking is None:
+            tracked = disk.key in vm.tracked or not self.cbt_per_disk or not vm.tracked
+            if vm.cbt_enabled and disk.tracking is None and tracked:
                 disk.tracking = Tracking(self._tracking_id())
             change_ids[disk.key] = f"{disk.tracking.id}/{disk.tracking.epoch}" if disk.tracking else None
         snapshot = MemorySnapshot(

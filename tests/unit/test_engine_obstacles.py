@@ -20,6 +20,7 @@ from vrepl.report.model import Result
 def world(tmp_path: Path) -> World:
     world = World(tmp_path / "repository")
     vm = world.source.add_vm("web-01", [16 * GRAIN])
+    vm.cbt_enabled, vm.tracked = True, {2000}
     world.source.guest_write(vm, 0, 0, b"\x01" * (4 * GRAIN))
     return world
 

@@ -66,6 +66,7 @@ target_datastore = "dr-vmfs-01"
 # replica_name = "{name}-replica"
 # rpo = "30m"                  # how old the last good restore point may be; `vrepl status` tells where it is older
 # quiesce = "prefer"           # require | prefer | never
+# enable_cbt = "always"        # or "powered-off", "never"
 # on_resize = "refuse"         # refuse | restart (a new chain of restore points)
 # on_not_replicable = "fail"   # fail | skip-disk
 # keep_macs = false

@@ -17,6 +17,7 @@ from vrepl.config.units import parse_duration, parse_rate, parse_window
 from vrepl.model import (
     Bandwidth,
     BandwidthWindow,
+    EnableCbt,
     JobSettings,
     OnNotReplicable,
     OnResize,
@@ -257,6 +258,7 @@ class JobTable(Table):
     networks: dict[str, Name] = Field(default_factory=dict)
     replica_name: Name = "{name}-replica"
     quiesce: Quiesce = Quiesce.PREFER
+    enable_cbt: EnableCbt = EnableCbt.ALWAYS
     rpo: Duration | None = None
     retention: RetentionTable = Field(default_factory=RetentionTable)
     transport: TransportTable = Field(default_factory=TransportTable)
@@ -307,6 +309,7 @@ class JobTable(Table):
             ),
             replica_name=self.replica_name,
             quiesce=self.quiesce,
+            enable_cbt=self.enable_cbt,
             retention=RetentionPolicy(self.retention.last, self.retention.daily, self.retention.weekly),
             source_modes=self.transport.source,
             target_modes=self.transport.target,

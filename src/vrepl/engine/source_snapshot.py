@@ -111,7 +111,7 @@ def temporary_snapshot(
                 taken.append(state)
                 if not state.quiesced:
                     _not_quiesced(wish, note)
-        elif wish is Quiesce.PREFER and vm.power is PowerState.ON:
+        elif wish is Quiesce.PREFER and vm.power is PowerState.ON and not vm.tools_running:
             note("VMware Tools does not run in the guest: the restore point is crash-consistent")
         if state is None:
             taken.append(create(False))

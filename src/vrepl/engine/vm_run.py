@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vrepl.engine.access import GuardedVm, access_window
 from vrepl.engine.consolidation import consolidate
@@ -11,6 +12,7 @@ from vrepl.engine.crossing import Crossing
 from vrepl.engine.deciding import find_changes
 from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute, DiskMove
 from vrepl.engine.failover.guard import Ready, replica_ready, undo_overdue
+from vrepl.engine.gate import snapshot_demand
 from vrepl.engine.holding import replica_held
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import TargetNames
@@ -21,10 +23,10 @@ from vrepl.engine.preflight import refuse_impossible, room_kept
 from vrepl.engine.prepared_replica import PreparedReplica, prepare_replica
 from vrepl.engine.recovery import Original, forget_lost_restore_points
 from vrepl.engine.sealing import prune, seal
-from vrepl.engine.source_snapshot import TakenSnapshot, snapshot_window
+from vrepl.engine.source_snapshot import TakenSnapshot, snapshot_window, temporary_snapshot
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import RESUME_HINT, CbtError
-from vrepl.model import Datastore, DiskPoint, ReplicaRecord, RestorePoint, Side, VirtualMachine
+from vrepl.model import Datastore, DiskPoint, Quiesce, ReplicaRecord, RestorePoint, Side, VirtualMachine
 from vrepl.planner.knowledge import ReplicaKnowledge
 from vrepl.planner.vm import ReplicaAction, VmPlan, plan_vm
 from vrepl.report.model import VmReport
@@ -105,7 +107,7 @@ class VmRun:
                 replica = self._prepare_replica(folder, plan, known)
                 if plan.enable_cbt:
                     work.enter("enable CBT")
-                    self._enable_cbt(plan.vm.ref)
+                    plan = self._enable_cbt(plan)
                 keeper = self._begin(folder)
                 work.enter("prepare access")
                 guarded = (
@@ -172,11 +174,29 @@ class VmRun:
         store = refuse_impossible(context, plan, () if plan.conflict else context.target.datastores())
         return plan, known, store, ready
 
-    def _enable_cbt(self, source_ref: str) -> None:
+    def _enable_cbt(self, plan: VmPlan) -> VmPlan:
+        """The plan, whose snapshot is not quiesced if it is the one that tracking begins with on a running VM."""
+        context = self._context
         try:
-            self._context.source.enable_cbt(source_ref)
+            switched = context.source.enable_cbt(plan.vm.ref)
         except CbtError as error:
             self._work.note(f"without change tracking, runs compare by digest: {error.message}")
+            return plan
+        if not switched or not plan.quiesce:
+            return plan
+        if context.job.quiesce is not Quiesce.REQUIRE:
+            self._work.note("change tracking begins with this snapshot, so it is crash-consistent")
+            return replace(plan, quiesce=False)
+        mark = SourceMark(context.services.repository.id, context.run_id)
+        with (
+            context.gate.hold(snapshot_demand(context.source.name, plan.vm)),
+            temporary_snapshot(
+                context.services, context.source, plan.vm, mark, Quiesce.NEVER, self._work.note,
+                self._set_consolidation_needed, quiesce=False,
+            ),
+        ):  # fmt: skip
+            pass  # change tracking has begun with it
+        return plan
 
     def _begin(self, folder: ReplicaFolder) -> IntentKeeper:
         """This run's intent; what an unfinished one says of the disks stays until this run knows better."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from vrepl.model.jobs import (
     Bandwidth,
     BandwidthWindow,
+    EnableCbt,
     JobSettings,
     OnNotReplicable,
     OnResize,
@@ -61,6 +62,7 @@ __all__ = [
     "Datastore",
     "Disk",
     "DiskPoint",
+    "EnableCbt",
     "GuestState",
     "Hardware",
     "JobSettings",

@@ -18,6 +18,15 @@ class Quiesce(StrEnum):
     NEVER = "never"
 
 
+class EnableCbt(StrEnum):
+    """When a run may switch change tracking on that a source VM lacks."""
+
+    ALWAYS = "always"
+    POWERED_OFF = "powered-off"
+    """Only while the VM does not run: on a running one the next snapshot stuns the guest, for long with large disks."""
+    NEVER = "never"
+
+
 class OnResize(StrEnum):
     """What a run does when a source disk was resized (the replica's snapshot chain cannot grow)."""
 
@@ -98,6 +107,7 @@ class JobSettings:
     placement: ReplicaPlacement
     replica_name: str = "{name}-replica"
     quiesce: Quiesce = Quiesce.PREFER
+    enable_cbt: EnableCbt = EnableCbt.ALWAYS
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     source_modes: tuple[TransportMode, ...] = DEFAULT_MODES
     target_modes: tuple[TransportMode, ...] = DEFAULT_MODES

@@ -10,6 +10,7 @@ from vrepl.extents import total
 from vrepl.model import (
     Datastore,
     Disk,
+    EnableCbt,
     Hardware,
     JobSettings,
     OnNotReplicable,
@@ -64,6 +65,7 @@ class VmPlan:
     notes: tuple[str, ...] = ()
     """Drift and other things worth knowing, in words."""
     enable_cbt: bool = False
+    """Switch on what change tracking is missing, of the VM or of single disks, before the source snapshot."""
     revert_replica: bool = False
     """The leaf holds writes that are not vrepl's: revert to the last restore point first."""
     quiesce: bool = False
@@ -102,6 +104,8 @@ def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> Vm
     plans, disk_notes, disk_conflict = _plan_disks(carried, job, known, revert=revert)
     notes.extend(disk_notes)
     notes.extend(_drift_notes(vm, known))
+    enable_cbt, cbt_notes = _tracking_wish(vm, job, known)
+    notes.extend(cbt_notes)
     if action is ReplicaAction.UPDATE and known.replica is not None:
         notes.extend(_hardware_notes(vm.hardware, known.replica.hardware, job.placement.networks))
     return VmPlan(
@@ -113,20 +117,42 @@ def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> Vm
         left_out=tuple(left_out),
         conflict=conflict or disk_conflict,
         notes=tuple(notes),
-        enable_cbt=can_enable_cbt(vm),
+        enable_cbt=enable_cbt,
         revert_replica=revert,
         quiesce=wants_quiesce(vm, job),
     )
 
 
 def can_enable_cbt(vm: VirtualMachine) -> bool:
-    """CBT is off and may be switched on now: hardware version >= 7 and no snapshot exists (VMware KB 1020128)."""
-    return (
-        not vm.cbt_enabled
-        and vm.cbt_supported
-        and vm.hardware.version >= MINIMUM_HARDWARE_VERSION_FOR_CBT
-        and not vm.snapshots
+    """CBT may be switched on now: hardware version >= 7 and no snapshot exists (VMware KB 1020128)."""
+    return vm.cbt_supported and vm.hardware.version >= MINIMUM_HARDWARE_VERSION_FOR_CBT and not vm.snapshots
+
+
+def _tracking_wish(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> tuple[bool, list[str]]:
+    """Whether the run switches change tracking on, and what the operator should know of it.
+
+    Tracking is a property of each disk: one without a change ID in the last source snapshot of a tracked VM lacks it.
+    """
+    lacking = [point.label for point in known.last.disks if point.change_id is None] if known.last else []
+    if (vm.cbt_enabled and not lacking) or not can_enable_cbt(vm):
+        return False, []
+    what = f"change tracking of {', '.join(lacking)}" if vm.cbt_enabled else "change tracking"
+    if job.enable_cbt is EnableCbt.NEVER:
+        return False, [f'{what} is off, and the job does not switch it on (enable_cbt = "never")']
+    if vm.power is not PowerState.ON:
+        return True, []
+    if job.enable_cbt is EnableCbt.POWERED_OFF:
+        return False, [f'{what} is off, and is switched on while the VM does not run (enable_cbt = "powered-off")']
+    # Broadcom KB 320346: the first snapshot after it stuns the guest while the tables are made.
+    consequence = (
+        "one snapshot without quiescing comes first"
+        if job.quiesce is Quiesce.REQUIRE
+        else "the next snapshot is not quiesced"
     )
+    return True, [
+        f"{what} is switched on while the VM runs: that makes its next snapshot stun the guest, for long with large "
+        f"disks{', and ' + consequence if wants_quiesce(vm, job) else ''}"
+    ]
 
 
 def wants_quiesce(vm: VirtualMachine, job: JobSettings) -> bool:

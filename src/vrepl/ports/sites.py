@@ -106,8 +106,8 @@ class TrackedInventory(Inventory, ChangedBlocks, Protocol):
 class ChangeTracking(ChangedBlocks, Protocol):
     """Changed block tracking, asked and switched."""
 
-    def enable_cbt(self, vm_ref: str) -> None:
-        """Takes effect with the next snapshot."""
+    def enable_cbt(self, vm_ref: str) -> bool:
+        """Of the VM and of each of its disks; takes effect with the next snapshot. False: it was on for all already."""
         ...
 
     def disable_cbt(self, vm_ref: str) -> None:

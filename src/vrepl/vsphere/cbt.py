@@ -49,9 +49,10 @@ def untracked(devices: Sequence[Any], settings: Mapping[str, str]) -> list[str]:
     return [key for key in keys if key.lower() not in on]
 
 
-def enable(session: Session, running: Tasks, vm_ref: str) -> None:
+def enable(session: Session, running: Tasks, vm_ref: str) -> bool:
     """Switch change tracking on, of the VM and of each of its disks; it takes effect with the next snapshot.
 
+    Returns whether anything had to be switched on.
     Raises CbtError where vSphere does not support it for this VM, or does not let the user repair a disk's.
     """
     vm = session.object(vim.VirtualMachine, vm_ref)
@@ -64,7 +65,7 @@ def enable(session: Session, running: Tasks, vm_ref: str) -> None:
         settings = settings_of(found.get("config.extraConfig", []))
         missing = untracked(found.get("config.hardware.device", []), settings)
         if not missing:
-            return
+            return False
         # The switch is on already, so that setting it once more may change nothing: the disks are named.
         spec.extraConfig = [vim.option.OptionValue(key=key, value="TRUE") for key in missing]
     try:
@@ -82,6 +83,7 @@ def enable(session: Session, running: Tasks, vm_ref: str) -> None:
                 f"{what}: {error.message}", hint="it takes hardware version 7 or newer, and no raw or shared disks"
             ) from error
         raise
+    return True
 
 
 def disable(session: Session, running: Tasks, vm_ref: str) -> None:

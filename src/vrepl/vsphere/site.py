@@ -195,8 +195,8 @@ class VsphereSite:
 
     # --- change tracking and snapshots
 
-    def enable_cbt(self, vm_ref: str) -> None:
-        cbt.enable(self._session, self._tasks, vm_ref)
+    def enable_cbt(self, vm_ref: str) -> bool:
+        return cbt.enable(self._session, self._tasks, vm_ref)
 
     def disable_cbt(self, vm_ref: str) -> None:
         cbt.disable(self._session, self._tasks, vm_ref)
