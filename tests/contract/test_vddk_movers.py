@@ -21,6 +21,7 @@ from vrepl.errors import (
     LibraryError,
     MoverError,
     NfcMemoryError,
+    NotReadyError,
     TransientDiskError,
     TransportModeError,
 )
@@ -341,3 +342,22 @@ def test_a_folder_without_the_library_says_what_is_there(site: VddkSite, tmp_pat
     with pytest.raises(LibraryError, match=r"libvixDiskLib\.so\.9 to libvixDiskLib\.so\.6"):
         made.probe(site.address(SOURCE))
     made.close()
+
+
+@pytest.mark.parametrize("pair", [False, True], ids=["mover", "pair"])
+def test_who_hears_of_the_progress_can_end_a_transfer(site: VddkSite, pair: bool) -> None:
+    """As a run does whose replica is failed over from elsewhere: it ends soon, checkpointed, with the disk let go."""
+    site.lab.set(latency_us=20_000)
+    movers = VddkMovers(site.connection, site.settings, pair=pair)
+
+    def refuse(progress: TransferProgress) -> None:
+        raise NotReadyError("failed over meanwhile")
+
+    try:
+        with pytest.raises(NotReadyError, match="failed over meanwhile"):
+            movers.transfer(site.order(), refuse)
+        site.lab.set(latency_us=0)
+        movers.transfer(resumed(site), ignore)
+        assert site.target.content() == site.source.content()
+    finally:
+        movers.close()

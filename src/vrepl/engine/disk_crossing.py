@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -40,6 +41,10 @@ UNREACHABLE = frozenset({14008, 14009, 14010, 18000})
 """VixErrors of a connection to an ESXi host that was never made (VMware, "Virtual Disk API Errors")."""
 
 
+LOOK_EVERY = 10.0
+"""Seconds of a transfer between looks whether it may go on: a failover that has begun elsewhere waits for its end."""
+
+
 @dataclass(frozen=True, slots=True)
 class CrossingEnd:
     """One side of a crossing: the site whose disks are read, or written, and how they may be reached."""
@@ -72,6 +77,8 @@ class CrossingRoute:
     written: CrossingEnd
     fallback: bool = True
     """Whether the next transport mode may be tried when one fails."""
+    still_allowed: Callable[[], None] = lambda: None
+    """Raises NotReadyError once the written VM is no longer this command's; asked now and then as bytes move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +229,14 @@ class DiskCrossing:
         )
         seen = TransferProgress()
 
+        looked_at = time.monotonic()
+
         def progressed(progress: TransferProgress) -> None:
-            nonlocal seen
+            nonlocal seen, looked_at
             seen = progress
+            if time.monotonic() - looked_at > LOOK_EVERY:
+                self._route.still_allowed()
+                looked_at = time.monotonic()
             events.disk_progress(self._vm, index, progress)
 
         try:

@@ -121,7 +121,7 @@ class VmRun:
                         moves = find_changes(context, folder, keeper, plan, known, replica, taken, work.note)
                         work.enter("transfer")
                         ready.check()
-                        crossing = self._cross(folder, keeper, moves)
+                        crossing = self._cross(folder, keeper, moves, ready)
                         work.enter("remove source snapshot")
                 work.enter("seal")
                 ready.check()
@@ -219,7 +219,7 @@ class VmRun:
 
     # -- moving and sealing -------------------------------------------------------------------------------------------
 
-    def _cross(self, folder: ReplicaFolder, keeper: IntentKeeper, moves: Sequence[DiskMove]) -> Crossing:
+    def _cross(self, folder: ReplicaFolder, keeper: IntentKeeper, moves: Sequence[DiskMove], ready: Ready) -> Crossing:
         context, job = self._context, self._context.job
         route = CrossingRoute(
             services=context.services,
@@ -229,6 +229,7 @@ class VmRun:
             read=CrossingEnd(Side.SOURCE, context.source, job.source_modes, job.proxy_at(job.source)),
             written=CrossingEnd(Side.TARGET, context.target, job.target_modes, job.proxy_at(job.target)),
             fallback=job.fallback,
+            still_allowed=ready.check,
         )
         self._crossing = Crossing(route, moves, self._vm.name, self._work.note)
         self._crossing.run()

@@ -168,6 +168,7 @@ class MoverProcess:
         self._number = 0
         self._stop_at: float | None = None
         self._warnings: deque[str] = deque(maxlen=5)
+        self._refusal: VreplError | None = None
         try:
             self._process = spawner.start(lambda: self._popen(pass_fds))
         except OSError as error:
@@ -198,13 +199,14 @@ class MoverProcess:
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        """Whether it can be asked for something: one that was stopped refuses."""
+        return self._process.poll() is None and self._refusal is None
 
     def request(self, operation: str, on_progress: Callable[[Json], None] | None = None, **arguments: Any) -> Any:
         """Ask, wait, return the answer.
 
-        Raises what the mover raised, MoverError if it died, InterruptedRunError if it was stopped meanwhile and does
-        not end in time (it is killed then).
+        Raises what the mover or `on_progress` raised, MoverError if it died, InterruptedRunError if it was stopped
+        meanwhile and does not end in time (it is killed then).
         """
         self._number += 1
         number = self._number
@@ -213,6 +215,8 @@ class MoverProcess:
         while True:
             reply = self._next_reply()
             if reply is None:
+                if self._refusal is not None:
+                    raise self._refusal
                 if self._stop_at is not None:
                     raise InterruptedRunError("stopped")
                 raise MoverError(
@@ -222,6 +226,8 @@ class MoverProcess:
             if reply["id"] == number:
                 break
         self._inbox.on_progress = None
+        if self._refusal is not None and "error" in reply:
+            raise self._refusal
         if "error" in reply:
             raise error_from_json(reply["error"])
         return reply["ok"]
@@ -309,7 +315,7 @@ class MoverProcess:
         except Empty as empty:
             logger.warning("data mover %d did not stop in time and is killed", self.pid)
             self.kill()
-            raise InterruptedRunError("stopped") from empty
+            raise self._refusal or InterruptedRunError("stopped") from empty
 
     def _read(self) -> None:
         """Thread: messages from the mover."""
@@ -323,7 +329,7 @@ class MoverProcess:
                         report = self._inbox.on_progress
                         if report is not None:
                             del message["event"]
-                            report(message)
+                            self._tell(report, message)
                     case "log":
                         if message["kind"] != "log":
                             self._warnings.append(message["text"])
@@ -342,6 +348,16 @@ class MoverProcess:
             self._stderr.append(f"{type(error).__name__}: {error}")
             self.kill()
         self._inbox.replies.put(None)
+
+    def _tell(self, report: Callable[[Json], None], progress: Json) -> None:
+        """Whoever hears of the progress may refuse that it goes on: then it stops as when the operator asks for it."""
+        if self._refusal is not None:
+            return
+        try:
+            report(progress)
+        except VreplError as refusal:
+            self._refusal = refusal
+            self.stop()
 
     def _trace(self, what: str, message: Mapping[str, Any]) -> None:
         tracing = trace.current()
