@@ -24,6 +24,7 @@ COMMANDS = {
     "check": "vrepl.cli.check:check",
     "config": "vrepl.cli.config:config",
     "repository": "vrepl.cli.repository:repository",
+    "diagnose": "vrepl.cli.diagnose:diagnose",
     "completion": "vrepl.cli.completion:completion",
 }
 
