@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 from tests.support import plain_api
 from tests.support.plain_api import disk_path, vm_named, wait
@@ -310,3 +310,47 @@ def test_disks_of_no_vm_are_made_copied_grown_and_attached(vcenter: Lab, api: An
     assert copied.capacityInBytes == CAPACITY
     index = len(disks_of(vm.config)) - 1
     assert content(vcenter, "spread-01", tmp_path, index) == content(vcenter, "spread-01", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "[prod-vmfs-01]",
+        "[prod-vmfs-01] ",
+        "[prod-vmfs-01] .",
+        "[prod-vmfs-01] ../prod-vmfs-02",
+        "[prod-vmfs-01] a/../..",
+    ],
+)
+def test_no_file_operation_leaves_its_datastore_or_takes_all_of_it(vcenter: Lab, api: Any, path: str) -> None:
+    vm = vm_named(api, "tree-01")
+    files, disks, datacenter = api.content.fileManager, api.content.virtualDiskManager, vm.parent.parent
+    there = sorted(str(one) for one in (vcenter.folder / "prod" / "datastores").rglob("*"))
+    with pytest.raises(vim.fault.FileFault if ".." not in path else vim.fault.InvalidDatastorePath):
+        wait(files.DeleteDatastoreFile_Task(path, datacenter))
+    with pytest.raises((vim.fault.FileFault, vim.fault.InvalidDatastorePath)):
+        wait(files.MoveDatastoreFile_Task(path, datacenter, "[prod-vmfs-02] all"))
+    with pytest.raises((vim.fault.FileFault, vim.fault.InvalidDatastorePath, vmodl.fault.InvalidArgument)):
+        wait(
+            disks.CopyVirtualDisk_Task(disk_path(vm.config), datacenter, path + "/copy.vmdk" if ".." in path else path)
+        )
+    assert sorted(str(one) for one in (vcenter.folder / "prod" / "datastores").rglob("*")) == there
+
+
+def test_a_vm_that_could_not_be_made_leaves_no_files(vcenter: Lab, api: Any) -> None:
+    vm = vm_named(api, "tree-01")
+    bad = vim.vm.device.VirtualDeviceSpec(
+        operation="add",
+        device=vim.vm.device.VirtualE1000(
+            key=-1,
+            backing=vim.vm.device.VirtualEthernetCard.DistributedVirtualPortBackingInfo(
+                port=vim.dvs.PortConnection(switchUuid="none", portgroupKey="none")
+            ),
+        ),
+    )
+    spec = vim.vm.ConfigSpec(name="half-01", files=vim.vm.FileInfo(vmPathName="[prod-vmfs-01]"), deviceChange=[bad])
+    with pytest.raises(vmodl.MethodFault):
+        wait(vm.parent.CreateVM_Task(spec, vm.resourcePool))
+    assert not (vcenter.folder / "prod" / "datastores" / "prod-vmfs-01" / "half-01").exists()
+    with pytest.raises(vmodl.fault.NotSupported):
+        wait(vm.parent.parent.hostFolder.CreateVM_Task(spec, vm.resourcePool))

@@ -68,6 +68,17 @@ def test_a_device_needs_a_controller_that_is_there(api: Any) -> None:
         wait(vm.parent.CreateVM_Task(spec, vm.resourcePool))
 
 
+def test_only_what_is_there_is_changed_or_removed(api: Any) -> None:
+    vm = vm_named(api, "off-01")
+    nobody = vim.vm.device.VirtualE1000(key=9999)
+    scsi = next(d for d in vm.config.hardware.device if isinstance(d, vim.vm.device.VirtualSCSIController))
+    for operation, device in (("remove", nobody), ("edit", nobody), ("remove", scsi)):
+        with pytest.raises(vim.fault.InvalidDeviceSpec):
+            reconfigure(vm, deviceChange=[vim.vm.device.VirtualDeviceSpec(operation=operation, device=device)])
+    with pytest.raises(vim.fault.InvalidPowerState):
+        vm_named(api, "on-01").UnregisterVM()
+
+
 @pytest.mark.parametrize(
     ("spec", "fault"),
     [

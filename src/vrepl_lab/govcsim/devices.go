@@ -37,6 +37,11 @@ func (l *Lab) checkDevices(
 	}
 	for i, change := range changes {
 		spec := change.GetVirtualDeviceConfigSpec()
+		if vm != nil && spec.Operation != types.VirtualDeviceConfigSpecOperationAdd {
+			if fault := mayLeave(vm, changes, spec, i); fault != nil {
+				return fault
+			}
+		}
 		if spec.Operation == types.VirtualDeviceConfigSpecOperationRemove {
 			continue
 		}
@@ -166,6 +171,11 @@ func (l *Lab) checkDisk(
 	}
 	if fault := l.mounted(ctx, host, store); fault != nil {
 		return fault
+	}
+	if p.Datastore != "" {
+		if _, fault := l.folderFile(info.FileName); fault != nil {
+			return fault
+		}
 	}
 	if p.Path == "" && p.Datastore == storeOf(home) {
 		info.FileName = "" // govcsim then names the file in the VM's own folder

@@ -29,6 +29,9 @@ func (m *datastoreFileMethods) DeleteDatastoreFileTask(
 	l := m.lab
 	ref := l.run(l.datacenter, "", "DeleteDatastoreFile_Task",
 		func(ctx *simulator.Context, _ *Task) (types.AnyType, types.BaseMethodFault) {
+			if _, fault := l.ownPath(req.Name); fault != nil {
+				return nil, fault
+			}
 			links := l.linksUnder(req.Name)
 			if fault := l.mayTouch(links); fault != nil {
 				return nil, fault
@@ -57,6 +60,11 @@ func (m *datastoreFileMethods) MoveDatastoreFileTask(ctx *simulator.Context, req
 	l := m.lab
 	ref := l.run(l.datacenter, "", "MoveDatastoreFile_Task",
 		func(ctx *simulator.Context, _ *Task) (types.AnyType, types.BaseMethodFault) {
+			for _, name := range []string{req.SourceName, req.DestinationName} {
+				if _, fault := l.ownPath(name); fault != nil {
+					return nil, fault
+				}
+			}
 			links := l.linksUnder(req.SourceName)
 			if fault := l.mayTouch(links); fault != nil {
 				return nil, fault
@@ -78,11 +86,39 @@ func (m *datastoreFileMethods) MoveDatastoreFileTask(ctx *simulator.Context, req
 	return &methods.MoveDatastoreFile_TaskBody{Res: &types.MoveDatastoreFile_TaskResponse{Returnval: ref}}
 }
 
+// MakeDirectory is govcsim's own, within the datastore.
+func (m *datastoreFileMethods) MakeDirectory(ctx *simulator.Context, req *types.MakeDirectory) soap.HasFault {
+	if _, fault := m.lab.folderFile(req.Name); fault != nil {
+		return &methods.MakeDirectoryBody{Fault_: simulator.Fault(faultText(fault), fault)}
+	}
+	own := m.lab.context()
+	files := own.Map.FileManager()
+	var res soap.HasFault
+	own.WithLock(files, func() { res = files.MakeDirectory(own, req) })
+	return res
+}
+
+// ownPath is the file of a path that may be removed, moved or written: within a datastore, and not its root.
+func (l *Lab) ownPath(name string) (string, types.BaseMethodFault) {
+	file, fault := l.folderFile(name)
+	if fault == nil && isRoot(name) {
+		f := &types.CannotDeleteFile{}
+		f.File = name
+		return "", f
+	}
+	return file, fault
+}
+
 // CopyDatastoreFileTask is CopyDatastoreFile_Task; a disk that it is asked to copy becomes one.
 func (m *datastoreFileMethods) CopyDatastoreFileTask(ctx *simulator.Context, req *types.CopyDatastoreFile_Task) soap.HasFault {
 	l := m.lab
 	ref := l.run(l.datacenter, "", "CopyDatastoreFile_Task",
 		func(ctx *simulator.Context, _ *Task) (types.AnyType, types.BaseMethodFault) {
+			for _, name := range []string{req.SourceName, req.DestinationName} {
+				if _, fault := l.ownPath(name); fault != nil {
+					return nil, fault
+				}
+			}
 			if at := l.link(req.SourceName); at != nil {
 				return nil, l.copyDisk(at, req.DestinationName, at.thin)
 			}

@@ -95,7 +95,7 @@ func numbered(name string, n int) string {
 
 // linksUnder are the links whose files a datastore path names: a folder, a descriptor or an extent.
 func (l *Lab) linksUnder(name string) []*link {
-	name = strings.TrimSuffix(name, "/")
+	name = strings.TrimRight(name, "/ ")
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var all []*link
@@ -108,6 +108,9 @@ func (l *Lab) linksUnder(name string) []*link {
 	slices.SortFunc(all, func(a, b *link) int { return cmp.Compare(a.dsPath, b.dsPath) })
 	return all
 }
+
+// isRoot tells whether a path is a datastore's own folder, which nobody removes or moves.
+func isRoot(name string) bool { return strings.HasSuffix(strings.TrimRight(name, "/ ."), "]") }
 
 // mayTouch refuses to remove or move files that somebody has open.
 func (l *Lab) mayTouch(links []*link) types.BaseMethodFault {

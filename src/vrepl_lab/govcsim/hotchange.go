@@ -117,3 +117,29 @@ func plugged(vm *simulator.VirtualMachine, changes []types.BaseVirtualDeviceConf
 	}
 	return false
 }
+
+// mayLeave refuses to change or remove a device that is not there, and to remove a controller that others sit on. (That
+// the latter is InvalidDeviceSpec is a guess.)
+func mayLeave(
+	vm *simulator.VirtualMachine, changes []types.BaseVirtualDeviceConfigSpec, spec *types.VirtualDeviceConfigSpec, index int,
+) types.BaseMethodFault {
+	key := spec.Device.GetVirtualDevice().Key
+	goes := map[int32]bool{}
+	for _, change := range changes {
+		if c := change.GetVirtualDeviceConfigSpec(); c.Operation == types.VirtualDeviceConfigSpecOperationRemove {
+			goes[c.Device.GetVirtualDevice().Key] = true
+		}
+	}
+	there := false
+	for _, device := range vm.Config.Hardware.Device {
+		d := device.GetVirtualDevice()
+		there = there || d.Key == key
+		if spec.Operation == types.VirtualDeviceConfigSpecOperationRemove && d.ControllerKey == key && !goes[d.Key] {
+			return badDevice(index, "key")
+		}
+	}
+	if !there {
+		return badDevice(index, "key")
+	}
+	return nil
+}

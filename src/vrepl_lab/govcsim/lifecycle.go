@@ -121,7 +121,9 @@ func (m *vmMethods) UnregisterVM(ctx *simulator.Context, req *types.UnregisterVM
 	defer st.data.Unlock()
 	var fault types.BaseMethodFault
 	own.WithLock(vm, func() {
-		if fault = l.writeVMX(own, vm, st); fault == nil {
+		if vm.Runtime.PowerState != types.VirtualMachinePowerStatePoweredOff {
+			fault = mustBeOff(vm)
+		} else if fault = l.writeVMX(own, vm, st); fault == nil {
 			fault = l.unregister(own, vm, st)
 		}
 	})

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -380,15 +381,21 @@ func snapshotFile(vm *simulator.VirtualMachine, ref types.ManagedObjectReference
 	return ""
 }
 
-// folderFile is the file behind "[ds] folder/file" of a datastore whose folders have their own names.
+// folderFile is the file behind "[ds] folder/file" of a datastore whose folders have their own names. It lies in the
+// datastore, whatever a client writes.
 func (l *Lab) folderFile(dsPath string) (string, types.BaseMethodFault) {
 	name := storeOf(dsPath)
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.stores[name] == nil {
+	known := l.stores[name] != nil
+	l.mu.Unlock()
+	if !known {
 		return "", &types.InvalidDatastore{Name: name}
 	}
-	return path.Join(l.dir, "datastores", name, strings.TrimSpace(strings.TrimPrefix(dsPath, "["+name+"]"))), nil
+	rest := strings.TrimSpace(strings.TrimPrefix(dsPath, "["+name+"]"))
+	if slices.Contains(strings.Split(rest, "/"), "..") {
+		return "", &types.InvalidDatastorePath{InvalidDatastore: types.InvalidDatastore{Name: name}, DatastorePath: dsPath}
+	}
+	return path.Join(l.dir, "datastores", name, rest), nil
 }
 
 // hardwareVersion is the number in "vmx-19".

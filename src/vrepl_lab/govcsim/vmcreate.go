@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"slices"
 	"sort"
 
 	"github.com/vmware/govmomi/simulator"
@@ -38,6 +40,9 @@ func (l *Lab) createVM(
 	if !ok {
 		return nil, &types.ManagedObjectNotFound{Obj: req.This}
 	}
+	if !slices.Contains(folder.ChildType, "VirtualMachine") {
+		return nil, &types.NotSupported{}
+	}
 	config := &req.Config
 	if config.Name == "" {
 		return nil, &types.InvalidName{}
@@ -53,6 +58,9 @@ func (l *Lab) createVM(
 		return nil, &types.InvalidVmConfig{Property: "configSpec.files.vmPathName"}
 	}
 	store := storeOf(config.Files.VmPathName)
+	if _, fault := l.folderFile(config.Files.VmPathName); fault != nil {
+		return nil, fault
+	}
 	if req.Host == nil {
 		host, fault := l.pickHost(ctx, store)
 		if fault != nil {
@@ -82,9 +90,16 @@ func (l *Lab) createVM(
 		return nil, fault
 	}
 	l.nameDisks(config)
+	fresh := "" // the folder that is made for it: what fails leaves none
+	if dir, fault := l.folderFile("[" + store + "] " + config.Name); fault == nil && !exists(dir) {
+		fresh = dir
+	}
 	res := folder.CreateVMTask(ctx, req).(*methods.CreateVM_TaskBody)
 	result, fault := inner(ctx, res.Res.Returnval)
 	if fault != nil {
+		if fresh != "" {
+			_ = os.RemoveAll(fresh)
+		}
 		return nil, fault
 	}
 	vm := l.vm(result.(types.ManagedObjectReference))
