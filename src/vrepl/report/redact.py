@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
+from html import escape
 from urllib.parse import quote
 
 HIDDEN = "***"
@@ -25,10 +27,16 @@ _SHAPES = (
 )
 
 
+def _forms(secret: str) -> set[str]:
+    """As it stands, and as URLs, JSON, XML and Python's own quoting write it."""
+    json_forms = {json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+    return {secret, quote(secret, safe=""), escape(secret), repr(secret)[1:-1], *json_forms}
+
+
 def redact(text: str, secrets: Iterable[str]) -> str:
     """Without any of `secrets`, in the forms in which they are written (URL, JSON), and without what looks like one."""
     for secret in sorted(set(secrets), key=len, reverse=True):
-        for form in {secret, quote(secret, safe=""), secret.replace("\\", "\\\\").replace('"', '\\"')}:
+        for form in _forms(secret):
             if not form:
                 continue
             if len(form) >= SHORTEST:
