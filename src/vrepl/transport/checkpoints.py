@@ -70,7 +70,7 @@ class Checkpoints:
         self._digest_bytes = 0
         self._zeros: list[Extent] = []
         self._bytes = 0
-        self._cost = 0.0
+        self._cost = 0.0 if self._pace.hurried else self._pace.seconds / max(SHARE, 1)
         self._allow_cost = 0.0
         self._last = self._started = clock()
         self._data_bytes = 0

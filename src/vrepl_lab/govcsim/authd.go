@@ -7,6 +7,7 @@ import (
 	"io"
 	"log"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -81,11 +82,15 @@ func (l *Lab) authd(host *nfcHost, conn *peeked) {
 	say("200 " + host.identity.sha256)
 	var data net.Conn = conn
 	mode := ""
+	service := "vpxa-nfc"
+	if l.standalone {
+		service = "nfc"
+	}
 	switch line() {
-	case "PROXY vpxa-nfc":
+	case "PROXY " + service:
 		mode = "nbd"
 		say("200 Connect ha-nfc")
-	case "PROXY vpxa-nfcssl":
+	case "PROXY " + service + "ssl":
 		mode = "nbdssl"
 		say("200 Connect ha-nfcssl")
 		data = tls.Server(conn, config)
@@ -106,6 +111,33 @@ func (l *Lab) authd(host *nfcHost, conn *peeked) {
 	if err != nil && err != io.EOF {
 		log.Printf("nfc %s of %s: %v", mode, s.vmName, err)
 	}
+}
+
+// listenBeside has a standalone host's NFC served where its API is, too: on an ESXi both have one address.
+func (l *Lab) listenBeside(host string) error {
+	if !l.standalone || l.nfc[host] != nil {
+		return nil
+	}
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(l.nfcPort)))
+	if err != nil {
+		return err
+	}
+	for _, only := range l.nfc {
+		go func() {
+			for {
+				conn, err := listener.Accept()
+				if err != nil {
+					return
+				}
+				if !only.isOpen() {
+					_ = conn.Close()
+					continue
+				}
+				go l.hostSession(only, conn)
+			}
+		}()
+	}
+	return nil
 }
 
 // errOrder is a client that says something where it may not.

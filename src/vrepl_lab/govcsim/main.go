@@ -155,6 +155,9 @@ func (l *Lab) listen(o options, hint int) (*listeners, error) {
 	if l.nfcPort, err = l.listenNFC(hint); err != nil {
 		return nil, err
 	}
+	if err = l.listenBeside(host); err != nil {
+		return nil, err
+	}
 	socket := filepath.Join(l.dir, "control.sock")
 	_ = os.Remove(socket)
 	// A socket's address holds 107 bytes; by way of its open folder it fits, however deep the lab lies.

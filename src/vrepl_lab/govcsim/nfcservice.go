@@ -71,6 +71,9 @@ type nfcService struct {
 func (l *Lab) installNFCService(registry *simulator.Registry) {
 	service := &nfcService{lab: l}
 	service.Self = types.ManagedObjectReference{Type: "NfcService", Value: "nfcService"}
+	if l.standalone {
+		service.Self.Value = "ha-nfc-service" // hystax/OpenVixDiskLib docs/nfc_auth.md, an ESXi 8.0.3
+	}
 	registry.Put(service)
 }
 
@@ -153,10 +156,14 @@ func (l *Lab) nfcTicket(t nfcTicket) (*types.HostServiceTicket, types.BaseMethod
 	}
 	host.issued[secret] = t
 	host.mu.Unlock()
-	return &types.HostServiceTicket{
+	ticket := &types.HostServiceTicket{
 		Host: t.host, Port: int32(l.nfcPort), SslThumbprint: host.identity.sha1, Service: "vpxa-nfc", ServiceVersion: "1.1",
 		SessionId: secret,
-	}, nil
+	}
+	if l.standalone { // its client knows where it is
+		ticket.Host, ticket.Service = "", "nfc"
+	}
+	return ticket, nil
 }
 
 // takeNFC spends a ticket; false if there is none any more.
