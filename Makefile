@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-cassettes fast long test-nasty lint fmt cover bench record clean
+.PHONY: help venv demo test test-cassettes fast long test-nasty lint fmt cover bench record docs clean
 
 help: ## what there is to run
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -58,6 +58,9 @@ bench: $(STAMP) ## benchmarks, as ratios in one run
 
 record: $(STAMP) ## record the API cassettes anew from the lab
 	$(BIN)/python -m tests.record
+
+docs: $(STAMP) ## write what is made from the source: docs/troubleshooting.md
+	$(BIN)/python -m tests.docs
 
 clean: ## remove .venv and caches of this checkout
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
