@@ -354,3 +354,51 @@ def test_a_vm_that_could_not_be_made_leaves_no_files(vcenter: Lab, api: Any) -> 
     assert not (vcenter.folder / "prod" / "datastores" / "prod-vmfs-01" / "half-01").exists()
     with pytest.raises(vmodl.fault.NotSupported):
         wait(vm.parent.parent.hostFolder.CreateVM_Task(spec, vm.resourcePool))
+
+
+FOREIGN = """.encoding = "UTF-8"
+config.version = "8"
+virtualHW.version = "19"
+displayName = "foreign-01"
+guestOS = "debian12-64"
+annotation = "two|0Alines"
+uuid.bios = "56 4d 00 11 22 33 44 55-66 77 88 99 aa bb cc dd"
+memSize = "2048"
+numvcpus = "2"
+scsi0.present = "TRUE"
+scsi0.virtualDev = "pvscsi"
+scsi0:1.present = "TRUE"
+scsi0:1.fileName = "disk.vmdk"
+ethernet0.present = "TRUE"
+ethernet0.networkName = "isolated"
+vrepl.replica = "yes"
+"""
+
+
+def test_a_vmx_that_somebody_else_wrote_is_the_vm_that_it_describes(vcenter: Lab, api: Any, tmp_path: Path) -> None:
+    vm = vm_named(api, "tree-01")
+    datacenter = vm.parent.parent
+    api.content.fileManager.MakeDirectory("[prod-vmfs-01] foreign", datacenter, False)
+    copy = "[prod-vmfs-01] foreign/disk.vmdk"
+    wait(api.content.virtualDiskManager.CopyVirtualDisk_Task(disk_path(vm.config), datacenter, copy))
+    (in_datastore(vcenter, copy).parent / "foreign.vmx").write_text(FOREIGN)
+    path = "[prod-vmfs-01] foreign/foreign.vmx"
+    made = wait(vm.parent.RegisterVM_Task(path=path, asTemplate=False, pool=vm.resourcePool))
+    config = made.config
+    assert (made.name, config.annotation, config.version) == ("foreign-01", "two\nlines", "vmx-19")
+    assert (config.hardware.numCPU, config.hardware.memoryMB, config.guestId) == (2, 2048, "debian12_64Guest")
+    assert config.uuid == "564d0011-2233-4455-6677-8899aabbccdd"
+    assert [(d.key, d.unitNumber, d.backing.fileName) for d in disks_of(config)] == [(2001, 1, copy)]
+    assert [network.name for network in made.network] == ["isolated"]
+    assert "vrepl.replica" in {option.key for option in config.extraConfig}
+    assert content(vcenter, "foreign-01", tmp_path) == content(vcenter, "tree-01", tmp_path)
+    wait(made.PowerOnVM_Task())
+    wait(made.PowerOffVM_Task())
+    # Without what the lab adds for itself, its own file is as good as another's.
+    made.UnregisterVM()
+    file = in_datastore(vcenter, path)
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("lab.state")]
+    file.write_text("\n".join(lines))
+    again = wait(vm.parent.RegisterVM_Task(path=path, asTemplate=False, pool=vm.resourcePool))
+    assert (again.name, again.config.uuid, again.config.annotation) == ("foreign-01", config.uuid, "two\nlines")
+    assert [d.backing.fileName for d in disks_of(again.config)] == [copy]

@@ -110,31 +110,6 @@ func (l *Lab) writeVMX(ctx *simulator.Context, vm *simulator.VirtualMachine, st 
 	return nil
 }
 
-// vmxLines are the lines of a .vmx as ESXi writes them.
-func vmxLines(vm *simulator.VirtualMachine) []string {
-	c := vm.Config
-	lines := []string{
-		`.encoding = "UTF-8"`, `config.version = "8"`,
-		fmt.Sprintf("virtualHW.version = %q", strings.TrimPrefix(c.Version, "vmx-")),
-		fmt.Sprintf("displayName = %q", plainName(vm.Name)),
-		fmt.Sprintf("guestOS = %q", strings.ToLower(strings.TrimSuffix(c.GuestId, "Guest"))),
-		fmt.Sprintf("firmware = %q", c.Firmware), fmt.Sprintf("uuid.bios = %q", c.Uuid),
-		fmt.Sprintf("vc.uuid = %q", c.InstanceUuid), fmt.Sprintf(`memSize = "%d"`, c.Hardware.MemoryMB),
-		fmt.Sprintf(`numvcpus = "%d"`, c.Hardware.NumCPU),
-	}
-	for _, disk := range disks(c.Hardware.Device) {
-		if disk.UnitNumber != nil && disk.ControllerKey >= 1000 && disk.ControllerKey < 1100 {
-			lines = append(lines, fmt.Sprintf("scsi%d:%d.fileName = %q",
-				disk.ControllerKey-1000, *disk.UnitNumber, path.Base(diskPath(disk))))
-		}
-	}
-	for _, option := range c.ExtraConfig {
-		o := option.GetOptionValue()
-		lines = append(lines, fmt.Sprintf("%s = %q", o.Key, fmt.Sprint(o.Value)))
-	}
-	return lines
-}
-
 func (l *Lab) writeState(dsPath string, lines []string, state any) error {
 	file, fault := l.folderFile(dsPath)
 	if fault != nil {
@@ -171,7 +146,7 @@ func (l *Lab) readState(dsPath string, state any) (bool, error) {
 }
 
 // RegisterVMTask is RegisterVM_Task: from a .vmx of the lab a VM comes back as it was, snapshots and change tracking
-// included. From any other .vmx govcsim makes an empty VM.
+// included; from any other one, with the hardware that it names.
 func (m *folderMethods) RegisterVMTask(ctx *simulator.Context, req *types.RegisterVM_Task) soap.HasFault {
 	l := m.lab
 	ref := l.run(req.This, req.Name, "RegisterVM_Task",
@@ -222,10 +197,13 @@ func (l *Lab) register(
 	if err != nil {
 		return nil, &types.InvalidVmConfig{Property: req.Path + ": " + err.Error()}
 	}
+	lines := l.readVMX(req.Path)
 	name := storedName(req.Name)
 	switch {
 	case name == "" && saved != nil:
 		name = config.Name
+	case name == "" && lines["displayname"] != "":
+		name = storedName(lines["displayname"])
 	case name == "":
 		name = storedName(strings.TrimSuffix(path.Base(req.Path), ".vmx"))
 	}
@@ -253,6 +231,8 @@ func (l *Lab) register(
 	ctx.WithLock(vm, func() {
 		if saved != nil {
 			fault = l.restore(ctx, vm, st, saved, &config)
+		} else {
+			fault = l.configureFrom(ctx, vm, st, lines)
 		}
 		named(ctx, vm, name)
 	})
