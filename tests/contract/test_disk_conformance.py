@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import plain_api
 from tests.support.memory_disk import MemoryDisk, MemoryHandle
 from tests.support.nfc_host import PATH, Trouble, nfc_host
 from tests.support.vddk_site import SOURCE, make_site
@@ -38,6 +39,10 @@ from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.throttle import Throttle
 from vrepl.vddk.disk import AsyncDisk, DirectDisk
 from vrepl.vddk.handles import DiskInfo
+from vrepl.vsphere.session import SiteSettings
+from vrepl.vsphere.site import VsphereSite
+from vrepl_lab.lab import SERVER, USER, Lab
+from vrepl_lab.spec import DiskSpec, LabSpec, VmSpec
 
 CAPACITY = 5 * MIB + 3 * GRAIN + 1536
 LAST = CAPACITY // GRAIN
@@ -220,6 +225,44 @@ def packed(trouble: Trouble) -> None:
     trouble.shuffle, trouble.pack = True, 3
 
 
+CONFORMING = "conforming-01"
+
+
+@contextmanager
+def lab_nfc(lab: Lab) -> Iterator[Subject]:
+    """vrepl's own NBD against the lab's hosts, of another language and another hand."""
+    lab.unmap("prod", CONFORMING, 0, 0, CAPACITY)
+    lab.write("prod", CONFORMING, 0, 2 * GRAIN, PATTERN)
+    lab.write("prod", CONFORMING, 0, LAST * GRAIN, PATTERN[: CAPACITY - LAST * GRAIN])
+    running = lab.sites["prod"]
+    settings = SiteSettings(
+        name="prod", server=SERVER, port=running.port, user=USER, password=lab.password("prod"),
+        nfc_port=running.nfc_port, thumbprint=running.sha256_thumbprint,
+    )  # fmt: skip
+    with VsphereSite(settings) as site, plain_api.session(lab) as api:
+        vm = plain_api.vm_named(api, CONFORMING)
+        path = str(plain_api.disk_path(vm.config))
+        engine = nfc_engine.start(
+            EngineSettings(None, Path("/"), buffer_units=1, buffer_count=16, readback="all"),
+            lambda kind, text: None,
+            lambda request: site.nfc_ticket(request.vm_ref, request.path, writable=request.writable),
+        )
+        address = DiskAddress("prod", vm._moId, None, path, CAPACITY, (TransportMode.NBDSSL,), "vm", "disk")
+        connection = site.connection()
+        yield Subject(
+            lambda: engine.open(address, connection, writable=False),
+            lambda: engine.open(address, connection, writable=True),
+        )
+
+
+@pytest.fixture(scope="session")
+def conformance_lab(start_shared_lab: Callable[[LabSpec], Lab]) -> Lab:
+    disk = DiskSpec(CAPACITY, content="empty")
+    made = start_shared_lab(LabSpec.of_vms(VmSpec(CONFORMING, disks=(disk,), power="poweredOff", tools="notRunning")))
+    made.set("lock_linger_s=0")
+    return made
+
+
 DISKS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subject]]] = {
     "memory": lambda request: memory(),
     "counting": lambda request: decorated(CountingDisk),
@@ -232,6 +275,7 @@ DISKS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subjec
     "nfc-nbdssl": lambda request: nfc("nbdssl", request.getfixturevalue("tmp_path")),
     "nfc-nbd": lambda request: nfc("nbd", request.getfixturevalue("tmp_path")),
     "nfc-skipz-shuffled": lambda request: nfc("nbdssl", request.getfixturevalue("tmp_path"), packed),
+    "lab-nfc": lambda request: lab_nfc(request.getfixturevalue("conformance_lab")),
     "lab-library": lambda request: lab_library(request.getfixturevalue("fake_lab")),
 }
 

@@ -5,10 +5,12 @@ Client and server share nothing but those: what the one says the other must unde
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +18,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support import plain_api
 from tests.support.plain_api import vm_named, wait
@@ -30,6 +34,7 @@ from vrepl.errors import (
 from vrepl.extents import GRAIN, Extent
 from vrepl.model import TransportMode
 from vrepl.movers.engine import EngineSettings
+from vrepl.nfc import authd, frames
 from vrepl.nfc.disk import NfcDisk
 from vrepl.nfc.engine import start
 from vrepl.ports import DiskAddress, NfcTicket, TicketRequest
@@ -60,11 +65,11 @@ def api(disks: Lab) -> Iterator[Any]:
 @pytest.fixture
 def site(disks: Lab) -> Iterator[VsphereSite]:
     running = disks.sites["prod"]
-    settings = SiteSettings(
+    access = SiteSettings(
         name="prod", server=SERVER, port=running.port, user=USER, password=disks.password("prod"),
         nfc_port=running.nfc_port, thumbprint=running.sha256_thumbprint,
     )  # fmt: skip
-    with VsphereSite(settings) as made:
+    with VsphereSite(access) as made:
         yield made
     disks.set(
         "faults=none", "nfc_limit_mib=48", "missing_privileges=none", "lock_linger_s=5", "allocated_supported=yes"
@@ -291,6 +296,32 @@ def test_a_frozen_host_is_waited_for(off: Subject) -> None:
     disk.close()
 
 
+NOISE = st.one_of(
+    st.binary(min_size=1, max_size=200),
+    st.builds(
+        lambda kind, number, size, rest: struct.pack("<IIII", 0xA100DA7A, kind, size, number) + rest,
+        st.integers(0, 30),
+        st.integers(0, 5),
+        st.one_of(st.sampled_from([0, 4, 8, 12, 16, 44, 48, 60]), st.integers(0, 2**32 - 1)),
+        st.binary(max_size=120),
+    ),
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(records=st.lists(NOISE, min_size=1, max_size=6), opened=st.booleans())
+def test_whatever_a_client_says_the_host_lives_on(off: Subject, records: list[bytes], opened: bool) -> None:
+    ticket = off.ticket(TicketRequest("prod", off.vm._moId, off.path, False))
+    channel = authd.connect(ticket, TransportMode.NBD)
+    with suppress(DiskError):
+        if opened:
+            channel.send(frames.encode_record(frames.OPEN_SESSION, 0, frames.open_session(GRAIN, 4)))
+        for record in records:
+            channel.send(record)
+    channel.close()
+    assert off.lab.status()["prod"]["pid"] == off.lab.sites["prod"].process.pid
+
+
 RUDE = """
 import sys
 from vrepl.nfc.channel import Channel
@@ -303,8 +334,6 @@ channel.receive(1 << 20)
 
 def test_records_out_of_order_end_the_connection(off: Subject) -> None:
     """A client that says what no client says is not answered."""
-    from vrepl.nfc import authd, frames
-
     for sent in (
         frames.encode_record(frames.OPEN_FILE, 0, frames.open_file(b"x", writable=False)) + b"x",
         frames.encode_record(frames.OPEN_SESSION, 1, frames.open_session(GRAIN, 4)),

@@ -94,10 +94,9 @@ class Session:
             if broken is None:
                 self._open += 1
                 self._submitted.append(request)
+                self._ring()
         if broken is not None:
             request.end(broken)
-        else:
-            self._ring()
 
     def ask(self, question: Question) -> Question:
         """Submit it and wait. Raises what it ended with."""
@@ -125,13 +124,15 @@ class Session:
         """Close the connection as it is. Idempotent."""
         with self._lock:
             self._ending = True
-        self._ring()
+            self._ring()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _ring(self) -> None:
-        with suppress(OSError, ValueError):
-            os.eventfd_write(self._bell, 1)
+        """Wake the thread. The caller holds the lock: a bell that is gone may be another file's number by now."""
+        if self._bell >= 0:
+            with suppress(BlockingIOError):
+                os.eventfd_write(self._bell, 1)
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ class Session:
         self._break(error)
         with self._lock:
             bell, self._bell = self._bell, -1
-        os.close(bell)
+            os.close(bell)
 
     def _break(self, error: VreplError) -> None:
         with self._lock:
