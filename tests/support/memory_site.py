@@ -35,6 +35,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
+from vrepl.model.selection import Candidate
 from vrepl.ports import DiskAddress, SiteConnection
 from vrepl.transport.buffers import Buffer
 from vrepl.transport.disk import Completion
@@ -125,6 +126,7 @@ class MemoryVm:
     """Keys of the disks that change tracking was switched on for; empty: of all, where the VM has it on."""
     stun: bool = False
     """The next snapshot is the first after change tracking was enabled on the running VM."""
+    tags: tuple[str, ...] = ()
     files: dict[str, bytes] = field(default_factory=dict)
     """Beside it on its datastore: what no revert takes back."""
 
@@ -248,6 +250,27 @@ class MemorySite:
         if missing:
             raise NotFoundError(f"site {self.name} has no VM named {', '.join(missing)}")
         return [self._view(by_name[name]) for name in names]
+
+    def candidates(self, tag_patterns: Sequence[str]) -> list[Candidate]:
+        self._call("candidates")
+        if tag_patterns:
+            self.calls.extend(["tags"] * 4)
+        return [
+            Candidate(
+                ref=vm.ref,
+                name=vm.name,
+                path=f"dc/{vm.name}",
+                folder="dc",
+                tags=vm.tags if tag_patterns else (),
+                power=vm.power,
+                template=vm.template,
+            )
+            for vm in self.vms.values()
+        ]
+
+    def read_vms(self, vm_refs: Sequence[str]) -> list[VirtualMachine]:
+        self._call("read_vms")
+        return [self._view(self.vms[ref]) for ref in vm_refs if ref in self.vms]
 
     def find_vm_by_instance_uuid(self, instance_uuid: str) -> VirtualMachine | None:
         self._call("find_vm_by_instance_uuid")

@@ -15,6 +15,7 @@ from vrepl.checks.result import CheckResult, NagiosStatus, Status, nagios_line, 
 from vrepl.config import LoadedConfig, parse
 from vrepl.errors import AuthenticationError, CertificateError, LibraryError, NotFoundError, UsageError, VreplError
 from vrepl.model import Datastore, Disk, Hardware, PowerState, ReplicaPlacement, Snapshot, TransportMode, VirtualMachine
+from vrepl.model.selection import Candidate
 from vrepl.ports import SiteConnection
 from vrepl.repository.store import Repository
 
@@ -83,6 +84,10 @@ class FakeSite:
     lacking_proxy: tuple[Lacked, ...] = ()
     vms: list[VirtualMachine] = field(default_factory=list)
     free: int = 10 * GIB
+
+    def candidates(self, tag_patterns: Sequence[str]) -> list[Candidate]:
+        del tag_patterns
+        return []
 
     def connection(self) -> SiteConnection:
         if self.tls_error:

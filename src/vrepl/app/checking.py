@@ -11,6 +11,7 @@ from vrepl.app.composition import Route, Sites, make_movers, mover_settings, now
 from vrepl.checks.facts import World
 from vrepl.config import LoadedConfig
 from vrepl.model import DataEngine, Datastore, ReplicaPlacement, TransportMode, VirtualMachine
+from vrepl.model.selection import Candidate
 from vrepl.movers.pool import VddkMovers
 from vrepl.movers.process import MoverProcess, Spawner
 from vrepl.planner.modes import ProxyVm
@@ -36,6 +37,9 @@ class SiteForChecks:
 
     def login(self) -> None:
         self._site.login()
+
+    def candidates(self, tag_patterns: Sequence[str]) -> list[Candidate]:
+        return self._site.candidates(tag_patterns)
 
     def current_time(self) -> dt.datetime:
         return self._site.current_time()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vrepl.config import LoadedConfig
 from vrepl.errors import RepositoryError
+from vrepl.model import JobSettings
+from vrepl.model.selection import is_pattern
 from vrepl.report.model import Result, time_from_json
 from vrepl.report.protection import Protection, ReplicaStanding, VmProtection
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -34,14 +36,28 @@ def protection(loaded: LoadedConfig, repository: Repository, now: dt.datetime) -
     replicas = repository.replicas(_warn)
     folders = {(folder.record.source_site, folder.record.source_name): folder for folder in replicas}
     jobs = loaded.config.jobs
-    wanted = {(name, vm) for name, job in jobs.items() for vm in job.vms}
-    results = last_results(repository, wanted)
+    members = {name: _members(loaded.job(name), replicas) for name in jobs}
+    results = last_results(repository, {(name, vm) for name, vms in members.items() for vm in vms})
     vms = [
         _protection_of(name, vm, folders.pop((job.source, vm), None), job.rpo, results.get((name, vm)))
         for name, job in jobs.items()
-        for vm in job.vms
+        for vm in members[name]
     ]
     return Protection.of(now, vms, (folder.record.source_name for folder in folders.values()))
+
+
+def _members(job: JobSettings, replicas: Sequence[ReplicaFolder]) -> list[str]:
+    """Names of a job's VMs, without asking its site: those that it lists, and for patterns what it has replicated."""
+    listed = [name for name in job.vms if not is_pattern(name)]
+    if job.lists_its_vms:
+        return listed
+    replicated = [
+        folder.record.source_name
+        for folder in replicas
+        if (folder.record.job, folder.record.source_site) == (job.name, job.source)
+        and job.may_mean(folder.record.source_name)
+    ]
+    return list(dict.fromkeys([*listed, *sorted(replicated)]))
 
 
 def standing(folder: ReplicaFolder) -> ReplicaStanding:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from vrepl.config import LoadedConfig
 from vrepl.model import DataEngine, Datastore, ReplicaPlacement, TransportMode, VirtualMachine
+from vrepl.model.selection import Candidate
 from vrepl.planner.modes import ProxyVm
 from vrepl.ports import Clock, SiteConnection
 from vrepl.repository.store import Repository
@@ -48,6 +49,8 @@ class CheckedSite(Protocol):
         ...
 
     def login(self) -> None: ...
+
+    def candidates(self, tag_patterns: Sequence[str]) -> list[Candidate]: ...
 
     def current_time(self) -> dt.datetime: ...
 

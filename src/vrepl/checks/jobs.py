@@ -12,8 +12,10 @@ from vrepl.checks.result import CheckResult, Status
 from vrepl.config.references import near
 from vrepl.errors import VreplError
 from vrepl.model import DataEngine, Datastore, JobSettings, PowerState, TransportMode, VirtualMachine
+from vrepl.model.selection import is_pattern
 from vrepl.planner.datastores import datastore_of_disk, find_datastore
 from vrepl.planner.preflight import not_replicable_reason
+from vrepl.planner.selection import choose
 from vrepl.report import format as words
 
 SOURCE_SNAPSHOT_PREFIX = "vrepl-source-"
@@ -32,10 +34,19 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     by_name = {vm.name: vm for vm in sources}
     replicas = {vm.name: vm for vm in targets}
     vms = [by_name[name] for name in job.vms if name in by_name]
+    if not job.lists_its_vms:
+        try:
+            chosen = choose(source.candidates(job.selection.tag_patterns), job.vms, job.selection)
+        except VreplError as error:
+            yield CheckResult.failed(f"selection of job {job.name}", error)
+            return
+        by_ref = {vm.ref: vm for vm in sources}
+        vms = [by_ref[one.ref] for one in chosen.vms if one.ref in by_ref]
+        yield check_selection(job, len(vms), chosen.idle)
+    for vm in vms:
+        yield check_vm(job, vm)
     for name in job.vms:
-        if name in by_name:
-            yield check_vm(job, by_name[name])
-        else:
+        if name not in by_name and not is_pattern(name):
             yield CheckResult(
                 f"VM {name} (job {job.name})",
                 Status.FAILED,
@@ -60,6 +71,15 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     yield check_read(world, job, job.source, job.source_modes, vms)
     made = [vm for vm in replicas.values() if vm.extra_config]
     yield check_read(world, job, job.target, job.target_modes, made)
+
+
+def check_selection(job: JobSettings, count: int, idle: Sequence[str]) -> CheckResult:
+    title = f"selection of job {job.name}"
+    if not count and not job.allow_empty:
+        return CheckResult(title, Status.FAILED, "it finds no VM", f"vrepl vms {job.source} --select ...")
+    if idle:
+        return CheckResult(title, Status.WARNING, f"{count} VMs; nothing matches {', '.join(idle)}")
+    return CheckResult.ok(title, f"{count} VM{'s' if count != 1 else ''}")
 
 
 def stores_of(site: CheckedSite, vms: Sequence[VirtualMachine]) -> list[Datastore]:

@@ -13,19 +13,37 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command(short_help="The VMs of a site.", epilog=examples("vrepl vms prod", "vrepl vms prod --json"))
+@click.command(
+    short_help="The VMs of a site.",
+    epilog=examples(
+        "vrepl vms prod",
+        "vrepl vms prod --json",
+        """vrepl vms prod --select 'tags = ["Backup/Gold"], exclude = { names = ["*-test"] }'""",
+    ),
+)
 @click.argument("site", shell_complete=complete_sites)
+@click.option(
+    "--select", metavar="CRITERIA", help="Only what a job's `select = { CRITERIA }` would find (docs/configuration.md)."
+)
 @json_option
 @pass_state
-def vms(state: State, site: str) -> None:
+def vms(state: State, site: str, select: str | None) -> None:
     """List the VMs of SITE, and which of them cannot be replicated and why."""
     from vrepl.app.composition import Sites
+    from vrepl.config.load import parse_selection
+    from vrepl.planner.selection import choose
     from vrepl.report.listing import vm_row
 
     loaded = state.config()
     with Sites(loaded) as sites:
         there = sites(loaded.require_site(site))
-        rows = [vm_row(vm) for vm in sorted(there.list_vms(), key=lambda vm: vm.name)]
+        listed = there.list_vms()
+        if select is not None:
+            wanted = parse_selection(select)
+            chosen = choose(there.candidates(wanted.tag_patterns), [], wanted)
+            refs = {one.ref for one in chosen.vms}
+            listed = [vm for vm in listed if vm.ref in refs]
+        rows = [vm_row(vm) for vm in sorted(listed, key=lambda vm: vm.name)]
         data = {"version": 1, "site": site, "vms": rows, "soap_calls": there.soap_calls}
 
     def show(out: Console) -> None:

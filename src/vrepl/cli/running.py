@@ -61,12 +61,12 @@ def select(loaded: LoadedConfig, job_names: Sequence[str], vm_names: Sequence[st
         return [Selection(job, ()) for job in jobs]
     known = [vm for job in jobs for vm in job.vms]
     for name in vm_names:
-        if name not in known:
+        if not any(job.may_mean(name) for job in jobs):
             raise NotFoundError(
                 f'no VM "{name}" in job {", ".join(job.name for job in jobs)}{near(name, known)}',
                 hint=f"VMs: {', '.join(dict.fromkeys(known))}",
             )
-    wanted = [Selection(job, tuple(vm for vm in job.vms if vm in vm_names)) for job in jobs]
+    wanted = [Selection(job, tuple(name for name in dict.fromkeys(vm_names) if job.may_mean(name))) for job in jobs]
     return [selection for selection in wanted if selection.vms]
 
 
@@ -80,7 +80,7 @@ def mapping_of(selections: Sequence[Selection], texts: Sequence[str]) -> dict[st
         source, _, name = text.partition("=")
         if not source or not name:
             raise UsageError(f"--map {text}: expected SOURCE=VM", hint="such as --map web-01=web-01-restored")
-        jobs = [one.job.name for one in selections if source in (one.vms or one.job.vms)]
+        jobs = [one.job.name for one in selections if (source in one.vms if one.vms else one.job.may_mean(source))]
         if not jobs:
             known = [vm for one in selections for vm in (one.vms or one.job.vms)]
             raise NotFoundError(f'--map {text}: no VM "{source}" in what shall run{near(source, known)}')

@@ -58,6 +58,10 @@ libdir = "/opt/vmware-vix-disklib-distrib"
 source = "prod"
 target = "dr"
 vms = ["web-01", "db-01"]
+# A name may be a pattern ("web-*"), and VMs may be selected by what they are, anew at every run:
+# select = { tags = ["Backup/Gold"], folders = ["dc/prod"], exclude = { names = ["*-test"] } }
+# allow_empty = false          # whether a run may find no VM at all
+# skip_disks = { "db-*" = [1] }   # disks that are left out, by number
 target_datastore = "dr-vmfs-01"
 # target_host = "esx-1.dr.example.com"   # default: a host that sees the datastore
 # target_folder = "Replicas"

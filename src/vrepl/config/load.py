@@ -14,10 +14,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vrepl.config.model import INLINE_HINT, Config
+from vrepl.config.model import INLINE_HINT, Config, SelectTable
 from vrepl.config.references import near, reference_problems
 from vrepl.errors import ConfigError, NotFoundError, UsageError
 from vrepl.model import JobSettings
+from vrepl.model.selection import Selection
 
 VARIABLE = "VREPL_CONFIG"
 FILE_NAME = "vrepl.toml"
@@ -121,6 +122,7 @@ def parse(text: str, source: str, folder: Path) -> Config:
         raise ConfigError(source, [f"no valid TOML: {error}"], hint="https://toml.io explains the format") from error
     problems: list[str] = []
     config: Config | None = None
+    raw = with_defaults(raw)
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
@@ -132,6 +134,30 @@ def parse(text: str, source: str, folder: Path) -> Config:
     if problems or config is None:
         raise ConfigError(source, list(dict.fromkeys(problems)), hint="docs/configuration.md lists every key")
     return _absolute(config, folder)
+
+
+def parse_selection(text: str) -> Selection:
+    """The inside of a job's `select = { ... }`. Raises UsageError."""
+    hint = 'such as: tags = ["Backup/Gold"], exclude = { names = ["*-test"] }'
+    try:
+        table = SelectTable.model_validate(tomllib.loads(f"select = {{ {text} }}")["select"])
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--select is no valid TOML: {error}", hint=hint) from error
+    except ValidationError as error:
+        wrong = [_describe(detail) for detail in error.errors(include_url=False, include_input=False)]
+        raise UsageError(f"--select: {'; '.join(wrong)}", hint=hint) from error
+    return table.selection()
+
+
+def with_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Each `[jobs.NAME]` with what `[defaults]` says of keys that it does not have itself."""
+    defaults, jobs = raw.get("defaults"), raw.get("jobs")
+    if not isinstance(defaults, Mapping) or not isinstance(jobs, Mapping):
+        return dict(raw)
+    return {
+        **raw,
+        "jobs": {name: {**defaults, **job} if isinstance(job, Mapping) else job for name, job in jobs.items()},
+    }
 
 
 def _budget_problems(config: Config) -> list[str]:

@@ -21,12 +21,14 @@ from vrepl.model import (
     JobSettings,
     OnNotReplicable,
     OnResize,
+    PowerState,
     Quiesce,
     ReplicaPlacement,
     RetentionPolicy,
     TransferLimits,
     TransportMode,
 )
+from vrepl.model.selection import Criteria, Selection
 from vrepl.secrets import SecretReference
 
 MAX_RESTORE_POINTS = 28
@@ -247,10 +249,43 @@ class JobProxies(Table):
         return tuple(dict.fromkeys((self.source, self.target)))
 
 
+Names = tuple[Name, ...]
+
+
+class CriteriaTable(Table):
+    """Patterns by kind (`model.selection.Criteria`)."""
+
+    names: Names = ()
+    paths: Names = ()
+    folders: Names = ()
+    pools: Names = ()
+    vapps: Names = ()
+    clusters: Names = ()
+    hosts: Names = ()
+    datastores: Names = ()
+    tags: tuple[Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")], ...] = ()
+    attributes: dict[Name, str] = Field(default_factory=dict)
+    power: Literal["on", "off", "suspended"] | None = None
+
+    def criteria(self) -> Criteria:
+        values = {name: getattr(self, name) for name in CriteriaTable.model_fields if name != "power"}
+        return Criteria(**values, power=None if self.power is None else PowerState[self.power.upper()])
+
+
+class SelectTable(CriteriaTable):
+    exclude: CriteriaTable = Field(default_factory=CriteriaTable)
+
+    def selection(self) -> Selection:
+        return Selection(self.criteria(), self.exclude.criteria())
+
+
 class JobTable(Table):
     source: Name
     target: Name
-    vms: tuple[Name, ...] = Field(min_length=1)
+    vms: Annotated[Names, Field(min_length=1)] = ()
+    select: SelectTable = Field(default_factory=SelectTable)
+    allow_empty: bool = False
+    skip_disks: dict[Name, tuple[Annotated[int, Field(ge=0)], ...]] = Field(default_factory=dict)
     target_datastore: Name
     target_host: Name | None = None
     target_folder: Name | None = None
@@ -283,6 +318,12 @@ class JobTable(Table):
             raise ValueError(f"names a VM twice: {', '.join(repeated)}")
         return value
 
+    @model_validator(mode="after")
+    def _means_something(self) -> JobTable:
+        if not self.vms and self.select.criteria().is_empty:
+            raise ValueError("names no VM: give it vms = [...] or select = { ... }")
+        return self
+
     @field_validator("replica_name")
     @classmethod
     def _pattern(cls, value: str) -> str:
@@ -300,6 +341,9 @@ class JobTable(Table):
             source=self.source,
             target=self.target,
             vms=self.vms,
+            selection=self.select.selection(),
+            allow_empty=self.allow_empty,
+            skip_disks=dict(self.skip_disks),
             placement=ReplicaPlacement(
                 host=self.target_host,
                 datastore=self.target_datastore,
@@ -364,6 +408,8 @@ class Config(Table):
     repository: RepositoryTable
     vddk: VddkTable = Field(default_factory=VddkTable)
     proxies: dict[str, ProxyTable] = Field(default_factory=dict)
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    """Keys of every job that does not say otherwise; they are in the jobs already."""
     jobs: dict[str, JobTable] = Field(default_factory=dict)
     notify: NotifyTable = Field(default_factory=NotifyTable)
     metrics: MetricsTable = Field(default_factory=MetricsTable)

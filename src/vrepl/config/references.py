@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vrepl.model.selection import is_pattern
+
 DEFAULT_REPLICA_NAME = "{name}-replica"
 
 
@@ -65,9 +67,12 @@ def _replica_problems(jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         source, target, pattern = job.get("source"), job.get("target"), job.get("replica_name", DEFAULT_REPLICA_NAME)
         if not (isinstance(source, str) and isinstance(target, str) and isinstance(pattern, str)):
             continue
-        vms = _names(job.get("vms"))
-        if "{name}" not in pattern and len(vms) > 1:
-            problems.append(f'jobs.{name}.replica_name: needs "{{name}}", as the job has {len(vms)} VMs')
+        named = _names(job.get("vms"))
+        vms = [vm for vm in named if not is_pattern(vm)]
+        several = "select" in job or len(vms) < len(named)
+        if "{name}" not in pattern and (several or len(vms) > 1):
+            many = "several" if several else str(len(vms))
+            problems.append(f'jobs.{name}.replica_name: needs "{{name}}", as the job has {many} VMs')
             continue
         for vm in dict.fromkeys(vms):
             replica = pattern.replace("{name}", vm).replace("{job}", name)

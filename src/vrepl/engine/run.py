@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from vrepl.engine.context import ReplicationContext, Services, VerificationContext, timestamped_id
 from vrepl.engine.gate import Gate
+from vrepl.engine.job_vms import JobVms, find_job_vms, new_and_vanished
 from vrepl.engine.knowledge import TargetNames
 from vrepl.engine.planning import look_and_plan
 from vrepl.engine.preflight import refuse_impossible
@@ -18,10 +19,10 @@ from vrepl.engine.recovery import Original, recover
 from vrepl.engine.reporting import planned_vm_report
 from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
-from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, RepositoryError, UsageError, VreplError
+from vrepl.errors import InterruptedRunError, LockedError, RepositoryError, VreplError
 from vrepl.model import DEFAULT_MODES, Datastore, JobSettings, TransferLimits, VirtualMachine
 from vrepl.planner.vm import VmPlan
-from vrepl.ports import Inventory, Site
+from vrepl.ports import Site
 from vrepl.report import format as words
 from vrepl.report.model import ErrorReport, Result, RunReport, VerifyReport, VmReport
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -54,9 +55,10 @@ class Engine:
         source, target = context.source, context.target
         report = RunReport(job=job.name)
         names = TargetNames(target)
-        found, missing = self._find(source, job, vm_names)
+        vms = find_job_vms(source, job, vm_names)
+        self._tell_drift(report, vms, job, whole=not vm_names)
         datastores = target.datastores()
-        for vm in found:
+        for vm in vms.found:
             try:
                 folder = self.services.repository.replica(source.name, vm.instance_uuid)
                 plan, _ = look_and_plan(context, folder, vm, names, replica_map.get(vm.name))
@@ -65,7 +67,7 @@ class Engine:
                 report.vms.append(VmReport(name=vm.name, result=Result.FAILED, error=ErrorReport.of(error)))
                 continue
             report.vms.append(planned_vm_report(context, plan, _obstacle(context, plan, datastores)))
-        report.vms.extend(missing)
+        report.vms.extend(vms.missing)
         report.soap_calls = {source.name: source.soap_calls, target.name: target.soap_calls}
         return report
 
@@ -92,14 +94,15 @@ class Engine:
             sites = (context.source, context.target)
             calls_before = {site.name: site.soap_calls for site in sites}
             report = RunReport(job=job.name, id=context.run_id, started=services.clock())
-            found, missing = self._find(context.source, job, vm_names)
+            vms = find_job_vms(context.source, job, vm_names)
             names = TargetNames(context.target)
-            services.events.run_started(context.run_id, job.name, [vm.name for vm in found])
-            report.vms.extend(missing)
-            for vm in missing:
+            services.events.run_started(context.run_id, job.name, [vm.name for vm in vms.found])
+            report.vms.extend(vms.missing)
+            for vm in vms.missing:
                 services.events.vm_finished(vm)
-            self._recover_dropped(context)
-            report.vms.extend(self._run_all(context, found, names, replica_map))
+            self._tell_drift(report, vms, job, whole=not vm_names)
+            self._recover_dropped(context, vms, whole=not vm_names)
+            report.vms.extend(self._run_all(context, vms.found, names, replica_map))
             report.finished = services.clock()
             report.interrupted = services.stop.is_set()
             report.soap_calls = {site.name: site.soap_calls - calls_before[site.name] for site in sites}
@@ -146,9 +149,22 @@ class Engine:
         with ThreadPoolExecutor(max_workers=max(1, context.job.parallel_vms), thread_name_prefix="vm") as pool:
             return list(pool.map(run_one, vms))
 
-    def _recover_dropped(self, context: ReplicationContext) -> None:
-        """Clean up after runs that died over VMs that have left the job since: none of its runs would ever again."""
+    def _tell_drift(self, report: RunReport, vms: JobVms, job: JobSettings, *, whole: bool) -> None:
+        """What is new in the job, and what it no longer means; only where all of it was looked up."""
+        if not whole:
+            return
+        records = [folder.record for folder in self.services.repository.replicas(lambda _: None)]
+        report.new_vms, report.vanished_vms = new_and_vanished(vms, job, records)
+        for pattern in vms.idle:
+            self.services.events.note("", f"job {job.name}: {pattern} matches no VM")
+
+    def _recover_dropped(self, context: ReplicationContext, vms: JobVms, *, whole: bool) -> None:
+        """Clean up after runs that died over VMs that have left the job since: none of its runs would ever again.
+
+        `whole`: `vms` are all that the job means now.
+        """
         job = context.job
+        meant = {vm.instance_uuid for vm in vms.found}
 
         def damaged(error: VreplError) -> None:
             self.services.events.note("", f"an unfinished run cannot be judged: {error.message}")
@@ -157,7 +173,9 @@ class Engine:
             record = folder.record
             if (record.job, record.source_site, record.target_site) != (job.name, job.source, job.target):
                 continue
-            if record.source_name in job.vms or self.services.stop.is_set():
+            if record.source_instance_uuid in meant or self.services.stop.is_set():
+                continue
+            if record.source_name in job.vms or (not whole and job.may_mean(record.source_name)):
                 continue
             try:
                 vm = context.source.find_vm_by_instance_uuid(record.source_instance_uuid)
@@ -198,33 +216,6 @@ class Engine:
             self.services.repository.save_run(run_id, report.to_json())
         except VreplError as error:
             logger.warning("the report of run %s could not be kept: %s", run_id, error)
-
-    def _find(
-        self, source: Inventory, job: JobSettings, vm_names: Sequence[str]
-    ) -> tuple[list[VirtualMachine], list[VmReport]]:
-        """The job's VMs (or the named ones of them), and a failed report for each that does not exist."""
-        foreign = [name for name in vm_names if name not in job.vms]
-        if foreign:
-            raise NotFoundError(
-                f"job {job.name} has no VM named {', '.join(foreign)}",
-                hint=f"its VMs are: {', '.join(job.vms)}",
-            )
-        wanted = [name for name in job.vms if not vm_names or name in vm_names]
-        if not wanted:
-            raise UsageError(f"job {job.name} names no VM", hint="list them in its `vms`")
-        try:
-            return source.find_vms(wanted), []
-        except NotFoundError:
-            if len(wanted) == 1:
-                raise
-        found: list[VirtualMachine] = []
-        missing: list[VmReport] = []
-        for name in wanted:
-            try:
-                found.extend(source.find_vms([name]))
-            except NotFoundError as error:
-                missing.append(VmReport(name=name, result=Result.FAILED, error=ErrorReport.of(error)))
-        return found, missing
 
     def _replication(self, job: JobSettings, run_id: str) -> ReplicationContext:
         return ReplicationContext(

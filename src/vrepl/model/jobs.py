@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatchcase
 
 from vrepl.model.replicas import ReplicaPlacement
+from vrepl.model.selection import Selection, is_pattern
 from vrepl.model.transport import DEFAULT_MODES, TransportMode
 
 
@@ -104,7 +107,14 @@ class JobSettings:
     target: str
     """Site name."""
     vms: tuple[str, ...]
+    """Names of VMs, or patterns that stand for names."""
     placement: ReplicaPlacement
+    selection: Selection = field(default_factory=Selection)
+    """More VMs, by what they are; and what is left out of all of them."""
+    allow_empty: bool = False
+    """A run that finds no VM has nothing to do, instead of failing."""
+    skip_disks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Pattern of VM names -> numbers of disks that are left out."""
     replica_name: str = "{name}-replica"
     quiesce: Quiesce = Quiesce.PREFER
     enable_cbt: EnableCbt = EnableCbt.ALWAYS
@@ -127,6 +137,18 @@ class JobSettings:
     """Name of the configured proxy whose data movers open the source's disks; None: this machine, with [vddk]."""
     target_proxy: str | None = None
     """Likewise for the target's disks. Two different proxies: a pair of data movers, joined by a byte stream."""
+
+    @property
+    def lists_its_vms(self) -> bool:
+        """Every VM is given by its very name."""
+        return self.selection.is_empty and not any(is_pattern(name) for name in self.vms)
+
+    def may_mean(self, name: str) -> bool:
+        """Whether a VM of this name can be one of the job's, as far as that is known without asking the site."""
+        return name in self.vms or not self.selection.wanted.is_empty or any(fnmatchcase(name, one) for one in self.vms)
+
+    def skips_disk(self, vm: str, index: int) -> bool:
+        return any(index in numbers for pattern, numbers in self.skip_disks.items() if fnmatchcase(vm, pattern))
 
     def proxy_at(self, site: str) -> str | None:
         """The proxy that serves one of the job's two sites."""

@@ -176,13 +176,16 @@ def _choose_disks(vm: VirtualMachine, job: JobSettings) -> tuple[list[Disk], lis
     if reason is not None:
         hint = "take the VM out of the job, or change what stands in the way"
         return [], [], Conflict(ConflictKind.NOT_REPLICABLE, f"cannot be replicated: {reason}", hint)
-    judged = [(disk, unreplicable_disk_reason(disk)) for disk in vm.disks]
+    skipped = [(disk, f"{disk.title}: the job skips it") for disk in vm.disks if job.skips_disk(vm.name, disk.index)]
+    judged = [(disk, unreplicable_disk_reason(disk)) for disk in vm.disks if not job.skips_disk(vm.name, disk.index)]
     carried = [disk for disk, obstacle in judged if obstacle is None]
     left_out = [(disk, obstacle) for disk, obstacle in judged if obstacle is not None]
+    if skipped and not judged:
+        return [], skipped, Conflict(ConflictKind.NOT_REPLICABLE, "the job skips all its disks", "mend skip_disks")
     if not left_out or (carried and job.on_not_replicable is OnNotReplicable.SKIP_DISK):
-        return carried, left_out, None
+        return carried, [*skipped, *left_out], None
     hint = 'take the VM out of the job, change the disk, or set on_not_replicable = "skip-disk" to leave the disk out'
-    return carried, [], Conflict(ConflictKind.NOT_REPLICABLE, f"cannot be replicated: {left_out[0][1]}", hint)
+    return carried, skipped, Conflict(ConflictKind.NOT_REPLICABLE, f"cannot be replicated: {left_out[0][1]}", hint)
 
 
 def _target_conflict(job: JobSettings, known: ReplicaKnowledge) -> Conflict | None:

@@ -17,6 +17,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
+from vrepl.model.selection import Candidate
 from vrepl.ports.failover import FailoverTarget
 
 
@@ -49,6 +50,17 @@ class Inventory(Named, Protocol):
 
         Raises NotFoundError naming all that do not exist (hint: near names), or that are ambiguous.
         """
+        ...
+
+    def candidates(self, tag_patterns: Sequence[str]) -> list[Candidate]:
+        """Every VM and template as far as selecting goes; tags are asked for only where patterns of some are given.
+
+        Raises VsphereError where there are patterns, and the site knows no tags.
+        """
+        ...
+
+    def read_vms(self, vm_refs: Sequence[str]) -> list[VirtualMachine]:
+        """Those that still exist, in one call."""
         ...
 
     def find_vm_by_instance_uuid(self, instance_uuid: str) -> VirtualMachine | None: ...

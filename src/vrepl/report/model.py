@@ -246,6 +246,10 @@ class RunReport:
     """API calls of this run, per site."""
     estimate_seconds: float | None = None
     """Plan: how long the transfers will take, by past runs."""
+    new_vms: list[str] = field(default_factory=list)
+    """VMs that the job means, and has not replicated before."""
+    vanished_vms: list[str] = field(default_factory=list)
+    """VMs that the job has replicated, and means no longer."""
 
     def count(self, result: Result) -> int:
         return sum(vm.result is result for vm in self.vms)
@@ -314,6 +318,8 @@ class RunReport:
             finished=later.finished,
             vms=[again.get(vm.name, vm) for vm in self.vms],
             interrupted=later.interrupted,
+            new_vms=self.new_vms,
+            vanished_vms=self.vanished_vms,
             soap_calls={
                 site: self.soap_calls.get(site, 0) + later.soap_calls.get(site, 0)
                 for site in (self.soap_calls | later.soap_calls)
@@ -334,6 +340,8 @@ class RunReport:
                 "bytes_moved": None if self.id is None else self.bytes_moved,
                 "bottleneck": {stage: round(share, 4) for stage, share in self.bottleneck().items()},
                 "soap_calls": dict(self.soap_calls),
+                "new_vms": list(self.new_vms),
+                "vanished_vms": list(self.vanished_vms),
                 "estimate_seconds": None if self.estimate_seconds is None else round(self.estimate_seconds, 1),
             },
             "vms": [vm.to_json() for vm in self.vms],
@@ -358,6 +366,8 @@ class RunReport:
             interrupted=run["result"] == Result.INTERRUPTED.value,
             soap_calls=dict(run.get("soap_calls", {})),
             estimate_seconds=run.get("estimate_seconds"),
+            new_vms=list(run.get("new_vms", ())),
+            vanished_vms=list(run.get("vanished_vms", ())),
         )
 
 

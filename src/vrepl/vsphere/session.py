@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
@@ -376,9 +376,18 @@ class Session:
     # --- what is no SOAP
 
     def exchange(
-        self, method: str, target: str, body: bytes | None = None, *, what: str, limit: int = 1 << 20
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        *,
+        what: str,
+        limit: int = 1 << 20,
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[int, bytes]:
-        """One HTTPS request of this login that may be made again: its status and body, of `limit` bytes at the most.
+        """One HTTPS request that may be made again: its status and body, of `limit` bytes at the most.
+
+        It is this login's, unless `headers` say who asks: then nothing of this login is sent.
 
         Raises ConnectionFailedError and what else `invoke` makes of a connection, VsphereError for a longer answer.
         """
@@ -386,15 +395,23 @@ class Session:
         def once() -> tuple[int, bytes]:
             self._refuse_if_closed()
             generation = self._generation
-            status, content = self._request(method, target, body, what, limit)
-            if status == 401 and self.revive(generation):
-                status, content = self._request(method, target, body, what, limit)
+            status, content = self._request(method, target, body, what, limit, headers)
+            if status == 401 and headers is None and self.revive(generation):
+                status, content = self._request(method, target, body, what, limit, headers)
             return status, content
 
         _ = self.content
         return self._retrier.run(once, what=what, again=self._worth_another_try)
 
-    def _request(self, method: str, target: str, body: bytes | None, what: str, limit: int) -> tuple[int, bytes]:
+    def _request(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None,
+        what: str,
+        limit: int,
+        headers: Mapping[str, str] | None,
+    ) -> tuple[int, bytes]:
         settings = self.settings
         soap: Any = SoapAdapter
         connection = soap.HTTPSConnection(
@@ -403,7 +420,8 @@ class Session:
         assert self._stub is not None, "a session that has logged in"
         cookie: Any = self._stub.cookie
         try:
-            connection.request(method, target, body=body, headers={"Cookie": str(cookie).partition(";")[0]})
+            own = {"Cookie": str(cookie).partition(";")[0]}
+            connection.request(method, target, body=body, headers=dict(own if headers is None else headers))
             reply = connection.getresponse()
             content: bytes = reply.read(limit + 1)
         except _DISCONNECTED as cause:

@@ -18,6 +18,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
+from vrepl.model.selection import Candidate
 from vrepl.ports import NfcTicket, SiteConnection
 from vrepl.vsphere import cbt, datastores, facts, tls
 from vrepl.vsphere.api import vim
@@ -31,6 +32,7 @@ from vrepl.vsphere.privileges import NEEDS, Missing, Role, Scope, missing
 from vrepl.vsphere.reconcile import Reconciler
 from vrepl.vsphere.replica import Replicas
 from vrepl.vsphere.sandbox import Sandboxes
+from vrepl.vsphere.selecting import candidates
 from vrepl.vsphere.session import Session, SiteSettings
 from vrepl.vsphere.snapshots import Snapshots
 from vrepl.vsphere.tasks import Tasks
@@ -137,6 +139,12 @@ class VsphereSite:
 
     def find_vms(self, names: Sequence[str]) -> list[VirtualMachine]:
         return self._inventory.find_vms(names)
+
+    def candidates(self, tag_patterns: Sequence[str] = ()) -> list[Candidate]:
+        return candidates(self._session, tag_patterns)
+
+    def read_vms(self, vm_refs: Sequence[str]) -> list[VirtualMachine]:
+        return self._inventory.read_vms(vm_refs)
 
     def find_vm_by_instance_uuid(self, instance_uuid: str) -> VirtualMachine | None:
         return self._inventory.by_instance_uuid(instance_uuid)
