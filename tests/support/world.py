@@ -16,6 +16,7 @@ from vrepl.engine import Engine, Services
 from vrepl.engine.context import Patience
 from vrepl.engine.events import SilentEvents
 from vrepl.engine.marks import source_mark_of
+from vrepl.errors import NotFoundError
 from vrepl.model import (
     Disk,
     JobSettings,
@@ -146,6 +147,12 @@ class World:
             self.orders.append(order)
         self._pass(f"transfer {point} {settled}")
 
+    def _site(self, name: str) -> MemorySite:
+        found = {"prod": self.source, "dr": self.target}.get(name)
+        if found is None:
+            raise NotFoundError(f"no site {name} is configured")
+        return found
+
     def engine(self) -> Engine:
         """A new process: nothing of an earlier one is left in it."""
         self.dead = False
@@ -169,7 +176,7 @@ class World:
                 events=self.events,
                 patience=Patience((0, 0)),
             ),
-            lambda name: {"prod": self.source, "dr": self.target}[name],
+            self._site,
         )
 
     def run(self, map_to: str | None = None) -> RunReport:

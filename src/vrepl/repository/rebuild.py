@@ -94,20 +94,25 @@ def _clone(one: FoundReplica) -> Rebuilt:
 
 def _take_over_id(repository: Repository, candidates: Sequence[FoundReplica]) -> None:
     """Go on under the id that the replicas name, where this repository's own was lost and only one can be meant."""
+    known = {folder.path.name: folder.record for folder in repository.replicas(lambda error: None)}
     names = {path.name for path in (repository.path / "replicas").glob("*") if path.is_dir()}
-    marks = [mark for one in candidates if (mark := read_mark(one.vm.extra_config)) is not None]
+    marked = {
+        one.vm.instance_uuid: (replica_id(mark.source_site, mark.source_instance_uuid), mark.repository_id)
+        for one in candidates
+        if (mark := read_mark(one.vm.extra_config)) is not None
+    }
+    everyone = {repository_id for _, repository_id in marked.values()}
     # Another repository may have replicas at the same site: those that there are folders of are this one's.
     ours = {
-        mark.repository_id
-        for mark in marks
-        if replica_id(mark.source_site, mark.source_instance_uuid) in names and repository.made_anew
+        repository_id
+        for uuid, (name, repository_id) in marked.items()
+        if (repository.made_anew and name in names)
+        or (name in known and known[name].target_instance_uuid == uuid and known[name].adopted_from != repository_id)
     }
     # Runs that were refused since have left folders, but none of them has a replica.
-    is_new = repository.made_anew or not any(
-        folder.record.target_instance_uuid for folder in repository.replicas(lambda error: None)
-    )
-    wanted = ours or {mark.repository_id for mark in marks}
-    if is_new and len(wanted) == 1 and repository.id not in wanted:
+    is_new = repository.made_anew or not any(record.target_instance_uuid for record in known.values())
+    wanted = ours or (everyone if is_new else set())
+    if len(wanted) == 1 and repository.id not in everyone:
         repository.take_over(wanted.pop())
 
 
