@@ -121,6 +121,8 @@ class MemoryVm:
     generations: int = 0
     template: bool = False
     consolidation_needed: bool = False
+    access: str | None = None
+    """Whose PrepareForAccess has disabled its relocation."""
     disabled_methods: tuple[str, ...] = ()
     tracked: set[int] = field(default_factory=set)
     """Keys of the disks that change tracking was switched on for; empty: of all, where the VM has it on."""
@@ -570,7 +572,7 @@ class MemorySite:
             cbt_enabled=vm.cbt_enabled,
             cbt_supported=vm.cbt_supported,
             tools_running=vm.tools_running,
-            disabled_methods=vm.disabled_methods,
+            disabled_methods=(*vm.disabled_methods, *(["RelocateVM_Task"] if vm.access else [])),
             extra_config=dict(vm.extra_config),
         )
 

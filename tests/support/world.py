@@ -16,7 +16,7 @@ from vrepl.engine import Engine, Services
 from vrepl.engine.context import Patience
 from vrepl.engine.events import SilentEvents
 from vrepl.engine.marks import source_mark_of
-from vrepl.errors import NotFoundError
+from vrepl.errors import NotFoundError, TransientDiskError
 from vrepl.model import (
     Disk,
     JobSettings,
@@ -86,19 +86,27 @@ class RecordedEvents(SilentEvents):
 class MortalMovers(LocalMovers):
     """Data movers of a process that may be killed whenever it asks something of them."""
 
-    def __init__(self, live: Callable[[str], None], *arguments: Any, **options: Any) -> None:
+    def __init__(
+        self, live: Callable[[str], None], vm_of: Callable[[str, str], MemoryVm], *arguments: Any, **options: Any
+    ) -> None:
         """`live` raises SimulatedKill once the process is dead."""
         super().__init__(*arguments, **options)
         self._live = live
+        self._vm_of = vm_of
 
     def prepare_for_access(self, site: str, vm_ref: str, identity: str) -> None:
         self._live(f"before {site} prepare_for_access")
-        super().prepare_for_access(site, vm_ref, identity)
+        vm = self._vm_of(site, vm_ref)
+        if vm.access is not None:
+            raise TransientDiskError(f"RelocateVM_Task is already disabled by {vm.access}", code=5)
+        vm.access = identity
         self._live(f"after {site} prepare_for_access")
 
     def end_access(self, site: str, vm_ref: str, identity: str) -> None:
         self._live(f"before {site} end_access")
-        super().end_access(site, vm_ref, identity)
+        vm = self._vm_of(site, vm_ref)
+        if vm.access == identity:
+            vm.access = None
         self._live(f"after {site} end_access")
 
     def cleanup(self, site: str, vm_ref: str, proxy: str | None = None) -> int:
@@ -161,6 +169,7 @@ class World:
                 vm.writers = vm.readers = 0
         movers = MortalMovers(
             self._pass,
+            lambda site, vm_ref: self._site(site)._vm(vm_ref),
             MemoryOpener([self.source, self.target]),
             open_lookup,
             lambda order: TransferLogWriter(order.log, order.target.capacity, order.attempt),
@@ -174,7 +183,7 @@ class World:
                 clock=self.clock,
                 new_id=lambda: f"{next(self._ids):06x}",
                 events=self.events,
-                patience=Patience((0, 0)),
+                patience=Patience((0, 0), access=0),
             ),
             self._site,
         )

@@ -57,12 +57,12 @@ class Home:
     def cross(self) -> Crossing:
         world, services = self.world, self.world.engine().services
         keeper = IntentKeeper(self.elsewhere, Intent("run-home", "", "demo"))
-        guarded = (
-            GuardedVm(Side.TARGET, world.target, self.replica.ref),
-            GuardedVm(Side.SOURCE, world.source, self.original.ref),
-        )
         replica = world.target.read_vm(self.replica.ref)
         original = world.source.read_vm(self.original.ref)
+        guarded = (
+            GuardedVm(Side.TARGET, world.target, replica, "vrepl-home-1"),
+            GuardedVm(Side.SOURCE, world.source, original, "vrepl-home-2"),
+        )
         mark = SourceMark(services.repository.id, "run-home")
         with (
             access_window(services, keeper, "web-01", guarded, self.notes.append),

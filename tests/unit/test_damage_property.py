@@ -143,7 +143,7 @@ def follow_up(one: Replicated, before: set[str]) -> None:
         if seed:
             one.change(seed)
         report = one.run()
-        assert report.result is Result.SUCCESS, report.error
+        assert report.result is Result.SUCCESS, report.error and report.error.message
         one.points_are_right()
     assert before <= set(one.world.restore_point_contents()), "a restore point was thrown away"
     [verified] = one.verification().vms

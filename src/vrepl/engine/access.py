@@ -1,7 +1,7 @@
 """PrepareForAccess and EndAccess: while a run has a VM's disks open, nobody may relocate it (VDDK Programming Guide).
 
-A crash leaves RelocateVM_Task disabled, so each access stands in the journal before it is made, and only what stands
-in the journal of a dead run is ever given back by another one.
+A crash leaves RelocateVM_Task disabled. The identity follows from repository and VM (`access_identity`), so that the
+next run of that repository ends it, from its journal or without one.
 
 Where another product holds a VM already (a backup reads it), its methods are disabled anyway: vrepl waits for it a
 while, and then goes on without access of its own, for the VM cannot be moved as long as that one reads.
@@ -13,17 +13,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
+from vrepl.engine.access_identity import RELOCATE, held_by_vrepl, held_elsewhere, other_repositories
 from vrepl.engine.context import Services
 from vrepl.engine.events import Note
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.undo import Undo
-from vrepl.errors import DiskError, MoverError, VreplError
-from vrepl.model import Side
+from vrepl.errors import DiskError, MoverError, NotReadyError, VreplError
+from vrepl.model import Side, VirtualMachine
 from vrepl.ports import AccessGuard, Inventory
 from vrepl.repository.intent import PreparedAccess
-
-RELOCATE = "RelocateVM_Task"
-"""What PrepareForAccess disables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,13 @@ class GuardedVm:
     side: Side
     """For messages alone."""
     site: Inventory
-    ref: str
+    vm: VirtualMachine
+    """As it was read with the replica's lock held."""
+    identity: str
+
+    @property
+    def ref(self) -> str:
+        return self.vm.ref
 
 
 @contextmanager
@@ -54,7 +58,9 @@ def access_window(
 
 
 def _guard(services: Services, undo: Undo, keeper: IntentKeeper, vm_name: str, vm: GuardedVm, note: Note) -> None:
-    access = PreparedAccess(vm.site.name, vm.ref, f"vrepl-{keeper.intent.run_id}"[:50])
+    for other in other_repositories(services.repository.id, vm.vm):
+        raise held_elsewhere(vm.vm, f"repository {other}")
+    access = PreparedAccess(vm.site.name, vm.ref, vm.identity)
     keeper.change(
         lambda intent: replace(
             intent, journal=replace(intent.journal, prepared_for_access=(*intent.journal.prepared_for_access, access))
@@ -69,7 +75,7 @@ def _guard(services: Services, undo: Undo, keeper: IntentKeeper, vm_name: str, v
         if not _prepare_patiently(services, vm_name, vm, access, note):
             _forget(keeper, access)
             return
-    except DiskError:
+    except (DiskError, NotReadyError):
         _forget(keeper, access)
         raise
     except VreplError:
@@ -88,10 +94,10 @@ def _prepare_patiently(services: Services, vm_name: str, vm: GuardedVm, access: 
     while True:
         try:
             if told:
-                _prepare(services.movers, access)
+                _prepare(services.movers, vm, access)
             else:
                 services.patiently(
-                    vm_name, f"prepare access at the {vm.side}", lambda: _prepare(services.movers, access)
+                    vm_name, f"prepare access at the {vm.side}", lambda: _prepare(services.movers, vm, access)
                 )
             return True
         except DiskError as error:
@@ -114,14 +120,25 @@ def _prepare_patiently(services: Services, vm_name: str, vm: GuardedVm, access: 
         left -= pause
 
 
-def _prepare(movers: AccessGuard, access: PreparedAccess) -> None:
-    """A mover that dies in the middle may have disabled the methods already: a second try would find them so."""
+def _prepare(movers: AccessGuard, vm: GuardedVm, access: PreparedAccess) -> None:
+    """A mover that dies in the middle may have disabled the methods already: a second try would find them so.
+
+    Raises NotReadyError at once where another repository has the VM: waiting for it is for the next run.
+    """
     try:
         movers.prepare_for_access(access.site, access.vm_ref, access.identity)
     except MoverError:
         with suppress(VreplError):
             movers.end_access(access.site, access.vm_ref, access.identity)
         raise
+    except DiskError as error:
+        holder = held_by_vrepl(error.message)
+        if holder is None:
+            raise
+        if holder != access.identity:
+            raise held_elsewhere(vm.vm, holder) from error
+        movers.end_access(access.site, access.vm_ref, access.identity)
+        movers.prepare_for_access(access.site, access.vm_ref, access.identity)
 
 
 def _forget(keeper: IntentKeeper, access: PreparedAccess) -> None:

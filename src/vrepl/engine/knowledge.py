@@ -15,7 +15,7 @@ from vrepl.planner.knowledge import NameTaken, ReplicaKnowledge
 from vrepl.planner.seeding import SeedRequest
 from vrepl.planner.tracking import tracking_id
 from vrepl.ports import Inventory, TrackedInventory
-from vrepl.repository.agreement import commit_records, require_agreement, require_empty_disks
+from vrepl.repository.agreement import SettingsOf, require_agreement, require_empty_disks
 from vrepl.repository.commit_record import ReplicaMark, named_restore_point, read_mark
 from vrepl.repository.documents import DamagedError
 from vrepl.repository.intent import Intent
@@ -43,7 +43,8 @@ class TargetNames:
                 mark is not None
                 and (mark.source_site, mark.source_instance_uuid) == (record.source_site, record.source_instance_uuid)
                 and mark.repository_id in {repository_id, record.adopted_from}
-                and commit_records(vm, record)
+                and mark.is_of(vm.instance_uuid)
+                and any(named_restore_point(snapshot.description) for snapshot in vm.snapshots)
             ):
                 return vm
         return None
@@ -71,7 +72,7 @@ def gather(
     record = folder.record if folder and folder.record.target_instance_uuid else None
     replica = target.find_vm_by_instance_uuid(record.target_instance_uuid) if record else None
     if folder is not None and record is not None:
-        _refuse_contradictions(folder, record, replica, repository_id, names)
+        _refuse_contradictions(folder, record, replica, repository_id, target, names)
     if seed is not None and (replica is None or replica.ref != seed.candidate.ref):
         return ReplicaKnowledge(record=record, replica=replica, seed=seed)
     if folder is None or replica is None:
@@ -122,11 +123,12 @@ def _refuse_contradictions(
     record: ReplicaRecord,
     replica: VirtualMachine | None,
     repository_id: str,
+    target: Inventory,
     names: TargetNames,
 ) -> None:
     """Raises DamagedError where the replica, or the VM that is the replica, says something else than the repository."""
     if replica is not None:
-        require_agreement(folder, replica, repository_id)
+        require_agreement(folder, replica, repository_id, settings_of(target))
         return
     other = names.marked(record, repository_id)
     if other is not None:
@@ -153,6 +155,11 @@ def seed_request(
     elif owner is not None and owner.record.source_instance_uuid != vm.instance_uuid:
         replica_of = owner.record.source_name
     return SeedRequest(candidate, same_site=source.name == target.name, replica_of=replica_of)
+
+
+def settings_of(site: Inventory) -> SettingsOf:
+    """Reads the extraConfig that a snapshot kept."""
+    return lambda snapshot_ref: site.read_snapshot(snapshot_ref).extra_config
 
 
 def restore_point_snapshots(replica: VirtualMachine) -> dict[str, str]:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from vrepl.engine.access_identity import RELOCATE, dead_identities
 from vrepl.engine.consolidation import consolidate
 from vrepl.engine.context import Services
-from vrepl.engine.knowledge import leaf_identity, restore_point_snapshots
+from vrepl.engine.knowledge import leaf_identity, restore_point_snapshots, settings_of
 from vrepl.engine.marks import restore_point_snapshot_name, san_mark_of, source_mark_of
-from vrepl.errors import InterruptedRunError, NotFoundError, UsageError, VreplError
+from vrepl.errors import DiskError, InterruptedRunError, NotFoundError, UsageError, VreplError
 from vrepl.model import ReplicaRecord, Side, Snapshot, VirtualMachine
 from vrepl.ports import Inventory, SnapshottedSite
 from vrepl.repository.agreement import require_agreement
@@ -41,16 +42,17 @@ def recover(services: Services, folder: ReplicaFolder, target: SnapshottedSite, 
     """Returns what was found and done, in words. Without the original, what dead runs left there stays for later."""
     found = recover_journal(services, folder, target, original)
     if original is not None:
-        found += recover_source(services, original.site, original.vm)
+        found += recover_source(services, folder, original.site, original.vm)
     found += recover_replica(services, target, folder)
     return found
 
 
-def recover_source(services: Services, site: SnapshottedSite, vm: VirtualMachine) -> list[str]:
+def recover_source(services: Services, folder: ReplicaFolder, site: SnapshottedSite, vm: VirtualMachine) -> list[str]:
     """Remove what dead runs left of a VM that they replicated."""
     found = detach_leavings(services, site, vm)
     site.wait_for_tasks(vm.ref)
     now = site.read_vm(vm.ref)
+    found += end_access_of_the_dead(services, folder, site, now)
     removed = remove_source_snapshots(services, site, now)
     found += removed
     found += _consolidate(services, site, site.read_vm(vm.ref) if removed else now)
@@ -65,9 +67,10 @@ def recover_replica(services: Services, site: SnapshottedSite, folder: ReplicaFo
     replica = site.find_vm_by_instance_uuid(record.target_instance_uuid)
     if replica is None:
         return []
-    require_agreement(folder, replica, services.repository.id)
+    require_agreement(folder, replica, services.repository.id, settings_of(site))
     site.wait_for_tasks(replica.ref)
     done = detach_leavings(services, site, replica)
+    done += end_access_of_the_dead(services, folder, site, replica)
     done += remove_san_snapshots(services, site, site.read_vm(replica.ref))
     replica = site.read_vm(replica.ref)
     points = {point.id: point for point in folder.restore_points()}
@@ -160,6 +163,21 @@ def detach_leavings(services: Services, site: Inventory, vm: VirtualMachine) -> 
         return []
     services.modes.detached(site.name, vm, count)
     return [f"detached disks of {vm.name} at {site.name} that a dead process left on the proxy by HotAdd"]
+
+
+def end_access_of_the_dead(services: Services, folder: ReplicaFolder, site: Inventory, vm: VirtualMachine) -> list[str]:
+    """End the access of a dead run of which no journal speaks: its identity follows from repository and VM.
+
+    Whose the methods are that are disabled vSphere does not tell; ending an identity that holds none changes nothing.
+    """
+    if RELOCATE not in vm.disabled_methods or not site.is_vcenter:
+        return []
+    for identity in dead_identities(services.repository.id, folder.record.id, vm):
+        with suppress(DiskError):  # it holds nothing: what is disabled is another's
+            services.movers.end_access(site.name, vm.ref, identity)
+    if RELOCATE in site.read_vm(vm.ref).disabled_methods:
+        return []
+    return [f"gave back the access to {vm.name} at {site.name} that a dead run held"]
 
 
 def _consolidate(services: Services, site: SnapshottedSite, vm: VirtualMachine) -> list[str]:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from vrepl.engine.comparing import compare_disk
 from vrepl.engine.context import VerificationContext
-from vrepl.engine.knowledge import restore_point_snapshots
+from vrepl.engine.knowledge import restore_point_snapshots, settings_of
 from vrepl.engine.recovery import detach_leavings
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import (
@@ -63,7 +63,7 @@ def _verify_disks(context: VerificationContext, folder: ReplicaFolder, point: Re
             f"the replica {folder.record.target_name} is gone from site {context.target.name}",
             hint="the next run makes it anew",
         )
-    require_agreement(folder, replica, context.services.repository.id)
+    require_agreement(folder, replica, context.services.repository.id, settings_of(context.target))
     snapshot_ref = restore_point_snapshots(replica).get(point.id)
     if snapshot_ref is None:
         raise NotFoundError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vrepl.engine.access import GuardedVm, access_window
+from vrepl.engine.access_identity import access_identity
 from vrepl.engine.consolidation import consolidate
 from vrepl.engine.context import ReplicationContext
 from vrepl.engine.crossing import Crossing
@@ -111,8 +112,8 @@ class VmRun:
                 keeper = self._begin(folder)
                 work.enter("prepare access")
                 guarded = (
-                    GuardedVm(Side.SOURCE, context.source, plan.vm.ref),
-                    GuardedVm(Side.TARGET, context.target, replica.vm.ref),
+                    GuardedVm(Side.SOURCE, context.source, plan.vm, self._identity(folder, plan.vm)),
+                    GuardedVm(Side.TARGET, context.target, replica.vm, self._identity(folder, replica.vm)),
                 )
                 with access_window(context.services, keeper, self._vm.name, guarded, work.note):
                     work.enter("source snapshot")
@@ -141,6 +142,9 @@ class VmRun:
             self._work.note(note)
         self._replica_name = replica.vm.name
         return replica
+
+    def _identity(self, folder: ReplicaFolder, vm: VirtualMachine) -> str:
+        return access_identity(self._context.services.repository.id, folder.record.id, vm)
 
     def _set_consolidation_needed(self, needed: bool) -> None:
         self._consolidation_needed = needed

@@ -7,12 +7,19 @@ with the replica's mark. What only the repository knows cannot be compared (docs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vrepl.model import ReplicaRecord, RestorePoint, SnapshotState, VirtualMachine
-from vrepl.repository.commit_record import CommitRecord, parse_commit_record, read_mark
+from vrepl.model import ReplicaRecord, RestorePoint, Snapshot, SnapshotState, VirtualMachine
+from vrepl.repository.commit_record import (
+    CommitRecord,
+    is_header,
+    lay_out,
+    named_restore_point,
+    read_commit_record,
+    read_mark,
+)
 from vrepl.repository.documents import DamagedError
 from vrepl.repository.replica_folder import ReplicaFolder
 
@@ -25,13 +32,21 @@ class Contradiction:
     reason: str
 
 
-def require_agreement(folder: ReplicaFolder, replica: VirtualMachine, repository_id: str) -> None:
+SettingsOf = Callable[[str], Mapping[str, str]]
+"""The extraConfig of one of the replica's snapshots: a long commit record stands there. Asked only if need be."""
+
+
+def require_agreement(
+    folder: ReplicaFolder, replica: VirtualMachine, repository_id: str, settings_of: SettingsOf
+) -> None:
     """Raises DamagedError, naming the document, unless the replica's own word is that of the repository."""
-    for found in contradictions(folder, replica, repository_id):
+    for found in contradictions(folder, replica, repository_id, settings_of):
         raise DamagedError(found.path, found.reason)
 
 
-def contradictions(folder: ReplicaFolder, replica: VirtualMachine, repository_id: str) -> Iterator[Contradiction]:
+def contradictions(
+    folder: ReplicaFolder, replica: VirtualMachine, repository_id: str, settings_of: SettingsOf
+) -> Iterator[Contradiction]:
     """Every document of this replica that `replica`, the VM that its record names, contradicts."""
     record, path = folder.record, folder.path / "replica.json"
     reason = _wrong_mark(record, replica)
@@ -46,12 +61,15 @@ def contradictions(folder: ReplicaFolder, replica: VirtualMachine, repository_id
             f"{repository_id}",
         )
     points = folder.restore_points()
-    sealed = commit_records(replica, record)
+    snapshots = {named: one for one in replica.snapshots if (named := named_restore_point(one.description))}
     for point in points:
-        reason = _wrong_point(point, sealed.get(point.id))
+        reason = _wrong_time(point)
+        snapshot = snapshots.get(point.id)
+        if reason is None and snapshot is not None:
+            reason = _wrong_point(point, record, repository_id, snapshot, settings_of)
         if reason is not None:
             yield Contradiction(folder.path / "restore-points" / f"{point.id}.json", reason)
-    present = [point for point in points if point.id in sealed]
+    present = [point for point in points if point.id in snapshots]
     if present and (reason := _crossed_disks(record, present)):
         yield Contradiction(path, reason)
 
@@ -77,17 +95,6 @@ def require_empty_disks(
             raise DamagedError(folder.path / "replica.json", reason)
 
 
-def commit_records(replica: VirtualMachine, record: ReplicaRecord) -> dict[str, CommitRecord]:
-    """Restore point ID -> commit record, of those of the replica's snapshots that speak of this source."""
-    found = (parse_commit_record(snapshot.description) for snapshot in replica.snapshots)
-    return {
-        commit.restore_point.id: commit
-        for commit in found
-        if commit is not None
-        and (commit.source_site, commit.source_instance_uuid) == (record.source_site, record.source_instance_uuid)
-    }
-
-
 def _wrong_mark(record: ReplicaRecord, replica: VirtualMachine) -> str | None:
     mark = read_mark(replica.extra_config)
     if mark is None:
@@ -100,9 +107,22 @@ def _wrong_mark(record: ReplicaRecord, replica: VirtualMachine) -> str | None:
     return None
 
 
-def _wrong_point(point: RestorePoint, commit: CommitRecord | None) -> str | None:
-    if not point.id.startswith(f"{point.time:%Y%m%dT%H%M%SZ}"):
-        return f"its time, {point.time:%Y-%m-%d %H:%M:%S} UTC, is not the one in its name"
+def _wrong_time(point: RestorePoint) -> str | None:
+    if point.id.startswith(f"{point.time:%Y%m%dT%H%M%SZ}"):
+        return None
+    return f"its time, {point.time:%Y-%m-%d %H:%M:%S} UTC, is not the one in its name"
+
+
+def _wrong_point(
+    point: RestorePoint, record: ReplicaRecord, repository_id: str, snapshot: Snapshot, settings_of: SettingsOf
+) -> str | None:
+    ours = CommitRecord(
+        repository_id, record.source_site, record.source_instance_uuid, record.source_name, restore_point=point
+    )
+    if lay_out(ours, inline=False).description == snapshot.description:
+        return None  # its digest is that of the long record: nothing needs to be read
+    settings = settings_of(snapshot.ref) if is_header(snapshot.description) else {}
+    commit = read_commit_record(snapshot.description, settings)
     if commit is None or commit.restore_point == point:
         return None
     theirs = commit.restore_point

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vrepl.model import ReplicaRecord, ReplicaState, RestorePoint, VirtualMachine
@@ -147,7 +147,7 @@ class _Rebuild:
         if folder is None:
             folder = self.repository.create_replica(record)
         with folder.lock():
-            mended = self._mend(folder, record, one.vm)
+            mended = self._mend(folder, record, one)
             for restore_point in (commit.restore_point for commit in commits):
                 path = folder.path / "restore-points" / f"{restore_point.id}.json"
                 if folder.restore_point(restore_point.id) is not None:
@@ -176,15 +176,23 @@ class _Rebuild:
         ]
         return f"snapshot {newer[0]!r} was made by a newer vrepl" if newer else ""
 
-    def _mend(self, folder: ReplicaFolder, record: ReplicaRecord, vm: VirtualMachine) -> list[Path]:
+    def _mend(self, folder: ReplicaFolder, record: ReplicaRecord, one: FoundReplica) -> list[Path]:
         """Set aside what the replica contradicts; returns what that was. The record is made anew at once."""
         mended = []
         known = folder.record
+
+        def settings(snapshot_ref: str) -> Mapping[str, str]:
+            return one.snapshot_settings.get(snapshot_ref, {})
+
+        if known.empty_disks:
+            # Whether they are empty still cannot be told from here; the next run compares them.
+            known = replace(known, empty_disks=())
+            folder.save_record(known)
         if (known.target_site, known.target_instance_uuid) != (record.target_site, record.target_instance_uuid):
             if known.target_instance_uuid:
                 mended.append(folder.path / "replica.json")
             folder.save_record(record)
-        for wrong in list(contradictions(folder, vm, self.repository.id)):
+        for wrong in list(contradictions(folder, one.vm, self.repository.id, settings)):
             if wrong.path.name == "replica.json":
                 folder.save_record(record)
             elif wrong.path.parent.name == "restore-points":
