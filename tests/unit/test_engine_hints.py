@@ -112,6 +112,21 @@ def test_without_digests_what_is_hinted_at_is_written_again(world: World, tmp_pa
     assert folder_of(world).record.target_instance_uuid == world.replica().instance_uuid
 
 
+@pytest.mark.parametrize("answer", ["whole", "fault"])
+def test_without_digests_a_hint_that_names_the_whole_disk_is_not_acted_upon(
+    world: World, tmp_path: Path, answer: str
+) -> None:
+    succeed(world)
+    world.folder = tmp_path / "another"
+    world.repository = Repository.open(world.folder)
+    rebuild(world.repository, [FoundReplica("dr", vm) for vm in world.target.list_vms()])
+    world.target.cbt_answer = answer
+    world.source.guest_write(source(world), 0, 0, b"\x02" * GRAIN)
+    report = succeed(world)
+    assert_nobody_is_accused(report)
+    assert report.disks[0].bytes_moved == GRAIN
+
+
 def test_a_vague_hint_is_only_sampled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspects, "BUDGET", 4 * GRAIN)
     succeed(world)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from vrepl.engine.comparing import compare_disk
 from vrepl.engine.context import ReplicationContext, VerificationContext
 from vrepl.planner.knowledge import ReplicaKnowledge
-from vrepl.planner.suspects import is_vague, settled_again, worth_reading
+from vrepl.planner.suspects import settled_again, tells_something, worth_reading
 from vrepl.repository.replica_folder import ReplicaFolder
 
 
@@ -43,7 +43,7 @@ def look_at_suspects(
                 )
             if not read.unknown_grains:
                 continue
-        if not is_vague(extents):
+        if tells_something(extents, disk.capacity):
             # Nothing tells what stands there: it is taken from the source again.
             unfinished[key] = settled_again(unfinished.get(key), point, extents, disk.capacity)
     return replace(known, unfinished=tuple(unfinished.items()), suspects=())

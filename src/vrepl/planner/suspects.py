@@ -20,8 +20,13 @@ BUDGET = 64 * 1024 * 1024
 
 
 def is_vague(suspects: Sequence[Extent]) -> bool:
-    """Whether a hint speaks of so much that it tells nothing."""
+    """Whether a hint speaks of so much that it is only sampled."""
     return total(suspects) > BUDGET
+
+
+def tells_something(suspects: Sequence[Extent], capacity: int) -> bool:
+    """Whether a hint is worth acting on where no digest can prove it: one that names (nearly) the whole disk is not."""
+    return not is_vague(suspects) and total(suspects) * 10 < capacity * 9
 
 
 def worth_reading(suspects: Sequence[Extent], capacity: int, salt: str) -> tuple[Extent, ...]:
