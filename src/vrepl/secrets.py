@@ -198,8 +198,14 @@ def _read_bounded(process: subprocess.Popen[bytes], title: str) -> bytes:
 
 
 def _read_keyring(entry: str) -> str:
-    import keyring
-    import keyring.errors
+    try:
+        import keyring
+        import keyring.errors
+    except ImportError as error:
+        raise UsageError(
+            "a password from the keyring takes the package keyring, which is not installed",
+            hint="pip install 'vrepl[keyring]', or { file = … } or { credential = … } in the configuration",
+        ) from error
 
     service, _, user = entry.rpartition("/")
     try:

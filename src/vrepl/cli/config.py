@@ -82,6 +82,25 @@ def validate(state: State) -> None:
     state.result(data, show)
 
 
+@config.command(
+    short_help="A JSON Schema, for editors.",
+    epilog=examples(
+        "vrepl config schema > vrepl.schema.json", "#:schema vrepl.schema.json     at the top of vrepl.toml"
+    ),
+)
+@json_option
+@pass_state
+def schema(state: State) -> None:
+    """Print the JSON Schema of the configuration, for editors that complete and check TOML."""
+    import json
+
+    from vrepl.config.schema import json_schema
+    from vrepl.report import console
+
+    made = json_schema()
+    state.result({"version": 1, "schema": made}, lambda out: console.paragraph(out, json.dumps(made, indent=2)))
+
+
 @config.command(short_help="The effective values.", epilog=examples("vrepl config show", "vrepl config show --json"))
 @json_option
 @pass_state
