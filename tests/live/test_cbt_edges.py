@@ -35,6 +35,7 @@ def assert_replicated(runs: Runs, report: Any) -> None:
 @pytest.mark.parametrize("block_kib", [64, 256, 1024])
 def test_blocks_of_any_size_and_a_disk_of_one_sector_past_1_mib(start_runs: StartRuns, block_kib: int) -> None:
     runs = start_runs(DiskSpec(8 * MIB, content="random", fill=0.9), DiskSpec(ODD, content="random", fill=0.9))
+    runs.track_exactly()
     runs.lab.set(f"cbt_block_kib={block_kib}")
     runs.replicate()
     block = block_kib * 1024

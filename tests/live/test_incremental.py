@@ -48,6 +48,7 @@ def assert_sealed(runs: Runs, report: Any, images: list[Image] | None = None) ->
 
 def test_five_writes_in_a_large_disk_move_what_they_touched(start_runs: StartRuns) -> None:
     runs = start_runs(DiskSpec(2048 * MIB, content="random", fill=0.02))
+    runs.track_exactly()
     runs.replicate()
     for grain in (0, 777, 9001, 20000, 32767):
         runs.write(grain)

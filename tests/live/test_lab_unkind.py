@@ -14,7 +14,7 @@ from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 GRAIN = 65536
-BLOCKS = 400
+BLOCKS = 160
 CAPACITY = BLOCKS * GRAIN
 SPEC = LabSpec.of_vms(
     VmSpec("liar-01", disks=(DiskSpec(CAPACITY, content="empty"),), cbt=True),
@@ -25,7 +25,9 @@ SPEC = LabSpec.of_vms(
 
 @pytest.fixture(scope="module")
 def vcenter(start_shared_lab: Callable[[LabSpec], Lab]) -> Lab:
-    return start_shared_lab(SPEC)
+    lab = start_shared_lab(SPEC)
+    lab.set("nasty=off")  # each test says for itself what is not exact
+    return lab
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_change_tracking_misses_adds_and_answers_with_the_whole_disk(vcenter: La
 
     vcenter.set("prod.cbt_miss=0.1")
     missed = touched - set(said(vm, two, since))
-    assert 5 <= len(missed) <= 40  # of 200: a tenth, as it falls
+    assert 1 <= len(missed) <= 20  # of 80: a tenth, as it falls
     assert set(said(vm, two, since)) <= touched
     vcenter.set("prod.cbt_page=3")
     assert touched - set(said(vm, two, since)) == missed  # the same lie on every page and each time
@@ -83,7 +85,7 @@ def test_change_tracking_misses_adds_and_answers_with_the_whole_disk(vcenter: La
     vcenter.set("prod.cbt_page=2000", "prod.cbt_miss=0", "prod.cbt_false=0.2")
     found = set(said(vm, two, since))
     assert touched < found
-    assert 15 <= len(found - touched) <= 70
+    assert 4 <= len(found - touched) <= 32  # of 80: a fifth
 
     vcenter.set("prod.cbt_whole_disk=on")
     for change in (since, "*"):
