@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from vrepl.engine.context import Patience
 from vrepl.errors import DiskLockedError, TransientDiskError, VsphereError
 from vrepl.extents import GRAIN
 from vrepl.model import Consistency, Quiesce
-from vrepl.report.model import Result
+from vrepl.report.model import Result, RunReport
 
 
 @pytest.fixture
@@ -163,3 +164,26 @@ def test_a_place_that_cannot_be_is_refused_before_anything_is_made(world: World,
     assert report.result is Result.FAILED
     assert "create_replica" not in world.target.calls[len(before) :]
     assert "create_snapshot" not in world.source.calls
+
+
+def test_a_run_waits_for_a_verification_of_the_replica(world: World) -> None:
+    """Whoever holds a replica's lock is waited for as long as for another run of the job; a stop ends the waiting."""
+    assert world.run_vm().result is Result.SUCCESS
+    [folder] = world.repository.replicas()
+    with folder.lock():
+        assert world.run_vm().result is Result.SKIPPED
+        engine = world.engine()
+        runs = threading.Thread(target=lambda: reports.append(engine.replicate(world.job, lock_wait=60)))
+        reports: list[RunReport] = []
+        runs.start()
+        until = time.monotonic() + 30
+        while not any("waiting up to" in note for note in world.events.notes) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not reports
+    runs.join(30)
+    assert reports[0].vms[0].result is Result.SUCCESS, reports[0].vms[0].error
+
+    with folder.lock():
+        engine = world.engine()
+        threading.Timer(0.3, engine.stop).start()
+        assert engine.replicate(world.job, lock_wait=60).vms[0].result is Result.INTERRUPTED

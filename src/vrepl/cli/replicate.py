@@ -82,7 +82,7 @@ def plan(
     type=DURATION,
     default=0.0,
     metavar="TIME",
-    help="Wait so long (such as 10m) for another run of the job to end.",
+    help="Wait so long (such as 10m) for another run of the job, or a verification of a replica, to end.",
 )
 @click.option(
     "--retry", "retries", type=click.IntRange(min=0), default=0, metavar="N", help="Run failed VMs again, N times."

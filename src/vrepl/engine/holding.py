@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from vrepl.engine.context import Services
 from vrepl.engine.recovery import Original, recover
 from vrepl.engine.vm_work import VmWork
+from vrepl.errors import LockedError
 from vrepl.ports import SnapshottedSite
+from vrepl.report import format as words
 from vrepl.repository.replica_folder import ReplicaFolder
 
 
 @contextmanager
 def replica_held(
-    services: Services, work: VmWork, folder: ReplicaFolder, target: SnapshottedSite, original: Original | None = None
+    services: Services,
+    work: VmWork,
+    folder: ReplicaFolder,
+    target: SnapshottedSite,
+    original: Original | None = None,
+    *,
+    lock_wait: float = 0.0,
 ) -> Iterator[None]:
-    """Raises LockedError naming who holds it. `original`: the VM that is replicated, if its site is at hand."""
-    with folder.lock():
+    """Raises LockedError naming who holds it, after waiting `lock_wait` seconds for that to end.
+
+    `original`: the VM that is replicated, if its site is at hand.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(folder.lock())
+        except LockedError as error:
+            if lock_wait <= 0:
+                raise
+            work.note(f"{error.message}; waiting up to {words.duration(lock_wait)} for that to end")
+            held.enter_context(folder.lock(lock_wait, sleep=services.wait))
         work.enter("recovery")
         for note in recover(services, folder, target, original):
             work.note(note)

@@ -83,6 +83,7 @@ class Engine:
     ) -> RunReport:
         """Run the job. Raises LockedError if another run of it goes on after `lock_wait` seconds.
 
+        So long each VM waits too for whoever holds its replica.
         `replica_map`: source VM name -> name of an existing VM of the target that shall become its replica.
         """
         services = self.services
@@ -102,7 +103,7 @@ class Engine:
                 services.events.vm_finished(vm)
             self._tell_drift(report, vms, job, whole=not vm_names)
             self._recover_dropped(context, vms, whole=not vm_names)
-            report.vms.extend(self._run_all(context, vms.found, names, replica_map))
+            report.vms.extend(self._run_all(context, vms.found, names, replica_map, lock_wait))
             report.finished = services.clock()
             report.interrupted = services.stop.is_set()
             report.soap_calls = {site.name: site.soap_calls - calls_before[site.name] for site in sites}
@@ -140,9 +141,10 @@ class Engine:
         vms: Sequence[VirtualMachine],
         names: TargetNames,
         replica_map: Mapping[str, str],
+        lock_wait: float,
     ) -> list[VmReport]:
         def run_one(vm: VirtualMachine) -> VmReport:
-            report = VmRun(context, vm, names, map_to=replica_map.get(vm.name)).run()
+            report = VmRun(context, vm, names, map_to=replica_map.get(vm.name), lock_wait=lock_wait).run()
             self.services.events.vm_finished(report)
             return report
 

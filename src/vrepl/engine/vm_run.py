@@ -40,9 +40,19 @@ class VmRun:
     """Replicates one VM once. `run` never raises: what happened stands in its report."""
 
     def __init__(
-        self, context: ReplicationContext, vm: VirtualMachine, names: TargetNames, *, map_to: str | None = None
+        self,
+        context: ReplicationContext,
+        vm: VirtualMachine,
+        names: TargetNames,
+        *,
+        map_to: str | None = None,
+        lock_wait: float = 0.0,
     ) -> None:
-        """`map_to`: name of an existing VM of the target that shall become the replica."""
+        """`map_to`: name of an existing VM of the target that shall become the replica.
+
+        `lock_wait`: seconds to wait for whoever holds the replica, such as a verification.
+        """
+        self._lock_wait = lock_wait
         self._context = context
         self._map_to = map_to
         self._vm = vm
@@ -98,7 +108,8 @@ class VmRun:
     def _replicate(self) -> None:
         context, work = self._context, self._work
         folder = self._folder()
-        with replica_held(context.services, work, folder, context.target, Original(context.source, self._vm)):
+        original = Original(context.source, self._vm)
+        with replica_held(context.services, work, folder, context.target, original, lock_wait=self._lock_wait):
             work.enter("preflight")
             plan, known, store, ready = self._plan(folder)
             folder.upgrade()  # what could be compared has been

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -129,14 +130,16 @@ class ReplicaFolder:
         self._record = record
 
     @contextmanager
-    def lock(self, wait_seconds: float = 0) -> Iterator[None]:
+    def lock(self, wait_seconds: float = 0, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
         """Raises LockedError naming the owner, NotFoundError if the replica was removed meanwhile.
+
+        `sleep` waits between two looks; what it raises ends the waiting.
 
         Once it is held, half-done changes of dead owners are completed. The record is read anew, for another process
         may have changed it.
         """
         what = f"the replica of {self._record.source_name} ({self._record.target_name})"
-        with holding(self.path / "lock", what, wait_seconds):
+        with holding(self.path / "lock", what, wait_seconds, sleep=sleep):
             record = _read_record(self.path)
             if record is None:
                 raise NotFoundError(f"{what} was removed meanwhile", hint="run again: it will be made anew")
