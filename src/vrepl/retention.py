@@ -8,8 +8,8 @@ always stays. Days and ISO weeks are those of the time zone that `now` is given 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from vrepl.model import RestorePoint, RetentionPolicy
 
@@ -60,6 +60,27 @@ def apply_retention(
             kept += 1
             decisions.append(RetentionDecision(point, True, reason))
     return decisions[::-1]
+
+
+def removable(
+    restore_points: Sequence[RestorePoint],
+    created: Mapping[str, dt.datetime],
+    policy: RetentionPolicy,
+    now: dt.datetime,
+) -> list[RestorePoint]:
+    """What may be removed, oldest first: what the policy lets go by the time in its record *and* by `created`.
+
+    `created`: restore point ID -> when the target says that its snapshot was made. The one time is by the clock of
+    the machine that ran, the other by the target's: a single clock that was wrong never decides what is removed. In
+    doubt more is kept; only that a chain takes no more than `MAX_RESTORE_POINTS` goes by their order alone.
+    """
+    let_go = {one.restore_point.id for one in apply_retention(restore_points, policy, now) if not one.keep}
+    by_target = [replace(point, time=created.get(point.id, point.time)) for point in restore_points]
+    let_go &= {one.restore_point.id for one in apply_retention(by_target, policy, now) if not one.keep}
+    in_order = sorted(restore_points, key=lambda point: (point.time, point.id))
+    kept = [point.id for point in in_order if point.id not in let_go]
+    let_go |= set(kept[: max(len(kept) - MAX_RESTORE_POINTS, 0)])
+    return [point for point in in_order if point.id in let_go]
 
 
 def _newest_of_each(

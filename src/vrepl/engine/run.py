@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from vrepl.engine.clocks import refuse_wrong_clock
 from vrepl.engine.context import ReplicationContext, Services, VerificationContext, timestamped_id
 from vrepl.engine.gate import Gate
 from vrepl.engine.job_vms import JobVms, find_job_vms, new_and_vanished
@@ -94,6 +95,7 @@ class Engine:
             context = self._replication(job, run_id=timestamped_id(services.clock(), services.new_id()))
             sites = (context.source, context.target)
             calls_before = {site.name: site.soap_calls for site in sites}
+            refuse_wrong_clock(services.clock, sites, lambda message: services.events.note("", message))
             report = RunReport(job=job.name, id=context.run_id, started=services.clock())
             vms = find_job_vms(context.source, job, vm_names)
             names = TargetNames(context.target)

@@ -20,7 +20,7 @@ from vrepl.repository.commit_record import (
     read_commit_record,
 )
 from vrepl.repository.replica_folder import ReplicaFolder
-from vrepl.retention import apply_retention
+from vrepl.retention import removable
 
 
 def seal(
@@ -131,11 +131,15 @@ def prune(
     What cannot be removed now is said and left for the next run: the new restore point is sealed already.
     """
     removed: list[str] = []
-    decisions = apply_retention(points, context.job.retention, context.services.clock())
-    for decision in decisions:
-        if decision.keep or context.services.stop.is_set():
+    now = context.services.clock()
+    if not removable(points, {}, context.job.retention, now):
+        return removed  # nothing by the times in the records, whatever the target's say
+    replica = context.target.read_vm(replica_ref)
+    times = {snapshot.ref: snapshot.created for snapshot in replica.snapshots}
+    created = {point_id: times[ref] for point_id, ref in restore_point_snapshots(replica).items()}
+    for point in removable(points, created, context.job.retention, now):
+        if context.services.stop.is_set():
             continue
-        point = decision.restore_point
         try:
             replica = context.target.read_vm(replica_ref)
             snapshot_ref = restore_point_snapshots(replica).get(point.id)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -39,6 +40,10 @@ class Inventory(Named, Protocol):
     @property
     def soap_calls(self) -> int:
         """API calls made so far."""
+        ...
+
+    def current_time(self) -> dt.datetime:
+        """The site's clock, UTC."""
         ...
 
     def list_vms(self) -> list[VirtualMachine]:
