@@ -133,7 +133,12 @@ def test_each_side_may_have_its_own_engine(start_runs: StartRuns, source: str, t
     assert_sealed(runs, report)
 
 
-FEW_FAULTS = ("prod.fault=read:lost@6", "dr.fault=write:crash@4", "dr.fault=close:lost")
+FEW_FAULTS = (
+    "prod.fault=read:lost@6",
+    "dr.fault=write:crash@4",
+    "dr.fault=close:lost",
+    "prod.api_fault=NfcGetVmFiles:expire_session",
+)
 FAULTS = (
     "prod.fault=open:error:locked",
     "prod.fault=read:error:connection_lost@4",
@@ -144,11 +149,15 @@ FAULTS = (
     "dr.fault=open:error:no_memory",
     "prod.api_fault=NfcGetVmFiles:http_503",
     "dr.api_fault=NfcRandomAccessOpenDisk:drop_reply",
-    "prod.api_fault=NfcGetVmFiles:expire_session",
+    "dr.fault=flush:freeze:2000",
 )
 
 
-@pytest.mark.parametrize("faults", [FEW_FAULTS, pytest.param(FAULTS, marks=pytest.mark.long)], ids=["few", "all"])
+@pytest.mark.parametrize(
+    "faults",
+    [FEW_FAULTS, pytest.param(FAULTS, marks=[pytest.mark.long, pytest.mark.timeout(1200)])],
+    ids=["few", "all"],
+)
 def test_what_goes_wrong_in_mid_run_is_survived(start_runs: StartRuns, faults: tuple[str, ...]) -> None:
     runs = start_runs(8)
     runs.set_in_job('readback = "all"')
@@ -190,6 +199,24 @@ def test_a_vm_that_moves_in_mid_run_is_followed(start_runs: StartRuns) -> None:
     assert runs.restore_point(report["id"]) == runs.source()
 
 
+def test_a_stop_keeps_what_was_moved(start_runs: StartRuns) -> None:
+    """Ctrl-C closes the disk and reads back: what counts then is not sent again."""
+    runs = start_runs(32)
+    runs.lab.set("prod.bandwidth_mib_s=12")
+    process = runs.start()
+    until(lambda: bool(runs.lab.status()["dr"]["locks"]), process)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert_clean(runs)
+    runs.lab.set("prod.bandwidth_mib_s=0")
+    report = runs.replicate()
+    assert report["disks"][0]["resumed"]
+    assert moved(report) < runs.written_on_target() - 4 * MIB
+    assert_sealed(runs, report)
+
+
 def killed_and_again(runs: Runs, kills: int, seed: int) -> None:
     chance = random.Random(seed)
     runs.replicate()
@@ -215,6 +242,7 @@ def test_killed_at_any_moment_and_run_again(start_runs: StartRuns) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_killed_forty_times(start_runs: StartRuns) -> None:
     runs = start_runs(16)
     runs.set_in_job("retention = { last = 3 }")

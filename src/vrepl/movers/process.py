@@ -31,6 +31,8 @@ logger = logging.getLogger("vrepl.mover")
 
 STOP_SECONDS = 0.8
 """What a mover gets to end a transfer properly after stop; then it is killed."""
+CLOSING_STOP_SECONDS = 4.0
+"""Where a checkpoint takes closing the disk, a ticket, and reading back: else up to a minute's work would be lost."""
 EXIT_SECONDS = 2.0
 START_SECONDS = 60.0
 LEVELS = {"log": logging.DEBUG, "warn": logging.INFO, "panic": logging.ERROR}
@@ -234,7 +236,8 @@ class MoverProcess:
 
     def stop(self) -> None:
         """End what runs: a transfer checkpoints and closes its disks, or is killed soon."""
-        self._stop_at = time.monotonic() + STOP_SECONDS
+        grace = STOP_SECONDS if self.settings.libdir is not None else CLOSING_STOP_SECONDS
+        self._stop_at = time.monotonic() + grace
         with suppress(MoverError):
             self._send({"op": "stop"})
         self._inbox.replies.put({"id": 0})  # wakes who waits, so that the time counts
