@@ -32,7 +32,7 @@ PHASES = {
     "remove source snapshot": ("prod.api_fault=RemoveSnapshot_Task:delay:1500@1", "prod"),
     "seal": ("dr.api_fault=CreateSnapshot_Task:delay:1500@1", "dr"),
 }
-IN_EVERY_RUN = {("source snapshot", False), ("transfer", True)}
+IN_EVERY_RUN = {("source snapshot", False)}
 
 
 @pytest.fixture(scope="module")

@@ -172,3 +172,31 @@ def test_a_thousand_vms_are_read_at_once(tmp_path: Path) -> None:
     print(f"\nstatus over 1000 VMs: {time.monotonic() - began:.2f} s")
     assert len(json.loads(done.stdout)["vms"]) == 1000
     assert done.returncode == 3
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (["history"], ["Result", "failed"]),
+        (["replicas"], ["State", "ready"]),
+        (["restore-points", "web-01"], ["Verified", "not yet"]),
+        (["report"], ["Result", "failed"]),
+        (["status"], ["Result", "failed"]),
+    ],
+)
+def test_the_result_is_the_last_column_to_go(
+    command: list[str], kept: list[str], width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vrepl.cli.state.stdout_console", lambda: console.make_console(width=width))
+    _, repository = estate(tmp_path, job_table("a-job-with-a-long-name", ["web-01"]))
+    add_replica(repository, "web-01", "a-job-with-a-long-name", NOW - MINUTE)
+    failed = vm_report("web-01", Result.FAILED, "no space")
+    add_run(repository, run_report("a-job-with-a-long-name", NOW, [failed]))
+    shown = CliRunner().invoke(main, command).stdout
+    table = [
+        line for line in shown.splitlines() if not line.startswith(("web-01: ", "error: ", "hint: ", "job ", "bottl"))
+    ]
+    assert all(len(line.rstrip()) <= width for line in table), shown
+    assert all(word in shown for word in kept), shown

@@ -34,17 +34,18 @@ def history(state: State, job: str | None, limit: int) -> None:
     def show(out: Console) -> None:
         from vrepl.report import console
         from vrepl.report import format as words
-        from vrepl.report.model import time_from_json
 
         # A run's ID begins with the time it started at, so that a column for that would only say it again.
-        listing = console.table("Run", "Job", "Took", "Read", "Moved", "Result", right=("Took", "Read", "Moved"))
+        listing = console.table(
+            "Run", "Job", "Took", "Read", "Moved", "Result",
+            right=("Took", "Read", "Moved"),
+            gives_way=("Read", "Moved", "Took", "Job"),
+        )  # fmt: skip
         for row in rows:
-            started, finished = time_from_json(row["started"]), time_from_json(row["finished"])
-            took = (finished - started).total_seconds() if started and finished else None
             listing.add_row(
                 row["id"],
                 row["job"],
-                words.duration(took),
+                words.duration(row["seconds"]),
                 words.size(row["bytes_read"]),
                 words.size(row["bytes_moved"]),
                 row["result"],

@@ -51,8 +51,10 @@ def vms(state: State, site: str, select: str | None) -> None:
         from vrepl.report import format as words
 
         listing = console.table(
-            "VM", "Power", "Disks", "Size", "Snapshots", "CBT", "Replicable", right=("Disks", "Size", "Snapshots")
-        )
+            "VM", "Power", "Disks", "Size", "Snapshots", "CBT", "Replicable",
+            right=("Disks", "Size", "Snapshots"),
+            gives_way=("CBT", "Snapshots", "Disks", "Size", "Power"),
+        )  # fmt: skip
         for row in rows:
             listing.add_row(
                 row["name"],

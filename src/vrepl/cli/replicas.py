@@ -43,7 +43,11 @@ def replicas(state: State, context: click.Context) -> None:
         if not rows:
             console.line(out, "no replicas yet; `vrepl replicate` makes them")
             return
-        listing = console.table("Source", "Replica", "Site", "State", "Points", "Newest", right=("Points",))
+        listing = console.table(
+            "Source", "Replica", "Site", "State", "Points", "Newest",
+            right=("Points",),
+            gives_way=("Site", "Points", "Replica", "Newest"),
+        )  # fmt: skip
         now = dt.datetime.now(dt.UTC)
         for row in rows:
             newest = row["last_restore_point"]
@@ -150,8 +154,11 @@ def restore_points(state: State, vm: str) -> None:
             console.line(out, f"no restore points of {record.source_name} yet; `vrepl replicate` makes them")
             return
         listing = console.table(
-            "Restore point", "Time", "Size", "Moved", "Consistency", "Verified", right=("Size", "Moved"), dense=True
-        )
+            "Restore point", "Time", "Size", "Moved", "Consistency", "Verified",
+            right=("Size", "Moved"),
+            gives_way=("Time", "Size", "Moved", "Consistency"),
+            dense=True,
+        )  # fmt: skip
         for row in rows:
             listing.add_row(
                 row["id"],

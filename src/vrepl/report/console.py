@@ -33,7 +33,7 @@ STYLES = {
 }
 
 
-WHOLE = frozenset({"Restore point", "Run", "Result", "State"})
+WHOLE = frozenset({"Restore point", "Run", "Result", "State", "Verified", "Replicable"})
 """Columns whose words are never folded: IDs that somebody may want to copy, and what everybody looks for."""
 FOLDED = 12
 """Characters that a column of names keeps at least before another column gives way."""

@@ -71,7 +71,12 @@ def show_failover(out: Console, report: FailoverReport) -> None:
     from vrepl.report import console
     from vrepl.report import format as words
 
-    listing = console.table("VM", "Replica", "State", "Restore point", "Took", "Result", right=("Took",), dense=True)
+    listing = console.table(
+        "VM", "Replica", "State", "Restore point", "Took", "Result",
+        right=("Took",),
+        gives_way=("Took", "Replica", "Restore point", "State"),
+        dense=True,
+    )  # fmt: skip
     for vm in report.vms:
         listing.add_row(
             vm.name, vm.replica, vm.state, vm.restore_point or "–", words.duration(vm.seconds), vm.result.value

@@ -146,7 +146,10 @@ def _names_of(folder: ReplicaFolder) -> set[str]:
 def run_row(run: Mapping[str, Any]) -> Json:
     """One run of `history`; `vms` counts results where the report has them."""
     head = run["run"]
-    row = {key: head.get(key) for key in ("id", "job", "started", "finished", "result", "bytes_read", "bytes_moved")}
+    row = {
+        key: head.get(key)
+        for key in ("id", "job", "started", "finished", "seconds", "result", "bytes_read", "bytes_moved")
+    }
     if "vms" in run:
         results = [vm["result"] for vm in run["vms"]]
         row["vms"] = {result: results.count(result) for result in sorted(set(results))}
