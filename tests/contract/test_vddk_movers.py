@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -64,6 +65,23 @@ def test_a_full_copy_moves_what_is_allocated_and_tells(site: VddkSite, movers: V
     assert set(result.waits) == {"source", "mover", "network", "target"}
     assert seen[-1].settled == seen[-1].planned == CAPACITY
     assert {lock.state for lock in site.lab.nfc.locks} == {"released"}
+
+
+def test_what_vddk_chats_about_is_no_news_to_an_operator(site: VddkSite, movers: VddkMovers) -> None:
+    """Cron mails what goes to standard error: VDDK's warnings of CEIP and PhoneHome came with every run."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign,assignment]
+    logger = logging.getLogger("vrepl.mover")
+    level, logger.level = logger.level, logging.DEBUG
+    logger.addHandler(handler)
+    try:
+        movers.transfer(site.order(), ignore)
+    finally:
+        logger.removeHandler(handler)
+        logger.level = level
+    assert any("CEIP" in record.getMessage() for record in records)
+    assert [record.getMessage() for record in records if record.levelno >= logging.WARNING] == []
 
 
 def test_without_allocated_blocks_everything_is_read(site: VddkSite, movers: VddkMovers) -> None:

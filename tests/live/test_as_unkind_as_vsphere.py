@@ -16,6 +16,8 @@ from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 GRAIN = 65536
+FEW = 8 * GRAIN
+"""Bytes: one grain was written, and the source's change tracking may name a few that were not (`nasty=on`)."""
 MANY = 60
 
 
@@ -66,7 +68,7 @@ def test_a_record_that_is_cut_survives_in_extra_config_and_the_repository_is_reb
     runs.write(3)
     report = runs.replicate()
     assert kinds(report) == ["incremental"]
-    assert moved(report) == GRAIN
+    assert GRAIN <= moved(report) <= FEW
     assert runs.restore_point(report["restore_point"]) == runs.source()
     with plain_api.session(runs.lab, "dr") as api:
         names = [one.name for one in vm_named(api, "web-01-replica").snapshot.rootSnapshotList]
@@ -81,7 +83,7 @@ def test_a_replica_whose_change_tracking_says_all_of_the_disk_accuses_nobody(run
         runs.write(grain)
         report = runs.replicate()
         assert kinds(report) == ["incremental"]
-        assert moved(report) == GRAIN
+        assert GRAIN <= moved(report) <= FEW
         assert not any("something else" in note or "reverted" in note for note in report["notes"])
     assert runs.restore_point(report["restore_point"]) == runs.source()
 
@@ -124,5 +126,5 @@ def test_60_disks_on_one_vm_are_sealed_rebuilt_and_incremental(
     runs.write(3, index=42)
     report = runs.replicate()
     assert set(kinds(report)) == {"incremental"}
-    assert moved(report) == GRAIN
+    assert GRAIN <= moved(report) <= FEW
     assert runs.restore_point(report["restore_point"], 42) == runs.source(42)
