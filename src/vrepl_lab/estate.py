@@ -35,7 +35,7 @@ def categories(vms: Iterable[VmSpec]) -> list[dict[str, Any]]:
 
 
 def twin(site: str, spec: SiteSpec, host: str) -> dict[str, Any]:
-    """A second datacenter for inventory.json: the names of all datastores again, with another type and size."""
+    """A second datacenter for inventory.json: the first datastore's name again, with another type and size."""
 
     def datastore(name: str) -> dict[str, Any]:
         return {"name": name, "type": "NFS", "naa": None, "local": False, "capacity": GIB, "hosts": [host]}
@@ -43,7 +43,7 @@ def twin(site: str, spec: SiteSpec, host: str) -> dict[str, Any]:
     return {
         "datacenter": f"{site}-dc-2",
         "host": host,
-        "datastores": [datastore(f"{site}-{store.name}") for store in spec.datastores],
+        "datastores": [datastore(f"{site}-{store.name}") for store in spec.datastores[:1]],
         "home": datastore(f"{site}-dc-2-home"),
         "vms": list(spec.twin_vms),
     }

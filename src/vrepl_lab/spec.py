@@ -119,7 +119,7 @@ class SiteSpec:
     esx: bool = False
     """A standalone ESXi host instead of a vCenter: no folders, tags, clones, no PrepareForAccess."""
     twin: bool = False
-    """A second datacenter whose datastores have the names that they have in the first."""
+    """A second datacenter with a datastore that has the name of the first one's first."""
     twin_vms: Sequence[str] = ()
     """Names of VMs in it."""
 
