@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.support.cassettes import FOLDER, RECORD_VARIABLE
-from vrepl_lab.build import find_go, go_environment
+from vrepl_lab.build import build_go_program
 from vrepl_lab.certificates import Authority
 from vrepl_lab.lab import USER, Lab
 from vrepl_lab.spec import demo_spec
@@ -33,10 +33,7 @@ PLAIN_USER, PLAIN_PASSWORD = "operator@vsphere.local", "plain secret"
 def plain_govcsim(folder: Path) -> Iterator[dict[str, Any]]:
     """An unextended govcsim, built and run; gives its entry in the list of sites."""
     folder.mkdir()
-    program = folder / "plaingovcsim"
-    print("building plain govcsim", file=sys.stderr)
-    command = [*find_go(), "build", "-o", str(program), "."]
-    subprocess.run(command, cwd=PLAIN_SOURCES, env=os.environ | go_environment(), check=True)
+    program = build_go_program(PLAIN_SOURCES)
     authority = Authority("cassette CA")
     (folder / "ca.pem").write_bytes(authority.pem)
     authority.issue(["127.0.0.1"]).write(folder / "cert.pem", folder / "key.pem")
