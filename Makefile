@@ -60,7 +60,7 @@ record: $(STAMP) ## record the API cassettes anew from the lab
 	$(BIN)/python -m tests.record
 
 docs: $(STAMP) ## write what is made from the source: docs/troubleshooting.md
-	$(BIN)/python -m tests.docs
+	$(BIN)/python -m tests.support.troubleshooting
 
 clean: ## remove .venv and caches of this checkout
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

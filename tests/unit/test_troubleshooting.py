@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.docs import PAGE, kinds, messages, page, words
+from tests.support.troubleshooting import PAGE, kinds, messages, page, words
 from vrepl.errors import UsageError
 
 

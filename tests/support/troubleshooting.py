@@ -10,7 +10,7 @@ from pathlib import Path
 from vrepl import errors
 from vrepl.errors import VreplError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 HEAD = """# Troubleshooting, by message
 
