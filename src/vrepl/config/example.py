@@ -70,6 +70,7 @@ target_datastore = "dr-vmfs-01"
 # replica_name = "{name}-replica"
 # every = "15m"                # how often cron or a timer runs it: `config validate` says how far back it reaches
 # rpo = "30m"                  # how old the last good restore point may be; `vrepl status` tells where it is older
+# audit = "30d"                # in how long all that CBT calls unchanged is read and compared once; "off"
 # quiesce = "prefer"           # require | prefer | never
 # enable_cbt = "always"        # or "powered-off", "never"
 # on_resize = "refuse"         # refuse | restart (a new chain of restore points)

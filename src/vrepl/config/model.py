@@ -6,6 +6,7 @@ can be reported at once. Relative paths are resolved by `load` against the folde
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import shlex
 from pathlib import Path
@@ -303,6 +304,7 @@ class JobTable(Table):
     enable_cbt: EnableCbt = EnableCbt.ALWAYS
     rpo: Duration | None = None
     every: Duration | None = None
+    audit: Literal["off"] | Duration = 30 * 86400.0
     retention: RetentionTable = Field(default_factory=RetentionTable)
     transport: TransportTable = Field(default_factory=TransportTable)
     on_resize: OnResize = OnResize.REFUSE
@@ -361,6 +363,7 @@ class JobTable(Table):
             ),
             replica_name=self.replica_name,
             quiesce=self.quiesce,
+            audit=None if self.audit == "off" else dt.timedelta(seconds=self.audit),
             enable_cbt=self.enable_cbt,
             retention=self.retention.policy(),
             source_modes=self.transport.source,

@@ -123,6 +123,8 @@ class JobSettings:
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     source_modes: tuple[TransportMode, ...] = DEFAULT_MODES
     target_modes: tuple[TransportMode, ...] = DEFAULT_MODES
+    audit: dt.timedelta | None = None
+    """In how long all that change tracking calls unchanged is read and compared once; None: never."""
     fallback: bool = True
     """Whether the next mode may be tried when one fails."""
     on_resize: OnResize = OnResize.REFUSE
