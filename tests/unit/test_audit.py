@@ -15,10 +15,11 @@ from vrepl.extents import GRAIN, Extent, subtract, total
 from vrepl.model import TransferKind
 from vrepl.planner import audit as planner
 from vrepl.planner.audit import AuditBook, DiskAudit, after_part, due_part, last_audited
-from vrepl.report.model import Result, RunReport, VmReport
+from vrepl.report.model import Result, RunReport, VmReport, VmVerification
 from vrepl.repository.audit_book import read_audit_book
 from vrepl.repository.check import Severity, check
 from vrepl.repository.store import Repository
+from vrepl.transport.hooks import SimulatedKill
 
 GRAINS = 40
 CAPACITY = GRAINS * GRAIN + 512
@@ -258,6 +259,91 @@ def test_a_damaged_book_begins_anew_and_says_so(world: World) -> None:
     book, damaged = read_audit_book(folder_of(world).path)
     assert damaged is None
     assert isinstance(book, AuditBook)
+
+
+# -- verify --source --------------------------------------------------------------------------------------------------
+
+
+def verify_source(world: World, sample: float = 1.0) -> VmVerification:
+    engine = world.engine()
+    [vm] = engine.verify_source(folder_of(world), world.job, sample=sample).vms
+    assert world.our_source_snapshots() == []
+    assert [one.access for one in world.source.vms.values()] == [None]
+    return vm
+
+
+def test_verify_source_catches_a_missed_change_at_once(world: World) -> None:
+    world.job = replace(world.job, audit=None)
+    assert verify_source(world).result is Result.SUCCESS
+    miss(world, 9)
+    world.source.guest_write(source(world), 0, 10 * GRAIN, b"told" * 16384)
+    assert world.engine().verify(Repository.open(world.folder).replicas()).exit_code == 0, "that does not see it"
+    assert run(world).result is Result.SUCCESS
+    found = verify_source(world)
+    assert found.result is Result.FAILED
+    assert found.error is not None
+    assert "change tracking missed changes" in found.error.message
+    assert found.error.exit_code == 1
+    assert found.disks[0].bad_extents == [(9 * GRAIN, GRAIN)]
+    folder = folder_of(world)
+    doubtful = [point.id for point in folder.restore_points() if folder.doubt(point.id) is not None]
+    assert doubtful == [folder.restore_points()[-1].id], "the one before was verified against its source"
+    report = run(world)
+    assert [disk.kind for disk in report.disks] == [TransferKind.COMPARE]
+    assert equal(world)
+    assert verify_source(world).result is Result.SUCCESS
+
+
+def test_a_sample_reads_a_share_and_finds_a_share(tmp_path: Path) -> None:
+    world = World(tmp_path / "repository")
+    capacity = 64 * 16 * GRAIN
+    world.source.add_vm("web-01", [capacity])
+    for at in range(0, capacity, 16 * GRAIN):
+        world.source.guest_write(source(world), 0, at, b"x" * GRAIN)
+    assert run(world).result is Result.SUCCESS
+    found = verify_source(world, sample=0.25)
+    assert found.result is Result.SUCCESS
+    assert found.disks[0].bytes_read == 16 * GRAIN
+    for at in range(0, capacity, 16 * GRAIN):
+        miss(world, at // GRAIN)
+    assert len(verify_source(world, sample=0.25).disks[0].bad_extents) == 16
+
+
+def test_verify_source_tells_what_it_did_not_judge(world: World) -> None:
+    world.source.cbt_misses = lambda index, offset: True
+    world.source.guest_unmap(source(world), 0, Extent(3 * GRAIN, 2 * GRAIN))
+    [base] = (folder_of(world).path / "disks" / "2000").glob("base*.digests")
+    found = verify_source(world)
+    assert found.result is Result.SUCCESS
+    assert found.disks[0].bytes_zeroed == 2 * GRAIN
+    base.write_bytes(base.read_bytes()[:5000] + b"?" + base.read_bytes()[5001:])
+    found = verify_source(world)
+    assert found.result is Result.SUCCESS
+    assert found.disks[0].bytes_not_judged > 0
+
+
+def test_verify_source_says_where_change_tracking_tells_nothing(world: World) -> None:
+    world.source.reset_cbt(source(world), 0)
+    found = verify_source(world)
+    assert found.result is Result.SKIPPED
+    assert found.error is not None
+    assert "does not say what" in found.error.message
+
+
+def test_a_verification_that_dies_at_the_source_leaves_nothing_for_good(world: World) -> None:
+    for at in range(40):
+        moments = iter(range(200))
+        world.kill_at = lambda where, at=at, moments=moments: next(moments) == at  # type: ignore[misc]
+        try:
+            verify_source(world)
+        except (SimulatedKill, AssertionError):
+            pass
+        finally:
+            world.kill_at = lambda where: False
+            world.dead = False
+    assert run(world).result is Result.SUCCESS
+    assert world.our_source_snapshots() == []
+    assert [one.access for one in world.source.vms.values()] == [None]
 
 
 # -- found by the audit's arithmetic: how far it is -------------------------------------------------------------------

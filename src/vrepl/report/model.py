@@ -419,6 +419,10 @@ class DiskVerification:
     """(offset, length) in bytes of what differs."""
     mode: str | None = None
     seconds: float | None = None
+    bytes_zeroed: int = 0
+    """Against the source: reads as zeros now, and did not (a guest may have given it back); no difference."""
+    bytes_not_judged: int = 0
+    """Against the source: has no sure digest."""
 
     def to_json(self) -> Json:
         return {
@@ -428,6 +432,8 @@ class DiskVerification:
             "bytes_read": self.bytes_read,
             "bad_extents": [{"offset": offset, "length": length} for offset, length in self.bad_extents],
             "mode": self.mode,
+            "bytes_zeroed": self.bytes_zeroed,
+            "bytes_not_judged": self.bytes_not_judged,
             "seconds": None if self.seconds is None else round(self.seconds, 3),
         }
 
