@@ -80,6 +80,7 @@ def test_without_vddk_everything_works_over_nbdssl(start_runs: StartRuns) -> Non
         ruled_out = {one["mode"]: one["reason"] for one in side["ruled_out"]}
         assert "takes VDDK" in ruled_out["san"]
         assert "takes VDDK" in ruled_out["hotadd"]
+    runs.lab.set("nfc_closed=none")
     checked = runs.cli("check")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "vrepl's own NFC" in checked.stdout
@@ -134,10 +135,10 @@ def test_each_side_may_have_its_own_engine(start_runs: StartRuns, source: str, t
 
 
 FEW_FAULTS = (
-    "prod.fault=read:lost@6",
-    "dr.fault=write:crash@4",
     "dr.fault=close:lost",
     "prod.api_fault=NfcGetVmFiles:expire_session",
+    "prod.fault=read:lost@6",
+    "dr.fault=write:crash@4",
 )
 FAULTS = (
     "prod.fault=open:error:locked",
