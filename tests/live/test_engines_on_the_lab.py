@@ -200,6 +200,29 @@ def test_a_vm_that_moves_in_mid_run_is_followed(start_runs: StartRuns) -> None:
     assert runs.restore_point(report["id"]) == runs.source()
 
 
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        ("second-certificate", "shows another certificate than the first"),
+        pytest.param("first-certificate", "not that of the ticket", marks=pytest.mark.long),
+        pytest.param("told-certificate", "calls its certificate", marks=pytest.mark.long),
+        pytest.param("cut", "closed by the host", marks=pytest.mark.long),
+        pytest.param("lie", "is not NFC as vrepl knows it", marks=pytest.mark.long),
+    ],
+)
+def test_a_host_that_cannot_be_trusted_is_named_and_nothing_is_written(
+    start_runs: StartRuns, trouble: str, says: str
+) -> None:
+    runs = start_runs(8)
+    runs.lab.set(f"prod.nfc_trouble={trouble}")
+    report = runs.replicate(code=1)
+    assert says in report["error"]
+    assert report["hint"]
+    assert runs.written_on_target() == 0
+    runs.lab.set("prod.nfc_trouble=none")
+    assert_sealed(runs, runs.replicate())
+
+
 def test_a_stop_keeps_what_was_moved(start_runs: StartRuns) -> None:
     """Ctrl-C closes the disk and reads back: what counts then is not sent again."""
     runs = start_runs(32)
