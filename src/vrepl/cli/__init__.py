@@ -18,6 +18,7 @@ COMMANDS = {
     "restore-points": "vrepl.cli.replicas:restore_points",
     "verify": "vrepl.cli.verify:verify",
     "failover": "vrepl.cli.failover:failover",
+    "failback": "vrepl.cli.failback:failback",
     "status": "vrepl.cli.status:status",
     "history": "vrepl.cli.history:history",
     "report": "vrepl.cli.history:report",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +47,21 @@ class Selected:
     yes: bool
 
 
+WHICH = (
+    click.argument("vms", metavar="[VM]...", nargs=-1),
+    click.option("--job", metavar="JOB", help="Every VM that this job replicated last."),
+    click.option("--all", "every", is_flag=True, help="Every replica at the site."),
+    click.option("--site", metavar="SITE", help="Where the replicas are; default: the only target site."),
+)
+YES = click.option("--yes", is_flag=True, help="Answer every question with yes.")
+NO_SERVER = {"server": None, "user": None, "password_file": None, "ca_file": None, "thumbprint": None}
+
+
 def selection(command: Command) -> Command:
     """The arguments and options that say which replicas a command is about; given to it as one `Selected`."""
 
     options = (
-        click.argument("vms", metavar="[VM]...", nargs=-1),
-        click.option("--job", metavar="JOB", help="Every VM that this job replicated last."),
-        click.option("--all", "every", is_flag=True, help="Every replica at the site."),
-        click.option("--site", metavar="SITE", help="Where the replicas are; default: the only target site."),
+        *WHICH,
         click.option(
             "--server", metavar="HOST[:PORT]", help="Without a configuration: the replicas' vCenter or ESXi host."
         ),
@@ -68,12 +75,20 @@ def selection(command: Command) -> Command:
             help="With --server: its authority.",
         ),
         click.option("--thumbprint", metavar="SHA256", help="With --server: of its certificate, instead of a CA."),
-        click.option("--yes", is_flag=True, help="Answer every question with yes."),
+        YES,
     )
+    return _selecting(command, options)
 
+
+def selection_at_site(command: Command) -> Command:
+    """The same, for what needs a configuration anyway."""
+    return _selecting(command, (*WHICH, YES))
+
+
+def _selecting(command: Command, options: Sequence[Callable[[Any], Any]]) -> Command:
     def wrapped(**values: Any) -> Any:
         names = Selected.__dataclass_fields__
-        selected = Selected(**{name: values.pop(name) for name in names})
+        selected = Selected(**{name: values.pop(name, NO_SERVER.get(name)) for name in names})
         return command(selected=selected, **values)
 
     chosen: Any = functools.update_wrapper(wrapped, command)
@@ -144,7 +159,7 @@ def start(
         raise UsageError("--planned fails over to what it syncs, with a configuration that knows the source's site")
     if restore_point is not None and len(selected.vms) != 1:
         raise UsageError("--restore-point takes exactly one VM", hint="vrepl restore-points VM lists them")
-    network_map = _network_map(networks)
+    network_map = network_map_of(networks)
     with _at_target(state, selected) as failovers:
         deadline = None
         if rollback_after is not None:
@@ -161,12 +176,12 @@ def start(
         if planned:
             from vrepl.app.failover import planned as planned_failover
 
-            chosen = _chosen(failovers, selected, "shut down {} and start it at site {}")
+            chosen = chosen_replicas(failovers, selected, "shut down {} and start it at site {}")
             with planned_failover(state.config(), failovers, failovers.context.services.events, shutdown_limit) as plan:
                 report = plan.run(chosen, wish)
         else:
-            report = failovers.run(_chosen(failovers, selected, "start {} at site {}"), lambda _: wish)
-    _finish(state, context, report)
+            report = failovers.run(chosen_replicas(failovers, selected, "start {} at site {}"), lambda _: wish)
+    finish(state, context, report)
 
 
 @failover.command(
@@ -186,9 +201,9 @@ def undo(state: State, context: click.Context, selected: Selected, keep: bool) -
     from vrepl.model.failover import Undo
 
     with _at_target(state, selected) as failovers:
-        chosen = _chosen(failovers, selected, "undo the failover of {} at site {}")
+        chosen = chosen_replicas(failovers, selected, "undo the failover of {} at site {}")
         report = failovers.run(chosen, lambda _: Undo(keep_state=keep))
-    _finish(state, context, report)
+    finish(state, context, report)
 
 
 @failover.command(
@@ -207,8 +222,8 @@ def commit(state: State, context: click.Context, selected: Selected) -> None:
     from vrepl.model.failover import Commit
 
     with _at_target(state, selected) as failovers:
-        report = failovers.run(_chosen(failovers, selected, "make {} at site {} final"), lambda _: Commit())
-    _finish(state, context, report)
+        report = failovers.run(chosen_replicas(failovers, selected, "make {} at site {} final"), lambda _: Commit())
+    finish(state, context, report)
 
 
 # -- what the commands share ----------------------------------------------------------------------------------------
@@ -244,7 +259,7 @@ def _password(selected: Selected) -> str:
     return password
 
 
-def _chosen(failovers: Failovers, selected: Selected, question: str) -> list[FoundReplica]:
+def chosen_replicas(failovers: Failovers, selected: Selected, question: str) -> list[FoundReplica]:
     """The replicas that the operator meant, once the question was answered."""
     from vrepl.engine.failover.replicas import choose
 
@@ -256,7 +271,7 @@ def _chosen(failovers: Failovers, selected: Selected, question: str) -> list[Fou
     return chosen
 
 
-def _finish(state: State, context: click.Context, report: FailoverReport) -> None:
+def finish(state: State, context: click.Context, report: FailoverReport) -> None:
     def show(out: Console) -> None:
         from vrepl.report.console import line
         from vrepl.report.failover import show_failover
@@ -270,7 +285,7 @@ def _finish(state: State, context: click.Context, report: FailoverReport) -> Non
     context.exit(report.exit_code)
 
 
-def _network_map(texts: tuple[str, ...]) -> Mapping[str, str]:
+def network_map_of(texts: tuple[str, ...]) -> Mapping[str, str]:
     mapped: dict[str, str] = {}
     for text in texts:
         old, _, new = text.partition("=")

@@ -14,13 +14,14 @@ from typing import TypeVar
 from vrepl.engine.events import EngineEvents, SilentEvents
 from vrepl.engine.gate import Gate
 from vrepl.errors import VreplError, stopped_on_request
-from vrepl.model import JobSettings, TransportMode
+from vrepl.model import DEFAULT_MODES, JobSettings, TransportMode
 from vrepl.ports import (
     Clock,
     DataMovers,
     Inventory,
     ModeChooser,
     NewId,
+    Site,
     SourceSite,
     TargetSite,
 )
@@ -119,6 +120,23 @@ class FailoverContext:
 
     services: Surroundings
     target: FailoverTarget
+
+
+@dataclass(frozen=True, slots=True)
+class FailbackContext:
+    """Bringing home what ran at the replicas' site: both sites live again."""
+
+    services: Services
+    target: Site
+    """The replicas' site, which is read."""
+    home: Site
+    """Where the originals are, which is written."""
+    gate: Gate
+    target_modes: tuple[TransportMode, ...] = DEFAULT_MODES
+    home_modes: tuple[TransportMode, ...] = DEFAULT_MODES
+    target_proxy: str | None = None
+    home_proxy: str | None = None
+    fallback: bool = True
 
 
 def timestamped_id(moment: dt.datetime, unique: str) -> str:

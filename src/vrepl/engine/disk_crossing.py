@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol
 
 from vrepl.engine.context import Services
 from vrepl.engine.crossing_state import Reached, Tally
 from vrepl.engine.gate import End, Gate
 from vrepl.engine.intent_keeper import IntentKeeper
+from vrepl.engine.knowledge import TransferLogs
 from vrepl.errors import (
     DiskError,
     DiskLockedError,
@@ -55,14 +54,6 @@ class CrossingEnd:
     modes: tuple[TransportMode, ...]
     proxy: str | None = None
     """Name of the configured proxy that serves it; None: this machine."""
-
-
-class TransferLogs(Protocol):
-    """Where the durable traces of attempts lie."""
-
-    def transfer_log(self, disk_key: int) -> Path:
-        """Where the disk's log is or will be; its folder exists."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

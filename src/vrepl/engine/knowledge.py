@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
 
 from vrepl.engine.changes import changed_extents
 from vrepl.errors import CbtError
@@ -22,6 +24,14 @@ from vrepl.repository.intent import Intent
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
 from vrepl.repository.transferlog import read_log
+
+
+class TransferLogs(Protocol):
+    """Where the durable traces of attempts lie."""
+
+    def transfer_log(self, disk_key: int) -> Path:
+        """Where the disk's log is or will be; its folder exists."""
+        ...
 
 
 class TargetNames:
@@ -114,8 +124,7 @@ def gather(
         digests_known=frozenset(_known_digests(folder, last)) if last else frozenset(),
         touched=touched,
         suspects=tuple(suspects.items()),
-        doubtful_disks=_doubtful_disks(folder, last),
-        verification_failed=last is not None and _failed_verification(folder, last),
+        verification_failed=last is not None and failed_verification(folder, last),
     )
 
 
@@ -169,7 +178,7 @@ def restore_point_snapshots(replica: VirtualMachine) -> dict[str, str]:
     return {point_id: ref for point_id, ref in named if point_id is not None}
 
 
-def unfinished_disks(folder: ReplicaFolder, intent: Intent | None) -> dict[int, UnfinishedDisk]:
+def unfinished_disks(folder: TransferLogs, intent: Intent | None) -> dict[int, UnfinishedDisk]:
     """What the unsealed attempts left, by source disk key."""
     found = {}
     for disk in intent.disks if intent else ():
@@ -244,14 +253,7 @@ def _known_digests(folder: ReplicaFolder, last: RestorePoint) -> list[int]:
     return known
 
 
-def _doubtful_disks(folder: ReplicaFolder, last: RestorePoint | None) -> frozenset[int]:
-    doubt = folder.doubt(last.id) if last else None
-    if last is None or doubt is None:
-        return frozenset()
-    return frozenset(doubt.disks or (disk.source_key for disk in last.disks))
-
-
-def _failed_verification(folder: ReplicaFolder, point: RestorePoint) -> bool:
+def failed_verification(folder: ReplicaFolder, point: RestorePoint) -> bool:
     """Whether the digests of a restore point cannot be taken for what the replica holds."""
     verification, doubt = folder.verification(point.id), folder.doubt(point.id)
     failed = verification is not None and not verification.good

@@ -12,6 +12,7 @@ from vrepl.model import Snapshot
 
 SOURCE_SNAPSHOT_PREFIX = "vrepl-source-"
 SAN_SNAPSHOT_PREFIX = "vrepl-san-"
+FAILBACK_SNAPSHOT_PREFIX = "vrepl-before-failback-"
 RESTORE_POINT_SNAPSHOT_PREFIX = "vrepl "
 
 
@@ -69,6 +70,31 @@ class FailoverMark:
             "stands_on": self.stands_on,
         }
         return f"{what}\n{json.dumps(body)}"
+
+
+@dataclass(frozen=True, slots=True)
+class FailbackMark:
+    """Of the snapshot that keeps what an original was before a failback into it."""
+
+    repository_id: str
+    failback_id: str
+
+    @property
+    def snapshot_name(self) -> str:
+        return f"{FAILBACK_SNAPSHOT_PREFIX}{self.failback_id}"
+
+    def description(self) -> str:
+        body = {"vrepl": 1, "kind": "failback", "repository": self.repository_id, "failback": self.failback_id}
+        return f"What the VM was before its failback: vrepl failback undo reverts to it.\n{json.dumps(body)}"
+
+
+def failback_mark_of(snapshot: Snapshot) -> FailbackMark | None:
+    """The mark of such a snapshot; None where vrepl did not make it."""
+    body = _body(snapshot, FAILBACK_SNAPSHOT_PREFIX, "failback") or {}
+    repository, failback = body.get("repository"), body.get("failback")
+    if isinstance(repository, str) and isinstance(failback, str):
+        return FailbackMark(repository, failback)
+    return None
 
 
 def failover_mark_of(snapshot: Snapshot, name: str) -> FailoverMark | None:

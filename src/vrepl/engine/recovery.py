@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from vrepl.engine.access_identity import RELOCATE, dead_identities
 from vrepl.engine.consolidation import consolidate
@@ -26,7 +27,7 @@ from vrepl.repository.commit_record import (
     parse_commit_record,
     read_commit_record,
 )
-from vrepl.repository.intent import HotAddedDisks, PreparedAccess
+from vrepl.repository.intent import HotAddedDisks, Intent, PreparedAccess
 from vrepl.repository.replica_folder import ReplicaFolder
 
 
@@ -232,9 +233,18 @@ def remove_san_snapshots(
     return done
 
 
-def recover_journal(
-    services: Services, folder: ReplicaFolder, target: Inventory, original: Original | None
-) -> list[str]:
+class Journalled(Protocol):
+    """Keeps an intent with a journal: of a run, or of a failback."""
+
+    @property
+    def record(self) -> ReplicaRecord: ...
+
+    def intent(self) -> Intent | None: ...
+
+    def save_intent(self, intent: Intent) -> None: ...
+
+
+def recover_journal(services: Services, folder: Journalled, target: Inventory, original: Original | None) -> list[str]:
     """Undo the PrepareForAccess and HotAdd that the journal of a dead run holds; only those, others may hold theirs.
 
     What it holds of a site that is not at hand stays in it.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
-from vrepl.engine.context import ReplicationContext
+from vrepl.engine.context import ReplicationContext, Services
 from vrepl.engine.events import Note
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.engine.recovery import note_that_disks_were_sealed, remove_cut_seal
 from vrepl.errors import VreplError, VsphereError
 from vrepl.model import ReplicaRecord, RestorePoint, SnapshotState, VirtualMachine
+from vrepl.ports import TargetSite
 from vrepl.repository.commit_record import (
     COMMIT_KEYS,
     CommitRecord,
@@ -23,8 +25,18 @@ from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.retention import removable
 
 
+class SealingContext(Protocol):
+    """Whose replica is sealed: a run's, or that of a failback."""
+
+    @property
+    def services(self) -> Services: ...
+
+    @property
+    def target(self) -> TargetSite: ...
+
+
 def seal(
-    context: ReplicationContext,
+    context: SealingContext,
     folder: ReplicaFolder,
     record: ReplicaRecord,
     replica: VirtualMachine,
@@ -76,7 +88,7 @@ def _not_kept(point: RestorePoint) -> VsphereError:
 
 
 def _kept(
-    context: ReplicationContext,
+    context: SealingContext,
     folder: ReplicaFolder,
     record: ReplicaRecord,
     replica: VirtualMachine,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from vrepl.model.replicas import ReplicaState
+from vrepl.model.replicas import ReplicaPlacement, ReplicaState
 
 FAILOVER_BASE = "failover-base"
 """Name of the snapshot that a failed over replica stands on: what comes after it was done at the target."""
@@ -23,6 +24,51 @@ class FailoverTest:
     passed: bool
     seconds: float | None
     """From power-on to service; None where the guest never came to serve."""
+
+
+class FailbackPhase(StrEnum):
+    """How far a failback has come, under the state `failing-back`."""
+
+    PREPARING = "preparing"
+    """The VM at home is made ready: it is off, and what it was can be had back."""
+    COMPARING = "comparing"
+    """What differs crosses, while the replica still runs."""
+    SHUTTING_DOWN = "shutting-down"
+    """The replica's guest."""
+    CATCHING_UP = "catching-up"
+    """What the replica wrote meanwhile crosses."""
+    STARTING = "starting"
+    """The VM at home is powered on."""
+    HOME = "home"
+    """It runs there, and can still be undone."""
+    UNDOING = "undoing"
+    COMMITTING = "committing"
+
+
+@dataclass(frozen=True, slots=True)
+class FailbackRecord:
+    """One way home."""
+
+    id: str
+    """Marks what this failback makes: snapshot, VM, intents."""
+    site: str
+    instance_uuid: str
+    """Of the VM that bytes go into."""
+    phase: FailbackPhase = FailbackPhase.PREPARING
+    made: bool = False
+    """The VM is one that this failback makes, because the original is gone or another place was wanted."""
+    crossing: int = 1
+    """Number of the crossing that is under way or was the last one."""
+    found_off: bool = False
+    """The replica was off already: power may have been lost there, and what its change tracking held in memory."""
+    point_id: str = ""
+    """Of the restore point that the replica's state before failback becomes by the commit."""
+    point_time: dt.datetime | None = None
+
+    @property
+    def crossing_id(self) -> str:
+        """Tells one crossing's intent from another's."""
+        return f"{self.id}-{self.crossing}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +104,7 @@ class FailoverRecord:
     """The plan that this VM belongs to, with its group's place in the boot order."""
     group: int | None = None
     last_test: FailoverTest | None = None
+    failback: FailbackRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +135,42 @@ class Commit:
 
 
 Wish = Start | Undo | Commit
+
+
+@dataclass(frozen=True, slots=True)
+class ElsewherePlace:
+    """Where a new VM is made, if a failback does not go into the original."""
+
+    name: str
+    instance_uuid: str
+    """That it gets."""
+    placement: ReplicaPlacement
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailback:
+    """Bring home what runs at the target."""
+
+    id: str
+    """For a failback that is new."""
+    site: str
+    place: ElsewherePlace | None = None
+    """None: into the original."""
+    power_off: bool = False
+    """A guest at the target that does not shut down in time is powered off."""
+
+
+@dataclass(frozen=True, slots=True)
+class UndoFailback:
+    """Let the replica run again, and the original be what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFailback:
+    """It stays at home; the job goes on as before."""
+
+    point_id: str
+    point_time: dt.datetime
+
+
+FailbackWish = StartFailback | UndoFailback | CommitFailback

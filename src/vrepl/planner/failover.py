@@ -33,6 +33,11 @@ class ConflictKind(StrEnum):
     NOT_FAILED_OVER = "not-failed-over"
     TEST_RUNS = "test-runs"
     REPLICA_GONE = "replica-gone"
+    ORIGINAL_GONE = "original-gone"
+    ORIGINAL_RUNS = "original-runs"
+    ORIGINAL_EXISTS = "original-exists"
+    DISKS_DIFFER = "disks-differ"
+    NOT_HOME = "not-home"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +181,7 @@ def refuses_runs(record: FailoverRecord, vm: VirtualMachine) -> FailoverConflict
                 f"take {name} out of the job; to replicate back: vrepl failover commit {name} --reprotect",
             )
         case _:
-            return _under_way(record)
+            return under_way(record)
 
 
 # -- start ----------------------------------------------------------------------------------------------------------
@@ -206,7 +211,7 @@ def _start(record: FailoverRecord, seen: SeenReplica, wish: Start) -> Ready | Do
                 ConflictKind.COMMITTED, f"{record.source_name} was committed: it is no replica any more", ""
             )
         case _:
-            return _under_way(record)
+            return under_way(record)
 
 
 def _claim(record: FailoverRecord, seen: SeenReplica, wish: Start) -> Ready | FailoverConflict:
@@ -217,7 +222,7 @@ def _claim(record: FailoverRecord, seen: SeenReplica, wish: Start) -> Ready | Fa
             f"{record.source_name} still runs at site {record.source_site}: both would answer to one name",
             "shut it down (vrepl failover start --planned does that), or say --source-is-down",
         )
-    claimed = _changed(
+    claimed = changed(
         record,
         state=ReplicaState.FAILING_OVER,
         planned=wish.planned,
@@ -252,7 +257,7 @@ def _carry_on(record: FailoverRecord, seen: SeenReplica) -> Ready | Done | Failo
     if seen.strays:
         return Ready(None, tuple(RemoveSnapshot(ref) for ref in seen.strays))
     if seen.vm.power is PowerState.ON and seen.stands_on_base:
-        return Ready(_changed(record, state=ReplicaState.FAILED_OVER))
+        return Ready(changed(record, state=ReplicaState.FAILED_OVER))
     if not seen.stands_on_base:
         if seen.vm.power is not PowerState.OFF:
             return _powered_on_by_hand(record)
@@ -267,7 +272,7 @@ def _carry_on(record: FailoverRecord, seen: SeenReplica) -> Ready | Done | Failo
         return Ready(None, (*stale, StandOn(record.restore_point, snapshot_ref)))
     boot = (PrepareGuest(record.networks), PowerOn())
     if record.base_change_ids is None:
-        return Ready(_changed(record, base_change_ids=dict(seen.base_change_ids or {})), boot)
+        return Ready(changed(record, base_change_ids=dict(seen.base_change_ids or {})), boot)
     return Ready(None, boot)
 
 
@@ -285,12 +290,12 @@ def _undo(record: FailoverRecord, seen: SeenReplica, wish: Undo) -> Ready | Done
                 f"vrepl failover commit {record.source_name} --reprotect makes the job that replicates it back",
             )
         case ReplicaState.FAILING_BACK:
-            return _under_way(record)
+            return under_way(record)
         case ReplicaState.UNDONE:
             return _bring_back(record, seen)
         case _:
             return Ready(
-                _changed(
+                changed(
                     record,
                     state=ReplicaState.UNDONE,
                     keep_state=wish.keep_state or record.keep_state,
@@ -314,7 +319,7 @@ def _bring_back(record: FailoverRecord, seen: SeenReplica) -> Ready | Done | Fai
         # Cut off before there was a base, or adopted: nothing says what the leaf holds. A base makes it be seen.
         return Ready(None, (StandOn(newest, seen.restore_points[newest]),))
     if record.base_change_ids is None:
-        return Ready(_changed(record, base_change_ids=dict(seen.base_change_ids or {})))
+        return Ready(changed(record, base_change_ids=dict(seen.base_change_ids or {})))
     if keeps:
         return Ready(None, (KeepState(),))
     if seen.stands_on_base:
@@ -324,7 +329,7 @@ def _bring_back(record: FailoverRecord, seen: SeenReplica) -> Ready | Done | Fai
     if seen.base is not None:
         return Ready(None, (RemoveSnapshot(seen.base.ref),))
     return Ready(
-        _changed(
+        changed(
             record,
             state=ReplicaState.READY,
             restore_point=None,
@@ -349,7 +354,7 @@ def _commit(record: FailoverRecord, seen: SeenReplica) -> Ready | Done | Failove
         )
     match record.state:
         case ReplicaState.FAILED_OVER:
-            return Ready(_changed(record, state=ReplicaState.COMMITTED, deadline=None))
+            return Ready(changed(record, state=ReplicaState.COMMITTED, deadline=None))
         case ReplicaState.COMMITTED if seen.vm.snapshots:
             return Ready(None, (MergeSnapshots(),))
         case ReplicaState.COMMITTED:
@@ -359,13 +364,14 @@ def _commit(record: FailoverRecord, seen: SeenReplica) -> Ready | Done | Failove
                 ConflictKind.NOT_FAILED_OVER, f"{name} is not failed over", f"vrepl failover start {name}"
             )
         case _:
-            return _under_way(record)
+            return under_way(record)
 
 
 # -- words that several share ---------------------------------------------------------------------------------------
 
 
-def _changed(record: FailoverRecord, **changes: Any) -> FailoverRecord:
+def changed(record: FailoverRecord, **changes: Any) -> FailoverRecord:
+    """The next record: of a higher epoch."""
     return replace(record, epoch=record.epoch + 1, **changes)
 
 
@@ -392,7 +398,8 @@ _IN_WORDS = {
 }
 
 
-def _under_way(record: FailoverRecord) -> FailoverConflict:
+def under_way(record: FailoverRecord) -> FailoverConflict:
+    """Something else was begun, and how to end it."""
     return FailoverConflict(
         ConflictKind.OTHER_TRANSITION,
         _IN_WORDS[record.state].format(record.source_name),

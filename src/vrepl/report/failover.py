@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
+class Crossed:
+    """What one failback command moved of a VM."""
+
+    bytes_moved: int = 0
+    downtime: float | None = None
+    """Seconds from the replica's shutdown to the power-on at home, where one command did both."""
+
+
+@dataclass(slots=True)
 class FailoverVm:
     """One VM of a failover command."""
 
@@ -27,9 +36,12 @@ class FailoverVm:
     seconds: float = 0.0
     error: ErrorReport | None = None
     notes: Sequence[str] = ()
+    crossed: Crossed | None = None
+    """Of a failback."""
 
     def to_json(self) -> Json:
-        error = self.error
+        error, crossed = self.error, self.crossed
+        moved = {} if crossed is None else {"bytes_moved": crossed.bytes_moved, "downtime_seconds": crossed.downtime}
         return {
             "name": self.name,
             "replica": self.replica,
@@ -41,6 +53,7 @@ class FailoverVm:
             "hint": error.hint if error else None,
             "error_step": error.step if error else None,
             "notes": list(self.notes),
+            **moved,
         }
 
 

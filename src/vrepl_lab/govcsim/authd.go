@@ -50,16 +50,7 @@ func (l *Lab) authd(host *nfcHost, conn *peeked) {
 		SessionTicketsDisabled: true,
 	}
 	_ = conn.SetDeadline(time.Now().Add(time.Minute))
-	trouble := l.config().NFCTrouble
-	first, err := impostor(config, trouble == "first-certificate")
-	if err != nil {
-		return
-	}
-	second, err := impostor(config, trouble == "second-certificate")
-	if err != nil {
-		return
-	}
-	session := tls.Server(conn, first)
+	session := tls.Server(conn, config)
 	in := bufio.NewReaderSize(session, 2048)
 	line := func() string {
 		text, err := in.ReadString('\n')
@@ -88,11 +79,7 @@ func (l *Lab) authd(host *nfcHost, conn *peeked) {
 		say("501 Invalid arguments")
 		return
 	}
-	told := host.identity.sha256
-	if trouble == "told-certificate" {
-		told = strings.Repeat("00:", 31) + "00"
-	}
-	say("200 " + told)
+	say("200 " + host.identity.sha256)
 	var data net.Conn = conn
 	mode := ""
 	service := "vpxa-nfc"
@@ -106,42 +93,24 @@ func (l *Lab) authd(host *nfcHost, conn *peeked) {
 	case "PROXY " + service + "ssl":
 		mode = "nbdssl"
 		say("200 Connect ha-nfcssl")
-		data = tls.Server(conn, second)
+		data = tls.Server(conn, config)
 	default:
 		say("500 unknown service")
 		return
 	}
 	_ = conn.SetDeadline(time.Time{})
-	s := &nfcAIO{lab: l, host: host, conn: data, bare: conn.Conn, mode: mode, ticket: ticket, trouble: trouble}
+	s := &nfcAIO{lab: l, host: host, conn: data, bare: conn.Conn, mode: mode, ticket: ticket}
 	if vm := l.vm(ticket.vm); vm != nil {
 		s.vmName = plainName(vm.Name)
 	}
 	defer s.end()
-	err = s.greet(tag)
+	err := s.greet(tag)
 	if err == nil {
 		err = s.serve()
 	}
 	if err != nil && err != io.EOF {
 		log.Printf("nfc %s of %s: %v", mode, s.vmName, err)
 	}
-}
-
-// nfcTroubles are what the setting nfc_trouble may be: whoever is between shows another certificate, at the first TLS or
-// at the second, or names another one; data records end in the middle, or lie about their length.
-var nfcTroubles = []string{"", "none", "first-certificate", "second-certificate", "told-certificate", "cut", "lie"}
-
-// impostor is the configuration of somebody else's TLS, if it is wanted.
-func impostor(config *tls.Config, wanted bool) (*tls.Config, error) {
-	if !wanted {
-		return config, nil
-	}
-	other, err := newHostIdentity("127.0.0.1")
-	if err != nil {
-		return nil, err
-	}
-	changed := config.Clone()
-	changed.Certificates = []tls.Certificate{other.certificate}
-	return changed, nil
 }
 
 // listenBeside has a standalone host's NFC served where its API is, too: on an ESXi both have one address.

@@ -1,0 +1,181 @@
+"""One failback command over many replicas: each goes as far as it can, and all are told of."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from vrepl.engine.context import FailbackContext, timestamped_id
+from vrepl.engine.failback.driver import FailbackDriver
+from vrepl.engine.failback.homecoming import Homecoming
+from vrepl.engine.failover.command import RUN_ENDS_WITHIN, Failovers
+from vrepl.engine.failover.replicas import FoundReplica
+from vrepl.engine.vm_work import VmWork
+from vrepl.errors import NotReadyError
+from vrepl.model import ReplicaPlacement
+from vrepl.model.failover import (
+    CommitFailback,
+    ElsewherePlace,
+    FailbackWish,
+    FailoverRecord,
+    StartFailback,
+    UndoFailback,
+)
+from vrepl.report.failover import Crossed, FailoverReport, FailoverVm
+from vrepl.repository.failback import FailbackFolder
+from vrepl.repository.failover import save_failover
+from vrepl.repository.replica_folder import ReplicaFolder
+
+SIDE_BY_SIDE = 4
+"""VMs that come home at a time: how many disks cross at once has a limit of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewPlace:
+    """A new VM is wanted at home."""
+
+    placement: ReplicaPlacement
+    name: str | None = None
+    """None: the original's, which must be gone."""
+
+
+@dataclass(slots=True)
+class Failbacks:
+    """Everything that the VMs of one command share."""
+
+    failovers: Failovers
+    context: Callable[[FoundReplica, str | None], FailbackContext]
+    """By the job that replicated it last, and the site that it is on its way to already."""
+    shutdown_seconds: float = 300.0
+
+    def start(
+        self, replicas: Sequence[FoundReplica], new: Callable[[FoundReplica], NewPlace | None], *, power_off: bool
+    ) -> FailoverReport:
+        """Bring them home; `new`: where, if not into the original."""
+
+        def wish(replica: FoundReplica, context: FailbackContext, record: FailoverRecord) -> FailbackWish:
+            services = context.services
+            failback_id = timestamped_id(services.clock(), services.new_id())
+            place = new(replica)
+            where = None if place is None else _elsewhere(context, record, place, failback_id)
+            return StartFailback(failback_id, context.home.name, where, power_off)
+
+        return self._run(replicas, wish)
+
+    def undo(self, replicas: Sequence[FoundReplica]) -> FailoverReport:
+        return self._run(replicas, lambda *_: UndoFailback())
+
+    def commit(self, replicas: Sequence[FoundReplica]) -> FailoverReport:
+        def wish(replica: FoundReplica, context: FailbackContext, _: FailoverRecord) -> FailbackWish:
+            services = context.services
+            # Restore points are ordered by time: this one comes after all that there are.
+            moment = max([services.clock(), *(_next(point.time) for point in replica.restore_points)])
+            return CommitFailback(timestamped_id(moment, services.new_id()), moment)
+
+        return self._run(replicas, wish)
+
+    def _run(
+        self,
+        replicas: Sequence[FoundReplica],
+        wish_for: Callable[[FoundReplica, FailbackContext, FailoverRecord], FailbackWish],
+    ) -> FailoverReport:
+        report = FailoverReport()
+        with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="failback") as pool:
+            report.vms = list(pool.map(lambda one: self.run_one(one, wish_for), replicas))
+        report.interrupted = self.failovers.context.services.stop.is_set()
+        return report
+
+    def run_one(
+        self,
+        replica: FoundReplica,
+        wish_for: Callable[[FoundReplica, FailbackContext, FailoverRecord], FailbackWish],
+    ) -> FailoverVm:
+        """One VM, as far as it goes; never raises."""
+        states = self.failovers.states
+        work = VmWork(self.failovers.context.services, replica.source_name)
+        began = time.monotonic()
+        last = [replica.never_failed_over]
+        crossed = Crossed()
+        sealed = ""
+
+        def go() -> None:
+            last[0] = states.read(replica.vm) or replica.never_failed_over
+            back = last[0].failback
+            context = self.context(replica, back.site if back is not None else None)
+            folder = _folder(context, last[0])
+            with folder.lock(RUN_ENDS_WITHIN):
+                last[0] = states.read(replica.vm) or last[0]
+
+                def mirror(record: FailoverRecord) -> None:
+                    nonlocal sealed
+                    last[0] = record
+                    sealed = record.failback.point_id if record.failback is not None else sealed
+                    save_failover(folder, record)
+
+                homecoming = Homecoming(context, folder, FailbackFolder(folder), work)
+                driver = FailbackDriver(
+                    context=context,
+                    states=states,
+                    mirror=mirror,
+                    work=work,
+                    homecoming=homecoming,
+                    replica_ref=replica.vm.ref,
+                    point=next((one for one in replica.restore_points if one.id == last[0].restore_point), None),
+                    shutdown_seconds=self.shutdown_seconds,
+                )
+                try:
+                    last[0] = driver.go(last[0], wish_for(replica, context, last[0]))
+                finally:
+                    crossed.bytes_moved, crossed.downtime = homecoming.bytes_moved, driver.downtime
+
+        outcome = work.outcome(go)
+        record = last[0]
+        return FailoverVm(
+            name=replica.source_name,
+            replica=replica.vm.name,
+            result=outcome.result,
+            state=str(record.state),
+            restore_point=record.restore_point or sealed or None,
+            seconds=time.monotonic() - began,
+            error=outcome.error,
+            notes=work.notes,
+            crossed=crossed,
+        )
+
+
+def _folder(context: FailbackContext, record: FailoverRecord) -> ReplicaFolder:
+    """Raises NotReadyError where the repository does not know the replica: digests and logs have their place there."""
+    repository = context.services.repository
+    folder = repository.replica(record.source_site, record.source_instance_uuid)
+    if folder is None or repository.id != record.repository_id:
+        raise NotReadyError(
+            f"the repository {repository.path} does not know the replica of {record.source_name}",
+            hint="vrepl repository rebuild makes it anew from the replicas",
+        )
+    return folder
+
+
+def _elsewhere(context: FailbackContext, record: FailoverRecord, place: NewPlace, failback_id: str) -> ElsewherePlace:
+    """A VM that takes the place of one that is gone gets its instanceUuid: then it is the one that the job replicates.
+
+    Raises NotReadyError where the original exists and no other name is given.
+    """
+    home = context.home
+    gone = home.find_vm_by_instance_uuid(record.source_instance_uuid) is None
+    if not gone and record.failback is None and place.name is None:
+        raise NotReadyError(
+            f"the original of {record.source_name} exists at site {home.name}",
+            hint="without --new it is what comes home; to leave it as it is, give the new VM a --name",
+        )
+    instance_uuid = record.source_instance_uuid
+    if not gone or home.name != record.source_site:
+        instance_uuid = str(uuid.uuid5(uuid.NAMESPACE_OID, f"vrepl/{record.repository_id}/{failback_id}"))
+    return ElsewherePlace(place.name or record.source_name, instance_uuid, place.placement)
+
+
+def _next(moment: dt.datetime) -> dt.datetime:
+    return moment + dt.timedelta(seconds=1)
