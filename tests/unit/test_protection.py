@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_what_needs_attention_comes_first() -> None:
     failed, fine, old = vm("failed", result=Result.FAILED), vm("fine"), vm("old", age=29)
     shown = [one.name for one in Protection.of(NOW, [fine, old, failed, late, never, later]).vms]
     assert shown == ["never", "later", "late", "failed", "old", "fine"]
+
+
+def test_a_replica_in_service_has_no_objective() -> None:
+    """It is not replicated: an alarm for its age would ring until the day of failback."""
+    used = replace(vm("a", age=10**4), standing=ReplicaStanding("failed-over"))
+    whole = Protection.of(NOW, [used])
+    assert (used.objective_met(NOW), used.need(NOW), whole.exit_code) == (None, Need.IN_USE, 0)
+    assert whole.to_json()["vms"][0]["rpo_seconds"] == 1800
+    tested = replace(vm("a", age=10**4), standing=ReplicaStanding("ready", NOW))
+    assert tested.need(NOW) is Need.OBJECTIVE_MISSED
 
 
 def test_nothing_to_watch_is_unknown() -> None:

@@ -43,7 +43,7 @@ def exposition(protection: Protection, version: str) -> bytes:
     gauge(
         "rpo_objective_seconds",
         "How old the newest good restore point may be (`rpo` of the job).",
-        {_key(vm): vm.rpo for vm in vms if vm.rpo is not None},
+        {_key(vm): vm.rpo for vm in vms if vm.rpo is not None and not vm.in_service},
     )
     gauge(
         "last_run_success",

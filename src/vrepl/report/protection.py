@@ -22,6 +22,10 @@ class ReplicaStanding:
     last_test: dt.datetime | None = None
 
 
+IN_SERVICE = frozenset({"failing-over", "failed-over", "failing-back", "committed"})
+"""States of a replica in which its job has no objective."""
+
+
 class Need(IntEnum):
     """How much a VM needs somebody's attention, most first."""
 
@@ -66,9 +70,14 @@ class VmProtection:
         """Seconds since the last good restore point; never negative."""
         return None if self.restore_point_time is None else max(0.0, (now - self.restore_point_time).total_seconds())
 
+    @property
+    def in_service(self) -> bool:
+        """Whether the replica itself is what works, or is on the way there or back: then nothing is replicated."""
+        return self.standing is not None and self.standing.state in IN_SERVICE
+
     def objective_met(self, now: dt.datetime) -> bool | None:
-        """None where the job has no objective. A VM without a restore point meets none."""
-        if self.rpo is None:
+        """None where nothing is promised. A VM without a restore point meets no objective."""
+        if self.rpo is None or self.in_service:
             return None
         age = self.age(now)
         return age is not None and age <= self.rpo
@@ -86,7 +95,7 @@ class VmProtection:
             return Need.FAILED
         if self.restore_point is None:
             return Need.NEVER_REPLICATED
-        return Need.NOTHING if self.standing is None or self.standing.state == "ready" else Need.IN_USE
+        return Need.IN_USE if self.in_service else Need.NOTHING
 
     def to_json(self, now: dt.datetime) -> Json:
         age = self.age(now)
