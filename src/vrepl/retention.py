@@ -1,8 +1,8 @@
 """Which restore points to keep: a pure function of the restore points, the policy and the time.
 
-A restore point stays if any rule wants it: it is among the `last` ones, or the newest of one of the `daily` days or
-`weekly` weeks that have any. Days without restore points do not count, so an outage costs no history. The newest one
-always stays. Days and ISO weeks are those of the time zone that `now` is given in.
+A restore point stays if any rule wants it: it is among the `last` ones, or the newest of one of the `hourly` hours,
+`daily` days, `weekly` ISO weeks or `monthly` months that have any. Periods without restore points do not count, so an
+outage costs no history. The newest one always stays. Periods are those of the time zone that `now` is given in.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ def apply_retention(
     for number, point in enumerate(newest_first[: max(policy.last, 1)], start=1):
         reasons[point.id] = "the newest" if number == 1 else f"one of the last {policy.last}"
 
+    def hour(point: RestorePoint) -> str:
+        # With its offset: when clocks go back, one hour of the day is there twice.
+        return point.time.astimezone(now.tzinfo).strftime("%Y-%m-%d %H:00 %z")
+
     def day(point: RestorePoint) -> str:
         return point.time.astimezone(now.tzinfo).date().isoformat()
 
@@ -42,10 +46,18 @@ def apply_retention(
         year, number, _ = point.time.astimezone(now.tzinfo).isocalendar()
         return f"{year}-W{number:02}"
 
-    for point, name in _newest_of_each(newest_first, policy.daily, day):
-        reasons.setdefault(point.id, f"the newest of day {name}")
-    for point, name in _newest_of_each(newest_first, policy.weekly, week):
-        reasons.setdefault(point.id, f"the newest of week {name}")
+    def month(point: RestorePoint) -> str:
+        return point.time.astimezone(now.tzinfo).strftime("%Y-%m")
+
+    rules: tuple[tuple[str, int, Callable[[RestorePoint], str]], ...] = (
+        ("hour", policy.hourly, hour),
+        ("day", policy.daily, day),
+        ("week", policy.weekly, week),
+        ("month", policy.monthly, month),
+    )
+    for kind, periods, period_of in rules:
+        for point, name in _newest_of_each(newest_first, periods, period_of):
+            reasons.setdefault(point.id, f"the newest of {kind} {name}")
 
     kept = 0
     decisions = []
@@ -81,6 +93,26 @@ def removable(
     kept = [point.id for point in in_order if point.id not in let_go]
     let_go |= set(kept[: max(len(kept) - MAX_RESTORE_POINTS, 0)])
     return [point for point in in_order if point.id in let_go]
+
+
+def reach(policy: RetentionPolicy, every: dt.timedelta) -> dt.timedelta:
+    """How far back restore points reach at the least, once a job has run `every` so long for long enough.
+
+    What is kept of a day is its newest restore point, so that just after midnight seven days reach back over five whole
+    days; likewise hours, weeks and months (of 28 days here). The rule that reaches furthest counts.
+    """
+    periods = (
+        (policy.hourly, dt.timedelta(hours=1)),
+        (policy.daily, dt.timedelta(days=1)),
+        (policy.weekly, dt.timedelta(weeks=1)),
+        (policy.monthly, dt.timedelta(days=28)),
+    )
+    reaches = [every * (max(policy.last, 1) - 1)]
+    for count, length in periods:
+        if count > 1:
+            # Runs that are further apart than the periods: each has a period to itself.
+            reaches.append(every * (count - 1) if every >= length else length * (count - 2))
+    return max(reaches)
 
 
 def _newest_of_each(

@@ -170,6 +170,11 @@ SETTINGS: dict[str, Setting] = {
         "NFC memory per ESXi host: N, or HOST:N,HOST:N", "nfc_limit_mib", by_name(1, all_at_once=True)
     ),
     "nfc_closed": Setting("HOST,HOST | all | none: hosts whose NFC port refuses", "nfc_closed", names),
+    "nfc_trouble": Setting(
+        "none | first-certificate | second-certificate | told-certificate | cut | lie: hosts' NFC without VDDK",
+        "nfc_trouble",
+        one_of("none", "first-certificate", "second-certificate", "told-certificate", "cut", "lie"),
+    ),
     "quiesce": Setting("ok | fail: what a quiesced snapshot ends with", "quiesce", one_of("ok", "fail")),
     "snapshot_ms": Setting("milliseconds that each snapshot task takes longer", "snapshot_ms", count),
     "task_ms": Setting("milliseconds that each task takes longer", "task_ms", count),

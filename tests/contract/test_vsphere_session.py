@@ -21,6 +21,7 @@ from vrepl.errors import (
     ConnectionFailedError,
     InterruptedRunError,
     TransientVsphereError,
+    VreplError,
     VsphereError,
 )
 from vrepl.vsphere import tls
@@ -183,6 +184,25 @@ def test_a_silent_address_is_not_waited_for_again(open_session: Open, slept: lis
         with pytest.raises(ConnectionFailedError, match="no answer in time"):
             open_session(silent.getsockname()[1], timeout=0.2).login()
     assert slept == []
+
+
+@pytest.mark.parametrize("kind", ["drip", "flood"])
+@pytest.mark.parametrize("method", ["vimServiceVersions.xml", "CurrentTime"])
+def test_an_answer_without_end_is_bounded_in_time_and_bytes(
+    method: str, kind: str, vcenter: FakeVcenter, tmp_path: Path, open_session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece comes in time, and there is always another one."""
+    for limit in ("LONGEST_ANSWER", "LONGEST_VERSIONS"):
+        monkeypatch.setattr(f"vrepl.vsphere.session.{limit}", 4 << 20)
+    monkeypatch.setattr("vrepl.vsphere.session.FIRST_ANSWER", 0.4)
+    session = open_session(vcenter, ca_file=tmp_path / "ca.pem", timeout=0.4, retry=RetryPolicy(attempts=2))
+    if method == "CurrentTime":
+        session.login()
+    vcenter.script[method] = [kind] * 10
+    began = time.monotonic()
+    with pytest.raises(VreplError, match=r"no answer in time|connection lost|broken HTTP reply|cannot be reached"):
+        tell_time(session)
+    assert time.monotonic() - began < 20
 
 
 def test_a_server_too_old_is_said(vcenter: FakeVcenter, tmp_path: Path, open_session: Open) -> None:

@@ -260,7 +260,7 @@ def test_replica_powered_on_is_refused_and_then_reverted(runs: Runs, dr: Any) ->
     replica = vm_named(dr, "web-01-replica")
     wait(replica.PowerOnVM_Task())
     report = runs.replicate(code=3)
-    assert (report["result"], "poweredOn" in report["error"]) == ("skipped", True)
+    assert (report["result"], "powered on" in report["error"]) == ("skipped", True)
     assert report["hint"]
     runs.lab.write_random("dr", "web-01-replica", 0, 0, GRAIN, "the replica ran")
     wait(replica.PowerOffVM_Task())

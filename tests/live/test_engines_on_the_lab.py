@@ -80,6 +80,7 @@ def test_without_vddk_everything_works_over_nbdssl(start_runs: StartRuns) -> Non
         ruled_out = {one["mode"]: one["reason"] for one in side["ruled_out"]}
         assert "takes VDDK" in ruled_out["san"]
         assert "takes VDDK" in ruled_out["hotadd"]
+    runs.lab.set("nfc_closed=none")
     checked = runs.cli("check")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "vrepl's own NFC" in checked.stdout
@@ -134,10 +135,10 @@ def test_each_side_may_have_its_own_engine(start_runs: StartRuns, source: str, t
 
 
 FEW_FAULTS = (
-    "prod.fault=read:lost@6",
-    "dr.fault=write:crash@4",
     "dr.fault=close:lost",
     "prod.api_fault=NfcGetVmFiles:expire_session",
+    "prod.fault=read:lost@6",
+    "dr.fault=write:crash@4",
 )
 FAULTS = (
     "prod.fault=open:error:locked",
@@ -197,6 +198,29 @@ def test_a_vm_that_moves_in_mid_run_is_followed(start_runs: StartRuns) -> None:
     assert_clean(runs)
     [report] = runs.json("restore-points", "web-01")["restore_points"]
     assert runs.restore_point(report["id"]) == runs.source()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        ("second-certificate", "shows another certificate than the first"),
+        pytest.param("first-certificate", "not that of the ticket", marks=pytest.mark.long),
+        pytest.param("told-certificate", "calls its certificate", marks=pytest.mark.long),
+        pytest.param("cut", "closed by the host", marks=pytest.mark.long),
+        pytest.param("lie", "is not NFC as vrepl knows it", marks=pytest.mark.long),
+    ],
+)
+def test_a_host_that_cannot_be_trusted_is_named_and_nothing_is_written(
+    start_runs: StartRuns, trouble: str, says: str
+) -> None:
+    runs = start_runs(8)
+    runs.lab.set(f"prod.nfc_trouble={trouble}")
+    report = runs.replicate(code=1)
+    assert says in report["error"]
+    assert report["hint"]
+    assert runs.written_on_target() == 0
+    runs.lab.set("prod.nfc_trouble=none")
+    assert_sealed(runs, runs.replicate())
 
 
 def test_a_stop_keeps_what_was_moved(start_runs: StartRuns) -> None:

@@ -125,7 +125,7 @@ def test_a_resumed_run_needs_no_snapshot_of_the_killed_one(start_runs: StartRuns
 def test_what_a_killed_run_held_is_given_back_and_consolidated(start_runs: StartRuns) -> None:
     """Its data mover's locks outlive it: the snapshot goes at once, its files once the locks are gone."""
     runs = start_runs(DiskSpec(32 * MIB, content="random", fill=0.9))
-    runs.lab.set("prod.bandwidth_mib_s=24", "lock_linger_s=4")
+    runs.lab.set("prod.bandwidth_mib_s=24", "lock_linger_s=15")
     runs.kill_when(lambda: runs.written_on_target() >= 8 * MIB)
     runs.lab.set("prod.bandwidth_mib_s=0")
     report = runs.replicate()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,7 +43,10 @@ TASK = '<returnval type="Task">task-1</returnval>'
 
 @dataclass
 class FakeVcenter:
-    """`script[method]` holds what the next calls meet: `fault:NAME`, `http:CODE`, `drop`, `drop-after`, `expire`."""
+    """`script[method]` holds what the next calls meet.
+
+    `fault:NAME`, `http:CODE`, `drip`, `flood`, `html`, `drop`, `drop-after`, `expire`.
+    """
 
     certificate: Certificate
     port: int = 0
@@ -90,6 +94,12 @@ class _Handler(BaseHTTPRequestHandler):
             carry_out()
             self.close_connection = True
             return
+        if kind == "drip":  # a byte now and then, for ever
+            self._without_end(b"x", pause=0.02)
+            return
+        if kind == "flood":
+            self._without_end(b"x" * 65536, pause=0.0)
+            return
         if kind == "http":
             self._reply(int(argument), "no")
             return
@@ -102,6 +112,16 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "expire":
             fake.session = None
         self._reply(*carry_out())
+
+    def _without_end(self, piece: bytes, pause: float) -> None:
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "text/xml")
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(piece)
+                time.sleep(pause)
 
     def _carry_out(self, method: str, body: str) -> tuple[int, str]:
         fake = self.server.fake

@@ -158,6 +158,8 @@ class MemorySite:
         """A test's way to interfere: called with the method's name before it has any effect."""
         self.after_call: Callable[[str], None] = lambda method: None
         self.free = 10**15
+        self.cbt_misses: Callable[[int, int], bool] = lambda index, offset: False
+        """Which writes of a guest (disk's index, offset) change tracking does not see: it lies in silence."""
         self.newest_hardware = 21
         self.cbt_per_disk = True
         """Change tracking is switched on for the disks that are there at that moment, and for no later ones."""
@@ -204,12 +206,14 @@ class MemorySite:
 
     def guest_write(self, vm: MemoryVm, index: int, offset: int, data: bytes) -> None:
         disk = vm.disks[index]
-        self._touch(disk, offset, len(data))
+        if not self.cbt_misses(index, offset):
+            self._touch(disk, offset, len(data))
         disk.disk.write(offset, data)
 
     def guest_unmap(self, vm: MemoryVm, index: int, extent: Extent) -> None:
         disk = vm.disks[index]
-        self._touch(disk, extent.offset, extent.length)
+        if not self.cbt_misses(index, extent.offset):
+            self._touch(disk, extent.offset, extent.length)
         disk.disk.unmap(extent)
 
     def reset_cbt(self, vm: MemoryVm, index: int) -> None:

@@ -103,7 +103,7 @@ def test_mistakes_of_a_site(change: str, expected: str) -> None:
             'bandwidth = { limit = "1 MB/s", windows = { "22-6" = "unlimited" } }',
             "jobs.demo.bandwidth.windows: '22-6' is no time window",
         ),
-        ("retention = { last = 20, daily = 7, weekly = 4 }", "jobs.demo.retention: last + daily + weekly is 31"),
+        ("retention = { last = 20, daily = 7, weekly = 4 }", "jobs.demo.retention: last 20 + daily 7 + weekly 4 is 31"),
         ('replica_name = "{name}-{vm}"', "jobs.demo.replica_name: knows {name} and {job}, not {vm}"),
         ('replica_name = "one"', 'jobs.demo.replica_name: needs "{name}"'),
         ('proxy = "p"', 'jobs.demo.proxy: there is no proxy "p"'),

@@ -305,13 +305,14 @@ def test_verify_names_every_grain_that_differs(hashers: int) -> None:
     disk = fill(capacity, {1: 1, 5: 5, 6: 6, 30: 0, 40: 4})
     known = digests_of(disk)
     tuning = Tuning(3, hashers)
-    assert verify_disk(MemoryHandle(disk), MemoryDigests(known), tuning=tuning)[1] == []
+    assert verify_disk(MemoryHandle(disk), MemoryDigests(known), tuning=tuning)[1].bad_grains == []
     disk.write(5 * GRAIN + 100 * 512, b"flip" * 128)  # allocated and different
     disk.unmap(Extent(6 * GRAIN, GRAIN))  # should hold data, is a hole
     disk.write(30 * GRAIN, b"junk" * 128)  # should be zeros
     disk.write(40 * GRAIN, b"tail" * 128)
-    bad = verify_disk(MemoryHandle(disk), MemoryDigests(known), tuning=tuning)[1]
-    assert bad == [Extent(5 * GRAIN, 2 * GRAIN), Extent(30 * GRAIN, GRAIN), Extent(40 * GRAIN, SHORT)]
+    rule = verify_disk(MemoryHandle(disk), MemoryDigests(known), tuning=tuning)[1]
+    assert sorted(rule.bad_grains) == [5, 6, 30, 40]
+    assert rule.zeroed_grains == [6], "what a guest may have given back is told apart"
 
 
 def test_verify_looks_only_where_it_is_told_to() -> None:
@@ -323,9 +324,9 @@ def test_verify_looks_only_where_it_is_told_to() -> None:
     disk.write(20 * GRAIN, b"junk" * 128)
     disk.write(40 * GRAIN, b"junk" * 128)
     regions = [Extent(0, 8 * GRAIN), Extent(40 * GRAIN, SHORT)]
-    pipeline, bad, unknown = verify_disk(MemoryHandle(disk), MemoryDigests(known), regions)
-    assert bad == [Extent(5 * GRAIN, GRAIN), Extent(40 * GRAIN, SHORT)]
-    assert unknown == 1
+    pipeline, rule = verify_disk(MemoryHandle(disk), MemoryDigests(known), regions)
+    assert sorted(rule.bad_grains) == [5, 40]
+    assert rule.unknown_grains == 1
     assert pipeline.totals.read == 2 * GRAIN + SHORT
 
 

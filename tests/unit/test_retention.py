@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vrepl.model import Consistency, RestorePoint, RetentionPolicy
-from vrepl.retention import MAX_RESTORE_POINTS, RetentionDecision, apply_retention
+from vrepl.retention import MAX_RESTORE_POINTS, RetentionDecision, apply_retention, reach
 
 NOW = dt.datetime(2024, 3, 14, 12, 0, tzinfo=dt.UTC)  # a Thursday
 
@@ -118,3 +118,43 @@ def test_a_larger_policy_keeps_no_fewer(field: str, times: list[dt.datetime]) ->
     assert set(kept(apply_retention(points, RetentionPolicy(**small), NOW))) <= set(
         kept(apply_retention(points, RetentionPolicy(**large), NOW))
     )
+
+
+def test_hourly_and_monthly_keep_the_newest_of_each() -> None:
+    points = [ago(minutes=minutes) for minutes in (10, 50, 70, 130, 60 * 30)] + [
+        ago(days=days) for days in (20, 40, 41)
+    ]
+    decisions = apply_retention(points, RetentionPolicy(last=1, hourly=3, monthly=3), NOW)
+    assert kept(decisions) == ["02-23T12:00", "03-14T09:50", "03-14T10:50", "03-14T11:50"]
+    assert next(one.reason for one in decisions if one.keep) == "the newest of month 2024-02"
+
+
+@pytest.mark.parametrize(
+    ("policy", "every", "reaches"),
+    [
+        (RetentionPolicy(last=7), dt.timedelta(minutes=15), dt.timedelta(minutes=90)),
+        (RetentionPolicy(last=1, hourly=24), dt.timedelta(minutes=15), dt.timedelta(hours=22)),
+        (RetentionPolicy(last=4, hourly=12, daily=7), dt.timedelta(minutes=15), dt.timedelta(days=5)),
+        (RetentionPolicy(last=4, daily=7), dt.timedelta(days=2), dt.timedelta(days=12)),
+        (RetentionPolicy(last=2, monthly=6), dt.timedelta(hours=1), dt.timedelta(days=112)),
+    ],
+)
+def test_how_far_back_a_policy_reaches(policy: RetentionPolicy, every: dt.timedelta, reaches: dt.timedelta) -> None:
+    assert reach(policy, every) == reaches
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.builds(RetentionPolicy, last=st.integers(1, 5), hourly=st.integers(0, 5), daily=st.integers(0, 5)),
+    st.sampled_from([7, 20, 60, 90, 1500]),
+)
+def test_what_reach_promises_is_kept_at_any_time_of_day(policy: RetentionPolicy, minutes: int) -> None:
+    every = dt.timedelta(minutes=minutes)
+    promised = reach(policy, every)
+    points: list[RestorePoint] = []
+    now = NOW
+    for number in range(min(int(promised / every) * 2 + 60, 500)):
+        now = NOW + every * number
+        points = [one.restore_point for one in apply_retention([*points, point(now)], policy, now) if one.keep]
+        if now - NOW >= promised + dt.timedelta(days=1):
+            assert now - points[0].time >= promised

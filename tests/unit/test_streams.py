@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import stat
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -133,3 +138,30 @@ def test_too_little_memory_is_said_in_words(folder: Path, kilobytes: int) -> Non
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "too little memory" in done.stderr or "connection refused" in done.stderr
+
+
+def on_a_terminal(folder: Path, arguments: str, **environment: str) -> str:
+    """What a terminal of 80 columns gets to see, escapes and all."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "TERM", "COLUMNS"}}
+    command = [sys.executable, "-m", "vrepl", *arguments.split()]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=theirs, stderr=theirs, env={**kept, "TERM": "xterm", **environment}
+    )
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # EIO: the other end is closed
+        while piece := os.read(ours, 65536):
+            seen += piece
+    process.wait()
+    os.close(ours)
+    return seen.decode()
+
+
+def test_colours_are_for_terminals_that_want_them(folder: Path) -> None:
+    (folder / "vrepl.toml").write_text(CONFIG.replace('vms = ["web-01"]', 'vms = ["web-01"]\nrpo = "1m"'))
+    assert "\x1b[31m" in on_a_terminal(folder, "status")
+    assert "\x1b[3" not in on_a_terminal(folder, "status", NO_COLOR="1")
+    assert "\x1b" not in on_a_terminal(folder, "status", TERM="dumb")
+    assert "\x1b" not in shell(folder, "vrepl status").stdout

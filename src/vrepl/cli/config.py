@@ -14,6 +14,8 @@ from vrepl.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vrepl.config.model import JobTable
+
 
 @click.group(epilog=examples("vrepl config init && $EDITOR vrepl.toml && vrepl config validate"))
 def config() -> None:
@@ -65,21 +67,36 @@ def validate(state: State) -> None:
     """
     loaded = state.config()
     sites, jobs = list(loaded.config.sites), list(loaded.config.jobs)
+    reaches = {name: _reach(table) for name, table in loaded.config.jobs.items() if table.every is not None}
     data = {
         "version": 1,
         "path": str(loaded.path),
         "valid": True,
         "sites": sites,
         "jobs": jobs,
+        "reach_seconds": reaches,
     }
 
     def show(out: Console) -> None:
         from vrepl.report import console
+        from vrepl.report import format as words
 
         console.plain(out, f"{loaded.path} is valid")
         console.line(out, f"sites: {', '.join(sites)}; jobs: {', '.join(jobs) or 'none'}")
+        for name, reach in reaches.items():
+            every = loaded.config.jobs[name].every
+            console.line(out, f"job {name}: run every {words.duration(every)}, it reaches {words.duration(reach)} back")
 
     state.result(data, show)
+
+
+def _reach(job: JobTable) -> float:
+    """Seconds that the restore points of a job reach back, with the schedule that it says it has."""
+    import datetime as dt
+
+    from vrepl.retention import reach
+
+    return reach(job.retention.policy(), dt.timedelta(seconds=job.every or 0)).total_seconds()
 
 
 @config.command(

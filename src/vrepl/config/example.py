@@ -68,7 +68,9 @@ target_datastore = "dr-vmfs-01"
 # target_resource_pool = "Resources"
 # networks = { "VM Network" = "DR Network" }   # others keep their name
 # replica_name = "{name}-replica"
+# every = "15m"                # how often cron or a timer runs it: `config validate` says how far back it reaches
 # rpo = "30m"                  # how old the last good restore point may be; `vrepl status` tells where it is older
+# audit = "30d"                # in how long all that CBT calls unchanged is read and compared once; "off"
 # quiesce = "prefer"           # require | prefer | never
 # enable_cbt = "always"        # or "powered-off", "never"
 # on_resize = "refuse"         # refuse | restart (a new chain of restore points)
@@ -87,9 +89,11 @@ target_datastore = "dr-vmfs-01"
 # bandwidth = { limit = "50 MiB/s", windows = { "22:00-06:00" = "unlimited" } }
 
 [jobs.web.retention]
-last = 7                       # 1..28; last + daily + weekly is at most 28
+last = 7                       # 1..28; all of these together are at most 28
+# hourly = 0
 # daily = 0
 # weekly = 0
+# monthly = 0
 
 [jobs.web.transport]
 # In the order of preference: san, hotadd, nbdssl; nbd (not encrypted) is used only where it is listed.

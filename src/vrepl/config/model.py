@@ -6,6 +6,7 @@ can be reported at once. Relative paths are resolved by `load` against the folde
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import shlex
 from pathlib import Path
@@ -220,13 +221,20 @@ class RetentionTable(Table):
     last: int = Field(default=7, ge=1, le=MAX_RESTORE_POINTS)
     daily: int = Field(default=0, ge=0, le=MAX_RESTORE_POINTS - 1)
     weekly: int = Field(default=0, ge=0, le=MAX_RESTORE_POINTS - 1)
+    hourly: int = Field(default=0, ge=0, le=MAX_RESTORE_POINTS - 1)
+    monthly: int = Field(default=0, ge=0, le=MAX_RESTORE_POINTS - 1)
 
     @model_validator(mode="after")
     def _fits_a_chain(self) -> RetentionTable:
-        total = self.last + self.daily + self.weekly
+        parts = {name: getattr(self, name) for name in ("last", "hourly", "daily", "weekly", "monthly")}
+        total = sum(parts.values())
         if total > MAX_RESTORE_POINTS:
-            raise ValueError(f"last + daily + weekly is {total}; a replica holds at most {MAX_RESTORE_POINTS}")
+            said = " + ".join(f"{name} {count}" for name, count in parts.items() if count)
+            raise ValueError(f"{said} is {total}; a replica holds at most {MAX_RESTORE_POINTS}")
         return self
+
+    def policy(self) -> RetentionPolicy:
+        return RetentionPolicy(self.last, self.daily, self.weekly, self.hourly, self.monthly)
 
 
 def _both_sides(value: Any) -> Any:
@@ -295,6 +303,8 @@ class JobTable(Table):
     quiesce: Quiesce = Quiesce.PREFER
     enable_cbt: EnableCbt = EnableCbt.ALWAYS
     rpo: Duration | None = None
+    every: Duration | None = None
+    audit: Literal["off"] | Duration = 30 * 86400.0
     retention: RetentionTable = Field(default_factory=RetentionTable)
     transport: TransportTable = Field(default_factory=TransportTable)
     on_resize: OnResize = OnResize.REFUSE
@@ -353,8 +363,9 @@ class JobTable(Table):
             ),
             replica_name=self.replica_name,
             quiesce=self.quiesce,
+            audit=None if self.audit == "off" else dt.timedelta(seconds=self.audit),
             enable_cbt=self.enable_cbt,
-            retention=RetentionPolicy(self.retention.last, self.retention.daily, self.retention.weekly),
+            retention=self.retention.policy(),
             source_modes=self.transport.source,
             target_modes=self.transport.target,
             fallback=self.transport.fallback,

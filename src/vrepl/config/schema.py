@@ -32,7 +32,7 @@ def _tell_short_forms(schema: dict[str, Any]) -> None:
     tables[SecretTable.__name__] |= {"minProperties": 1, "maxProperties": 1}
 
 
-SHORT_FORMS = frozenset({"rpo", "limit", "bandwidth", "command", "on_finish", "proxy"})
+SHORT_FORMS = frozenset({"rpo", "audit", "limit", "bandwidth", "command", "on_finish", "proxy"})
 """Keys that take text for what is a number, a list or a table."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vrepl.engine.auditing import RunAudit
 from vrepl.engine.changes import changed_extents
 from vrepl.engine.context import ReplicationContext
 from vrepl.engine.disk_crossing import DiskMove, first_intent
@@ -59,6 +60,7 @@ def find_changes(
     replica: PreparedReplica,
     taken: TakenSnapshot,
     note: Note,
+    audit: RunAudit | None = None,
 ) -> list[DiskMove]:
     """Decide each disk by the snapshot's own configuration, and put the intent on disk before the first write."""
     _refuse_unplanned(plan, taken)
@@ -77,7 +79,8 @@ def find_changes(
                 f"{disk_plan.disk.title} is missing from the {side}",
                 hint="its hardware changed during the run: run the job again",
             )
-        moves.append(_decide(context, folder, plan, known, replica, taken.state, source_disk, replica_disk, note))
+        move = _decide(context, folder, plan, known, replica, taken.state, source_disk, replica_disk, note)
+        moves.append(audit.judge(move) if audit is not None else move)
     notes = {f"leaf:{move.written_disk.key}": leaf_identity(move.written_disk) for move in moves}
     keeper.change(
         lambda intent: replace(

@@ -124,6 +124,7 @@ def gather(
         digests_known=frozenset(_known_digests(folder, last)) if last else frozenset(),
         touched=touched,
         suspects=tuple(suspects.items()),
+        doubtful_disks=_doubtful_disks(folder, last),
         verification_failed=last is not None and failed_verification(folder, last),
     )
 
@@ -251,6 +252,13 @@ def _known_digests(folder: ReplicaFolder, last: RestorePoint) -> list[int]:
         if files.base is not None:
             known.append(disk.source_key)
     return known
+
+
+def _doubtful_disks(folder: ReplicaFolder, last: RestorePoint | None) -> frozenset[int]:
+    doubt = folder.doubt(last.id) if last else None
+    if last is None or doubt is None:
+        return frozenset()
+    return frozenset(doubt.disks or (disk.source_key for disk in last.disks))
 
 
 def failed_verification(folder: ReplicaFolder, point: RestorePoint) -> bool:

@@ -18,9 +18,10 @@ from vrepl.engine.planning import look_and_plan
 from vrepl.engine.preflight import refuse_impossible
 from vrepl.engine.recovery import Original, recover
 from vrepl.engine.reporting import planned_vm_report
+from vrepl.engine.source_verification import verify_against_source
 from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
-from vrepl.errors import InterruptedRunError, LockedError, RepositoryError, VreplError
+from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, RepositoryError, VreplError
 from vrepl.model import DEFAULT_MODES, Datastore, JobSettings, TransferLimits, VirtualMachine
 from vrepl.planner.vm import VmPlan
 from vrepl.ports import Site
@@ -133,6 +134,23 @@ class Engine:
             report.vms.append(verify_replica(context, folder, restore_point_id))
             if services.stop.is_set():
                 break
+        report.finished = services.clock()
+        report.interrupted = services.stop.is_set()
+        return report
+
+    def verify_source(self, folder: ReplicaFolder, job: JobSettings, *, sample: float = 1.0) -> VerifyReport:
+        """Read what change tracking calls unchanged at the source, or a share of it, and compare with the digests.
+
+        `job`: the replica's own. Raises NotFoundError where the source is gone.
+        """
+        services = self.services
+        started = services.clock()
+        context = self._replication(job, run_id=timestamped_id(started, services.new_id()))
+        vm = context.source.find_vm_by_instance_uuid(folder.record.source_instance_uuid)
+        if vm is None:
+            raise NotFoundError(f"the source {folder.record.source_name} is gone from site {context.source.name}")
+        report = VerifyReport(started=started, finished=started)
+        report.vms.append(verify_against_source(context, folder, vm, sample))
         report.finished = services.clock()
         report.interrupted = services.stop.is_set()
         return report

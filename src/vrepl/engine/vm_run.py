@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from vrepl.engine.access import GuardedVm, access_window
 from vrepl.engine.access_identity import access_identity
+from vrepl.engine.auditing import RunAudit
 from vrepl.engine.consolidation import consolidate
 from vrepl.engine.context import ReplicationContext
 from vrepl.engine.crossing import Crossing
@@ -62,6 +63,7 @@ class VmRun:
         self._crossing: Crossing | None = None
         self._sealed: RestorePoint | None = None
         self._removed: list[str] = []
+        self._audit: RunAudit | None = None
         self._consolidation_needed = False
 
     def run(self) -> VmReport:
@@ -81,6 +83,7 @@ class VmRun:
             consolidation_needed=self._consolidation_needed,
             seconds=(clock() - started).total_seconds(),
             disks=self._crossing.reports() if self._crossing else [],
+            audit=self._audit.report if self._audit else None,
         )
 
     def _folder(self) -> ReplicaFolder:
@@ -130,7 +133,8 @@ class VmRun:
                     work.enter("source snapshot")
                     with snapshot_window(context, plan, known, work.note, self._set_consolidation_needed) as taken:
                         work.enter("find changes")
-                        moves = find_changes(context, folder, keeper, plan, known, replica, taken, work.note)
+                        audit = self._audit = RunAudit(context, folder, known.restore_points, work.note)
+                        moves = find_changes(context, folder, keeper, plan, known, replica, taken, work.note, audit)
                         work.enter("transfer")
                         ready.check()
                         crossing = self._cross(folder, keeper, moves, ready)
@@ -138,6 +142,7 @@ class VmRun:
                 work.enter("seal")
                 ready.check()
                 self._seal(folder, replica, taken, moves, crossing, ready)
+            audit.settle(moves, taken.point_id)
             work.enter("retention", even_when_stopped=True)
             if known.lost_restore_points:
                 forget_lost_restore_points(folder, context.target.read_vm(replica.vm.ref))

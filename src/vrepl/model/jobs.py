@@ -46,7 +46,7 @@ class OnNotReplicable(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """How many restore points to keep: the `last` ones, and the newest of so many days and weeks.
+    """How many restore points to keep: the `last` ones, and the newest of so many hours, days, weeks and months.
 
     `last` is 1..28, and so is the sum: vSphere allows 32 snapshots in a chain.
     """
@@ -54,6 +54,8 @@ class RetentionPolicy:
     last: int = 7
     daily: int = 0
     weekly: int = 0
+    hourly: int = 0
+    monthly: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class JobSettings:
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     source_modes: tuple[TransportMode, ...] = DEFAULT_MODES
     target_modes: tuple[TransportMode, ...] = DEFAULT_MODES
+    audit: dt.timedelta | None = None
+    """In how long all that change tracking calls unchanged is read and compared once; None: never."""
     fallback: bool = True
     """Whether the next mode may be tried when one fails."""
     on_resize: OnResize = OnResize.REFUSE

@@ -76,6 +76,8 @@ class DiskFacts:
     leaf_is_sealed_state: bool = True
     """False: the replica's chain is not what the repository thinks (a snapshot of it was removed by hand, or it was
     seeded from an existing VM), so nothing is sure."""
+    doubtful: bool = False
+    """Change tracking was caught missing changes of this disk since."""
     made_empty: bool = True
     """Without a `point`, the replica's disk is known to have been created empty."""
 
@@ -91,6 +93,8 @@ def decide_disk(disk: Disk, facts: DiskFacts) -> DiskDecision:
         return _decide_first(disk, unfinished, dirty)
     broken = tracking_break(point.position, disk.position)
     distrust = broken.reason if broken else None
+    if facts.doubtful and distrust is None:
+        distrust = "change tracking missed changes of this disk"
     if distrust is None and unfinished is None:
         return DiskDecision(
             TransferKind.INCREMENTAL,

@@ -44,6 +44,8 @@ class ReplicaKnowledge:
     """How the replica's leaf was changed by hand, if it was."""
     suspects: tuple[tuple[int, tuple[Extent, ...]], ...] = ()
     """By source disk key: where the replica's change tracking hints that its leaf was written by something else."""
+    doubtful_disks: frozenset[int] = frozenset()
+    """Source disk keys of which the last restore point may hold something else than the source had."""
     verification_failed: bool = False
     """The last restore point was read back and did not hold what it should: its digests say nothing of the leaf."""
 
@@ -111,6 +113,7 @@ def disk_facts(known: ReplicaKnowledge, source_key: int, at_target: ReplicaDisk,
         point=point,
         unfinished=None if reverted or at_target.newly_made else dict(known.unfinished).get(source_key),
         digests_known=point is not None and source_key in known.digests_known,
+        doubtful=source_key in known.doubtful_disks,
         leaf_is_sealed_state=at_target.newly_made or sure,
         made_empty=at_target.newly_made or (known.seed is None and at_target.empty),
     )

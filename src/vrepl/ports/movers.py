@@ -133,6 +133,8 @@ class VerifyResult:
     seconds: float
     unknown_grains: int = 0
     """Grains of what was read that have no digest."""
+    zeroed_extents: Sequence[Extent] = ()
+    """What of `bad_extents` reads as zeros: a guest may have given it back (TRIM)."""
 
 
 class Transfers(Protocol):

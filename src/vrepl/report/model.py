@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from vrepl.errors import VreplError, exit_code_of_run
+from vrepl.errors import EXIT_OK, EXIT_PARTIAL, VreplError, exit_code_of_run
 from vrepl.model import Consistency, TransferKind
 
 FORMAT_VERSION = 1
@@ -162,6 +162,28 @@ class ErrorReport:
 
 
 @dataclass(slots=True)
+class AuditReport:
+    """What a run read of what change tracking calls unchanged, in bytes."""
+
+    bytes_read: int = 0
+    bytes_missed: int = 0
+    """Changed, and not told by change tracking: an alarm."""
+    bytes_zeroed: int = 0
+    """Read as zeros now, and did not: a guest may have given it back (TRIM). Settled, no alarm."""
+    bytes_recorded: int = 0
+    """Had no sure digest to be judged by; read and settled like what changed."""
+    doubtful: list[str] = field(default_factory=list)
+    """IDs of restore points that may not be what the source was."""
+
+    def to_json(self) -> Json:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> AuditReport:
+        return cls(**{key: data[key] for key in cls.__slots__ if key in data})
+
+
+@dataclass(slots=True)
 class VmReport:
     """One VM of a run, a plan, or a verification."""
 
@@ -180,6 +202,13 @@ class VmReport:
     consolidation_needed: bool = False
     seconds: float | None = None
     disks: list[DiskReport] = field(default_factory=list)
+    audit: AuditReport | None = None
+    """None where nothing was due, or the job has `audit = "off"`."""
+
+    @property
+    def alarm(self) -> bool:
+        """Change tracking was caught missing changes: this restore point is right, earlier ones may not be."""
+        return self.audit is not None and self.audit.bytes_missed > 0
 
     def to_json(self) -> Json:
         error = self.error
@@ -201,6 +230,7 @@ class VmReport:
             "consolidation_needed": self.consolidation_needed,
             "seconds": None if self.seconds is None else round(self.seconds, 3),
             "disks": [disk.to_json() for disk in self.disks],
+            "audit": self.audit.to_json() if self.audit else None,
         }
 
     @classmethod
@@ -229,6 +259,7 @@ class VmReport:
             consolidation_needed=data.get("consolidation_needed", False),
             seconds=data.get("seconds"),
             disks=[DiskReport.from_json(disk) for disk in data.get("disks", ())],
+            audit=AuditReport.from_json(data["audit"]) if data.get("audit") else None,
         )
 
 
@@ -266,18 +297,23 @@ class RunReport:
             self.count(Result.SKIPPED),
         )
         if not failed and not skipped:
-            return Result.SUCCESS
+            return Result.PARTIAL if any(vm.alarm for vm in self.vms) else Result.SUCCESS
         return Result.PARTIAL if succeeded else Result.FAILED
 
     @property
     def exit_code(self) -> int:
-        """130 when interrupted, else as `exit_code_of_run`; a lone failed VM gives its error's code."""
+        """130 when interrupted, else as `exit_code_of_run`; a lone failed VM gives its error's code.
+
+        An alarm of the audit is 3: the run is well, and restore points before it may not be.
+        """
         if self.interrupted:
             return 130
         if len(self.vms) == 1 and self.vms[0].error is not None:
             return self.vms[0].error.exit_code
         failed = sum(vm.result in {Result.FAILED, Result.INTERRUPTED} for vm in self.vms)
-        return exit_code_of_run(len(self.vms) - failed - self.count(Result.SKIPPED), failed, self.count(Result.SKIPPED))
+        skipped = self.count(Result.SKIPPED)
+        code = exit_code_of_run(len(self.vms) - failed - skipped, failed, skipped)
+        return EXIT_PARTIAL if code == EXIT_OK and any(vm.alarm for vm in self.vms) else code
 
     @property
     def seconds(self) -> float | None:
@@ -383,6 +419,10 @@ class DiskVerification:
     """(offset, length) in bytes of what differs."""
     mode: str | None = None
     seconds: float | None = None
+    bytes_zeroed: int = 0
+    """Against the source: reads as zeros now, and did not (a guest may have given it back); no difference."""
+    bytes_not_judged: int = 0
+    """Against the source: has no sure digest."""
 
     def to_json(self) -> Json:
         return {
@@ -392,6 +432,8 @@ class DiskVerification:
             "bytes_read": self.bytes_read,
             "bad_extents": [{"offset": offset, "length": length} for offset, length in self.bad_extents],
             "mode": self.mode,
+            "bytes_zeroed": self.bytes_zeroed,
+            "bytes_not_judged": self.bytes_not_judged,
             "seconds": None if self.seconds is None else round(self.seconds, 3),
         }
 

@@ -22,7 +22,7 @@ import struct
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -332,9 +332,10 @@ class DigestSet:
     def not_zero(self, extent: Extent) -> Iterator[Extent]:
         return self._walk(extent, ZERO, matching=False)
 
-    def unknown(self) -> Iterator[Extent]:
-        """The grains that are unknown, as ascending extents in bytes."""
-        return self._walk(Extent(0, self.capacity), UNKNOWN, matching=True)
+    def unknown(self, within: Iterable[Extent] | None = None) -> Iterator[Extent]:
+        """The grains that are unknown, as ascending extents in bytes; of all, or of these grain-aligned extents."""
+        for extent in (Extent(0, self.capacity),) if within is None else within:
+            yield from self._walk(extent, UNKNOWN, matching=True)
 
     def _walk(self, extent: Extent, digest: bytes, *, matching: bool) -> Iterator[Extent]:
         """The grains whose digest is (or is not) this one, joined to extents, lazily."""

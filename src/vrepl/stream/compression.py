@@ -7,8 +7,12 @@ it does not pay, a piece of a block is tried now and then; sending is timed for 
 from __future__ import annotations
 
 import time
+from typing import Any
 
-import zstandard
+try:
+    import zstandard
+except ImportError:  # the extra `compression`: then nothing is compressed
+    zstandard = None  # type: ignore[assignment]
 
 LEVEL = 1
 TRY_EVERY = 32
@@ -23,7 +27,7 @@ class Compressor:
     """Decides and compresses for one stream; used by its sending thread alone."""
 
     def __init__(self) -> None:
-        self._zstd = zstandard.ZstdCompressor(level=LEVEL)
+        self._zstd: Any = None if zstandard is None else zstandard.ZstdCompressor(level=LEVEL)
         self._seconds_per_byte_sent = 0.0
         self._seconds_per_byte_compressed = 0.0
         self._ratio = 1.0
@@ -37,6 +41,8 @@ class Compressor:
 
     def pack(self, data: memoryview) -> bytes | None:
         """The compressed bytes, if compressing pays and they are fewer; else None."""
+        if self._zstd is None:
+            return None
         if not self.pays:
             self._since_trial += 1
             if self._since_trial >= TRY_EVERY:
@@ -50,7 +56,7 @@ class Compressor:
     def _compress(self, data: memoryview) -> bytes:
         """Compress, and measure it."""
         began = time.perf_counter()
-        packed = self._zstd.compress(data)
+        packed: bytes = self._zstd.compress(data)
         self._seconds_per_byte_compressed = _average(
             self._seconds_per_byte_compressed, (time.perf_counter() - began) / len(data)
         )
@@ -71,10 +77,14 @@ class Decompressor:
     """Unpacks what `Compressor` packed."""
 
     def __init__(self) -> None:
-        self._zstd = zstandard.ZstdDecompressor()
+        self._zstd: Any = None if zstandard is None else zstandard.ZstdDecompressor()
 
     def unpack(self, packed: memoryview, view: memoryview) -> None:
         """Fill `view` exactly. Raises ValueError if that is not what was packed."""
+        if self._zstd is None:
+            raise ValueError(
+                "a block came compressed, and zstandard is not installed here (vrepl's extra `compression`)"
+            )
         try:
             data = self._zstd.decompress(packed, max_output_size=len(view))
         except zstandard.ZstdError as error:

@@ -104,10 +104,10 @@ def verify_disk(
     progress: Callable[[TransferProgress], None] | None = None,
     hook: Hook = no_hook,
     running: Running = _ignore,
-) -> tuple[Pipeline, Sequence[Extent], int]:
+) -> tuple[Pipeline, VerificationRule]:
     """Read what the disk (or `regions` of it) has allocated and compare all of it with its digests.
 
-    Returns what differs, and how many grains have no digest. Raises VerificationError when grains of a whole disk have
+    The rule that is returned holds what differs. Raises VerificationError when grains of a whole disk have
     none, and no other is wrong.
     """
     rule = VerificationRule(lookup)
@@ -122,13 +122,12 @@ def verify_disk(
         hook=hook,
     )
     _run(pipeline, running)
-    bad = from_grains(rule.bad_grains, disk.capacity)
-    if rule.unknown_grains and not bad and regions is None:
+    if rule.unknown_grains and not rule.bad_grains and regions is None:
         raise VerificationError(
             f"{rule.unknown_grains} grains have no recorded digest to compare with",
             hint="a run that compares the whole disk records them; after a rebuild older restore points have none",
         )
-    return pipeline, bad, rule.unknown_grains
+    return pipeline, rule
 
 
 def perform_transfer(
@@ -196,13 +195,20 @@ def perform_verify(
     disk = opener.open_reader(order.disk)
     try:
         with closing(records.open_lookup(order.digests, order.disk.capacity)) as lookup:
-            pipeline, bad, unknown = verify_disk(
+            pipeline, rule = verify_disk(
                 disk, lookup, order.regions, tuning=tuning, progress=progress, hook=hook, running=running
             )
     finally:
         with suppress(DiskError):  # nothing was written to it
             disk.close()
-    return VerifyResult(pipeline.totals.read, bad, disk.mode, time.monotonic() - began, unknown)
+    return VerifyResult(
+        bytes_read=pipeline.totals.read,
+        bad_extents=from_grains(rule.bad_grains, disk.capacity),
+        mode=disk.mode,
+        seconds=time.monotonic() - began,
+        unknown_grains=rule.unknown_grains,
+        zeroed_extents=from_grains(rule.zeroed_grains, disk.capacity),
+    )
 
 
 def _run(pipeline: Pipeline, running: Running) -> None:

@@ -185,6 +185,8 @@ class VerificationRule:
         self._lookup = lookup
         self._digests_of = lookup.digests_of if isinstance(lookup, ManyDigests) else None
         self.bad_grains: list[int] = []
+        self.zeroed_grains: list[int] = []
+        """Those of the bad ones that are zeros now."""
         self.unknown_grains = 0
 
     def runs(self, block: Block, digests: Sequence[bytes], same: Sequence[bool] | None) -> list[Run]:
@@ -207,3 +209,5 @@ class VerificationRule:
             self.unknown_grains += 1
         elif known != value:
             self.bad_grains.append(index)
+            if value == ZERO_DIGEST:
+                self.zeroed_grains.append(index)

@@ -47,7 +47,8 @@ def find_library(libdir: Path) -> Path:
         found = f"found {', '.join(near)}" if near else f"the folder holds {', '.join(inside) or 'nothing'}"
     raise LibraryError(
         f"no libvixDiskLib: {looked}; {found}",
-        hint="unpack VMware-vix-disklib-*.tar.gz and set `vddk.libdir` to the folder that holds its lib64",
+        hint="unpack VMware-vix-disklib-*.tar.gz and set `vddk.libdir` to the folder that holds its lib64; "
+        'who has none takes vrepl\'s own engine, over NBD: [vddk] engine = "auto"',
     )
 
 

@@ -63,6 +63,10 @@ SILENCE = 4.0
 that time is done."""
 BRIEF = 3.0
 """Seconds for the answer to a logout, which nothing depends on."""
+WHOLE_ANSWER = 2.0
+"""Times a call's time limit, which is for each piece of an answer: what all pieces together may take."""
+LONGEST_ANSWER = 1 << 30
+"""Bytes of an answer; the properties of 5,000 VMs have some fifty million."""
 LONGEST_VERSIONS = 1 << 20
 """Bytes of a list of API versions; vCenter's has a few thousand."""
 
@@ -329,6 +333,7 @@ class Session:
             with self._count_lock:
                 self._calls += 1
             try:
+                self._context.bound(WHOLE_ANSWER * self.settings.timeout, LONGEST_ANSWER)
                 answer = send()
                 self._heard += 1
                 return answer

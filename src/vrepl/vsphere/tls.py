@@ -6,10 +6,13 @@ all later ones. Here the check sits in the SSL context, so no byte of HTTP cross
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import socket
 import ssl
+import threading
+import time
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -53,8 +56,32 @@ class WrongCertificateError(ssl.SSLCertVerificationError):
     """The peer's certificate is not the pinned one."""
 
 
+class Bounds(threading.local):
+    """What the answer to the call that this thread makes may take; None: nobody has said."""
+
+    until: float | None = None
+    """By time.monotonic()."""
+    left: int = 0
+    """Bytes."""
+
+
 class _CountedSocket(ssl.SSLSocket):
-    """Known to its context from before the handshake, in which a peer that is frozen keeps it waiting."""
+    """Known to its context from before the handshake, in which a peer that is frozen keeps it waiting.
+
+    A socket's own time limit is for each piece: a peer that drips would never meet it.
+    """
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        bounds = self.context.bounds if isinstance(self.context, VerifiedContext) else None
+        if bounds is None or bounds.until is None:
+            return super().recv_into(buffer, nbytes, flags)
+        if time.monotonic() > bounds.until:
+            raise TimeoutError("the answer comes too slowly to be waited for")
+        count = super().recv_into(buffer, nbytes, flags)
+        bounds.left -= count
+        if bounds.left < 0:
+            raise OSError(errno.EMSGSIZE, "the answer is longer than any that a vCenter gives")
+        return count
 
     def do_handshake(self, block: bool = False) -> None:
         if isinstance(self.context, VerifiedContext):
@@ -70,6 +97,11 @@ class VerifiedContext(ssl.SSLContext):
     sslsocket_class = _CountedSocket
     sockets: weakref.WeakSet[ssl.SSLSocket]
     """Those made with this context."""
+    bounds: Bounds
+
+    def bound(self, seconds: float, size: int) -> None:
+        """For what this thread receives from now on, until it is bounded anew."""
+        self.bounds.until, self.bounds.left = time.monotonic() + seconds, size
 
     def cut_off(self) -> None:
         """Whoever waits for one of these peers meets the end of the stream, now; from any thread."""
@@ -95,6 +127,7 @@ def make_context(*, ca_file: Path | None, thumbprint: str | None) -> VerifiedCon
     """
     context = VerifiedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.sockets = weakref.WeakSet()
+    context.bounds = Bounds()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if thumbprint is not None:
         context.pinned = parse_thumbprint(thumbprint)

@@ -173,6 +173,9 @@ func (l *Lab) postSettings(r *http.Request) (any, error) {
 	if s.CBTBlockSize < grainSize || s.CBTBlockSize&(s.CBTBlockSize-1) != 0 {
 		return nil, fmt.Errorf("cbt_block_size must be a power of two, at least %d", grainSize)
 	}
+	if !slices.Contains(nfcTroubles, s.NFCTrouble) {
+		return nil, fmt.Errorf("nfc_trouble must be one of %v", nfcTroubles)
+	}
 	if s.Quiesce != "ok" && s.Quiesce != "fail" {
 		return nil, fmt.Errorf("quiesce must be ok or fail")
 	}

@@ -50,7 +50,16 @@ func (l *Lab) authd(host *nfcHost, conn *peeked) {
 		SessionTicketsDisabled: true,
 	}
 	_ = conn.SetDeadline(time.Now().Add(time.Minute))
-	session := tls.Server(conn, config)
+	trouble := l.config().NFCTrouble
+	first, err := impostor(config, trouble == "first-certificate")
+	if err != nil {
+		return
+	}
+	second, err := impostor(config, trouble == "second-certificate")
+	if err != nil {
+		return
+	}
+	session := tls.Server(conn, first)
 	in := bufio.NewReaderSize(session, 2048)
 	line := func() string {
 		text, err := in.ReadString('\n')
@@ -79,7 +88,11 @@ func (l *Lab) authd(host *nfcHost, conn *peeked) {
 		say("501 Invalid arguments")
 		return
 	}
-	say("200 " + host.identity.sha256)
+	told := host.identity.sha256
+	if trouble == "told-certificate" {
+		told = strings.Repeat("00:", 31) + "00"
+	}
+	say("200 " + told)
 	var data net.Conn = conn
 	mode := ""
 	service := "vpxa-nfc"
@@ -93,24 +106,42 @@ func (l *Lab) authd(host *nfcHost, conn *peeked) {
 	case "PROXY " + service + "ssl":
 		mode = "nbdssl"
 		say("200 Connect ha-nfcssl")
-		data = tls.Server(conn, config)
+		data = tls.Server(conn, second)
 	default:
 		say("500 unknown service")
 		return
 	}
 	_ = conn.SetDeadline(time.Time{})
-	s := &nfcAIO{lab: l, host: host, conn: data, bare: conn.Conn, mode: mode, ticket: ticket}
+	s := &nfcAIO{lab: l, host: host, conn: data, bare: conn.Conn, mode: mode, ticket: ticket, trouble: trouble}
 	if vm := l.vm(ticket.vm); vm != nil {
 		s.vmName = plainName(vm.Name)
 	}
 	defer s.end()
-	err := s.greet(tag)
+	err = s.greet(tag)
 	if err == nil {
 		err = s.serve()
 	}
 	if err != nil && err != io.EOF {
 		log.Printf("nfc %s of %s: %v", mode, s.vmName, err)
 	}
+}
+
+// nfcTroubles are what the setting nfc_trouble may be: whoever is between shows another certificate, at the first TLS or
+// at the second, or names another one; data records end in the middle, or lie about their length.
+var nfcTroubles = []string{"", "none", "first-certificate", "second-certificate", "told-certificate", "cut", "lie"}
+
+// impostor is the configuration of somebody else's TLS, if it is wanted.
+func impostor(config *tls.Config, wanted bool) (*tls.Config, error) {
+	if !wanted {
+		return config, nil
+	}
+	other, err := newHostIdentity("127.0.0.1")
+	if err != nil {
+		return nil, err
+	}
+	changed := config.Clone()
+	changed.Certificates = []tls.Certificate{other.certificate}
+	return changed, nil
 }
 
 // listenBeside has a standalone host's NFC served where its API is, too: on an ESXi both have one address.

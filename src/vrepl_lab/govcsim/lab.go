@@ -69,6 +69,7 @@ type settings struct {
 	CBTEmptyPage       bool               `json:"cbt_empty_page"`
 	NFCLimitMiB        map[string]float64 `json:"nfc_limit_mib"`
 	NFCClosed          []string           `json:"nfc_closed"`
+	NFCTrouble         string             `json:"nfc_trouble"`
 	Quiesce            string             `json:"quiesce"`
 	ClockOffsetS       float64            `json:"clock_offset_s"`
 	MissingPrivileges  []string           `json:"missing_privileges"`

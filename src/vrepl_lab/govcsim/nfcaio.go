@@ -41,13 +41,14 @@ var le = binary.LittleEndian
 
 // nfcAIO is one client's NFC session.
 type nfcAIO struct {
-	lab    *Lab
-	host   *nfcHost
-	conn   net.Conn // TLS or not
-	bare   net.Conn
-	mode   string
-	ticket nfcTicket
-	vmName string
+	lab     *Lab
+	host    *nfcHost
+	conn    net.Conn // TLS or not
+	bare    net.Conn
+	mode    string
+	ticket  nfcTicket
+	trouble string // of the setting nfc_trouble, as the session began
+	vmName  string
 
 	reserved int64 // KiB of the host's NFC memory
 	counted  bool  // against the vCenter's connections
@@ -164,6 +165,15 @@ func (s *nfcAIO) answer(kind, number uint32, payload []byte, trailer []byte) err
 	record = append(append(record, payload...), trailer...)
 	s.sending.Lock()
 	defer s.sending.Unlock()
+	if kind == aioIO && len(trailer) > 0 {
+		switch s.trouble {
+		case "cut":
+			_, _ = s.conn.Write(record[:len(record)/2])
+			return io.ErrUnexpectedEOF
+		case "lie":
+			le.PutUint32(record[16+36:], 1<<31)
+		}
+	}
 	_, err := s.conn.Write(record)
 	return err
 }
