@@ -10,7 +10,7 @@ from vrepl.engine.context import ReplicationContext
 from vrepl.engine.events import Note
 from vrepl.engine.reporting import conflict_error, plan_side
 from vrepl.engine.undo import Undo
-from vrepl.errors import NoSpaceError, VreplError
+from vrepl.errors import NoSpaceError, NotFoundError, UsageError, VreplError
 from vrepl.model import Datastore, Side
 from vrepl.planner.datastores import find_datastore
 from vrepl.planner.vm import VmPlan, space_conflict, space_needed
@@ -19,21 +19,29 @@ from vrepl.planner.vm import VmPlan, space_conflict, space_needed
 def refuse_impossible(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Datastore:
     """The datastore that the replica lies on, or shall.
 
-    Raises what the plan's conflict is, NotFoundError, UsageError or NoSpaceError for the target's datastore, what
-    `ReplicaMaking.check_place` raises for a replica that is still to be made, or DiskError for a disk that no transport
+    Raises what the plan's conflict is, NotFoundError, UsageError or NoSpaceError for the target's datastore, UsageError
+    for what a replica that is still to be made does not find there, or DiskError for a disk that no transport
     mode reaches. `datastores`: the target's, as they are now.
     """
     if plan.conflict is not None:
         raise conflict_error(plan.conflict)
     store = _require_space(context, plan, datastores)
     if plan.replica is None:
-        context.target.check_place(plan.replica_name, plan.vm.hardware, context.job.placement)
+        _require_place(context, plan)
     for disk_plan in plan.disks:
         plan_side(context, Side.SOURCE, plan, disk_plan.disk)
         if plan.replica is not None or context.job.placement.host:
             # Else its host is still to be chosen, and with it which ports matter.
             plan_side(context, Side.TARGET, plan, disk_plan.disk)
     return store
+
+
+def _require_place(context: ReplicationContext, plan: VmPlan) -> None:
+    """What the job says of the target and the target does not have is a mistake of the configuration."""
+    try:
+        context.target.check_place(plan.replica_name, plan.vm.hardware, context.job.placement)
+    except NotFoundError as error:
+        raise UsageError(error.message, hint=error.hint) from error
 
 
 def _require_space(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Datastore:

@@ -13,7 +13,14 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from vrepl.errors import EXIT_OK, EXIT_PARTIAL, VreplError, exit_code_of_run
+from vrepl.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_PARTIAL,
+    EXIT_USAGE,
+    VreplError,
+    exit_code_of_run,
+)
 from vrepl.model import Consistency, TransferKind
 
 FORMAT_VERSION = 1
@@ -302,14 +309,16 @@ class RunReport:
 
     @property
     def exit_code(self) -> int:
-        """130 when interrupted, else as `exit_code_of_run`; a lone failed VM gives its error's code.
+        """130 when interrupted, else as `exit_code_of_run`.
 
-        An alarm of the audit is 3: the run is well, and restore points before it may not be.
+        A lone failed VM gives its error's code, and so do several that all fail for a mistake of the configuration. An
+        alarm of the audit is 3: the run is well, and restore points before it may not be.
         """
         if self.interrupted:
-            return 130
-        if len(self.vms) == 1 and self.vms[0].error is not None:
-            return self.vms[0].error.exit_code
+            return EXIT_INTERRUPTED
+        codes = {vm.error.exit_code if vm.error is not None else EXIT_OK for vm in self.vms}
+        if (len(self.vms) == 1 and self.vms[0].error is not None) or codes == {EXIT_USAGE}:
+            return codes.pop()
         failed = sum(vm.result in {Result.FAILED, Result.INTERRUPTED} for vm in self.vms)
         skipped = self.count(Result.SKIPPED)
         code = exit_code_of_run(len(self.vms) - failed - skipped, failed, skipped)
