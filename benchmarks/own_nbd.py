@@ -1,7 +1,7 @@
 """NBD and NBDSSL by vrepl itself, over the lab's hosts, against bare requests on the same connections.
 
 Every figure is a ratio within this run; measurements are taken in turn and their medians compared. `VREPL_BENCH_MIB` is
-the size of the disk (512 here at the most: the hosts share this machine).
+the size of the disk (1024 here at the most: the hosts share this machine).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vrepl.vsphere.site import VsphereSite
 from vrepl_lab.lab import SERVER, USER, Lab
 from vrepl_lab.spec import DiskSpec, LabSpec, VmSpec
 
-SIZE = min(CAPACITY, 512 * MIB)
+SIZE = min(CAPACITY, 1024 * MIB)
 DEPTH = 4
 NAMES = {"source": "source-01", "target": "target-01"}
 
@@ -131,7 +131,7 @@ def run() -> dict[str, object]:
 
                 limit: Callable[[], float] = lambda mode=mode: bench.bare(mode)  # type: ignore[misc]  # noqa: E731
                 vddk: Callable[[], float] = lambda mode=mode: bench.copy(bench.vddk, mode).seconds  # type: ignore[misc]  # noqa: E731
-                mine, bare, theirs = in_turn(ours, limit, vddk)
+                mine, bare, theirs = in_turn(ours, limit, vddk, repeats=3)
                 figures |= {
                     f"{mode}_mb_s": round(SIZE / mine / 1e6),
                     f"{mode}_vs_bare": round(bare / mine, 3),
