@@ -361,6 +361,66 @@ def test_a_crossing_of_which_the_repository_has_lost_everything_is_compared(worl
     assert contents(source(world)) == contents(world.replica())
 
 
+def test_home_from_an_older_point_its_branches_go_as_retention_says(world: World) -> None:
+    older = min(world.restore_point_contents())
+    lose_the_site(world)
+    assert fail_over(world, Start(older)).state == "failed-over"
+    guest_writes_at_the_target(world)
+    assert start(world).result is Result.SUCCESS
+    at_home = contents(world.replica())
+    assert contents(source(world)) == at_home
+    sealed = world.restore_point_contents()
+    assert len(sealed) == 3
+    home = commit(world).restore_point
+    assert home is not None
+    assert world.restore_point_contents() == {**sealed, home: at_home}, "newer points of the other branch stay, too"
+    for number in range(4):
+        world.source.guest_write(source(world), 0, number * GRAIN, bytes([100 + number]) * GRAIN)
+        before = world.restore_point_contents()
+        report = world.run_vm()
+        assert report.result is Result.SUCCESS, report.error
+        after = world.restore_point_contents()
+        assert contents(world.replica()) == contents(source(world)) == after[report.restore_point or ""]
+        assert all(after[point] == before[point] for point in before if point in after)
+        assert len(after) == 3, "retention"
+    assert home not in world.restore_point_contents()
+
+
+def test_an_undo_without_the_snapshot_of_before_says_so(world: World) -> None:
+    lost_and_failed_over(world)
+    start(world)
+    [snapshot] = source(world).snapshots
+    world.source.remove_snapshot(source(world).ref, snapshot.ref)
+    done = undo(world)
+    assert done.state == "failed-over"
+    assert any("somebody removed the snapshot" in note for note in done.notes)
+
+
+def test_of_two_who_bring_the_same_vm_home_one_is_told(world: World, tmp_path: Path) -> None:
+    """The other control host has a copy of the repository, and no lock."""
+    lost_and_failed_over(world)
+    shutil.copytree(world.folder, tmp_path / "elsewhere")
+    elsewhere = World(tmp_path / "elsewhere")
+    elsewhere.source, elsewhere.target = world.source, world.target
+    failbacks, replicas = commands(elsewhere)
+    call, once = world.target.after_call, [True]
+
+    def meanwhile(method: str) -> None:
+        call(method)
+        if method == "write_vm_file" and once:
+            once.clear()
+            failbacks.start(replicas, lambda _: None, power_off=False)
+
+    world.target.after_call = meanwhile
+    done = start(world)
+    world.target.after_call = call
+    assert done.result is Result.SKIPPED
+    assert start(world).state == "failing-back"
+    assert contents(source(world)) == contents(world.replica())
+    assert commit(world).state == "ready"
+    assert source(world).snapshots == []
+
+
 STEPS: dict[str, tuple[list[Command], str]] = {
     "start": ([start], "failing-back"),
     "undo": ([start, undo], "failed-over"),

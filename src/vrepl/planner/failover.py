@@ -387,7 +387,8 @@ def _powered_on_by_hand(record: FailoverRecord) -> FailoverConflict:
 _TO_FINISH = {
     ReplicaState.FAILING_OVER: "vrepl failover start {0} goes on with it, vrepl failover undo {0} takes it back",
     ReplicaState.UNDONE: "vrepl failover undo {0} goes on with it",
-    ReplicaState.FAILING_BACK: "vrepl failback start {0} goes on with it, vrepl failback undo {0} takes it back",
+    ReplicaState.FAILING_BACK: "vrepl failback start {0} goes on with it, vrepl failback commit {0} ends it once it is "
+    "home, vrepl failback undo {0} takes it back",
     ReplicaState.FAILED_OVER: "vrepl failover undo {0}, vrepl failback start {0} or vrepl failover commit {0}",
 }
 _IN_WORDS = {

@@ -27,7 +27,15 @@ from vrepl.model import (
     TransferKind,
     VirtualMachine,
 )
-from vrepl.model.failover import ElsewherePlace, FailbackRecord, FailbackWish, FailoverRecord, StartFailback
+from vrepl.model.failover import (
+    ElsewherePlace,
+    FailbackPhase,
+    FailbackRecord,
+    FailbackWish,
+    FailoverRecord,
+    StartFailback,
+    UndoFailback,
+)
 from vrepl.planner.failback import (
     Cross,
     DestroyOriginal,
@@ -74,6 +82,7 @@ class FailbackDriver:
     def go(self, record: FailoverRecord, wish: FailbackWish) -> FailoverRecord:
         """Until nothing is left to do. Raises NotReadyError for a conflict, and what the sites raise."""
         self._recover(record)
+        self._warn(record, wish)
         while True:
             seen = self._look(record, wish)
             answer = advance_failback(record, seen, wish)
@@ -95,6 +104,17 @@ class FailbackDriver:
             self.work.enter(WORDS[type(act)])
             self._do(act, record, seen, wish)
         return record
+
+    def _warn(self, record: FailoverRecord, wish: FailbackWish) -> None:
+        """What cannot be as it should, whatever is done."""
+        back = record.failback
+        if back is None or back.made or back.phase in {FailbackPhase.PREPARING, FailbackPhase.UNDOING}:
+            return
+        seen = self._look(record, wish)
+        if isinstance(wish, UndoFailback) and seen.original is not None and seen.undo is None:
+            self.work.note(
+                f"somebody removed the snapshot of what {seen.original.name} was before the failback: it stays as it is"
+            )
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
@@ -303,6 +323,10 @@ class FailbackDriver:
         )
         keys = {disk.source_key: disk.target_key for disk in home.disks}
         folder.save_record(replace(folder.record, disk_keys=keys))
+        if back.instance_uuid != folder.record.source_instance_uuid:
+            self.work.note(
+                f"job {point.job} still means the VM that was lost: put {vm.name} into it, and take the other one out"
+            )
         seal(self.context, folder, folder.record, replica, home, self.work.note, still_ready=lambda: None)
         self.homecoming.store.clear()
 
