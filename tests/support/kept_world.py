@@ -76,6 +76,7 @@ def _vm_to_json(vm: MemoryVm) -> dict[str, Any]:
                 "disks": [_disk_to_json(disk) for disk in one.disks],
                 "change_ids": {str(key): value for key, value in one.change_ids.items()},
                 "hardware": asdict(one.hardware),
+                "extra_config": one.extra_config,
             }
             for one in vm.snapshots
         ],
@@ -102,6 +103,8 @@ def _vm_from_json(data: dict[str, Any]) -> MemoryVm:
                 disks=[_disk_from_json(disk) for disk in one["disks"]],
                 change_ids={int(key): value for key, value in one["change_ids"].items()},
                 hardware=_hardware(one["hardware"]),
+                # A mark never changes, so a world that was kept before snapshots had settings has it all the same.
+                extra_config=one.get("extra_config", data["extra_config"]),
             )
             for one in data["snapshots"]
         ],

@@ -116,16 +116,19 @@ def test_damage_in_the_middle_counts_as_everything_issued(tmp_path: Path) -> Non
     whole = tmp_path / "whole.log"
     write_some(whole)
     content = whole.read_bytes()
-    last_record = len(content) - transferlog.RECORD.size - 16
-    for position in range(last_record):
+    for position in range(len(content)):
         path = tmp_path / "damaged.log"
         path.write_bytes(content[:position] + bytes([content[position] ^ 0x40]) + content[position + 1 :])
         state = read_log(path)
+        if not state.damaged:
+            # The last record claims more than there is, as a torn one does: only what was done is lost.
+            assert len(content) - position <= transferlog.RECORD.size + 200
+            assert state.attempts[-1].allowed == read_log(whole).attempts[-1].allowed
+            continue
         assert state.damaged, position
         if state.attempts:
             assert state.attempts[-1].allowed == CAPACITY
-        # The header gone, not even the capacity is known.
-        assert state.attempt(7).allowed == state.capacity
+        assert state.attempt(7).allowed >= CAPACITY, "the header gone, not even the capacity is known"
         TransferLogWriter(path, CAPACITY, attempt=1).close()
         continued = read_log(path)
         assert continued.attempt(1).allowed == CAPACITY

@@ -12,7 +12,8 @@ from vrepl.errors import RepositoryError
 from vrepl.model import JobSettings
 from vrepl.model.selection import is_pattern
 from vrepl.report.model import Result, time_from_json
-from vrepl.report.protection import Protection, ReplicaStanding, VmProtection
+from vrepl.report.protection import AuditStanding, Protection, ReplicaStanding, VmProtection
+from vrepl.repository.audit_book import read_audit_book
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
 
@@ -63,6 +64,17 @@ def _members(job: JobSettings, replicas: Sequence[ReplicaFolder]) -> list[str]:
 def standing(folder: ReplicaFolder) -> ReplicaStanding:
     """What a replica is used for, and when it was last tested: the one place that knows."""
     return ReplicaStanding(folder.record.state.value, None)
+
+
+def audit_standing(folder: ReplicaFolder) -> AuditStanding | None:
+    """None where nothing was audited, or the book of it cannot be believed (it begins anew then)."""
+    disks = read_audit_book(folder.path)[0].disks.values()
+    if not disks:
+        return None
+    rounds = min(disk.rounds for disk in disks)
+    capacity = sum(disk.capacity for disk in disks)
+    read = sum(disk.capacity if disk.rounds > rounds else disk.position for disk in disks)
+    return AuditStanding(rounds, 100 * read // capacity, min(disk.paid for disk in disks))
 
 
 def last_results(repository: Repository, wanted: Iterable[Key]) -> Mapping[Key, Mapping[str, Any]]:
@@ -130,5 +142,6 @@ def _protection_of(
         doubtful=doubtful,
         verified=verified,
         running=folder.is_locked(),
+        audit=audit_standing(folder),
         **told,
     )

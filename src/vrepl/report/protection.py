@@ -40,6 +40,21 @@ class Need(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class AuditStanding:
+    """How far the audit of change tracking is, over all disks of a VM."""
+
+    rounds: int
+    """How often all of it was read."""
+    percent: int
+    """Of the round that goes on."""
+    paid: dt.datetime
+    """Up to when what was due has been read."""
+
+    def to_json(self) -> Json:
+        return {"rounds": self.rounds, "percent": self.percent, "up_to": time_to_json(self.paid)}
+
+
+@dataclass(frozen=True, slots=True)
 class VmProtection:
     """One VM of one job."""
 
@@ -54,7 +69,7 @@ class VmProtection:
     rpo: float | None = None
     """Seconds; None: the job promises nothing."""
     doubtful: str | None = None
-    """A newer restore point that was read back and differs."""
+    """A newer restore point that was read back and differs, or of which an audit found that changes were missed."""
     verified: dt.datetime | None = None
     """When a restore point was last read back whole and found good."""
     last_result: Result | None = None
@@ -65,6 +80,8 @@ class VmProtection:
     error: str | None = None
     hint: str | None = None
     running: bool = False
+    audit: AuditStanding | None = None
+    """None: nothing has been audited yet."""
 
     def age(self, now: dt.datetime) -> float | None:
         """Seconds since the last good restore point; never negative."""
@@ -114,6 +131,7 @@ class VmProtection:
             "hint": self.hint,
             "doubtful": self.doubtful,
             "running": self.running,
+            "audit": None if self.audit is None else self.audit.to_json(),
             "last_test": None if standing is None else time_to_json(standing.last_test),
         }
 

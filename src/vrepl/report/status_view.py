@@ -26,14 +26,15 @@ def show_status(out: Console, protection: Protection, running_jobs: dict[str, st
         console.line(out, "no job has a VM yet; `vrepl config init -` prints a configuration with one")
     else:
         listing = console.table(
-            "VM", "Job", "State", "Last good", "Objective", "Tested", "Result",
+            "VM", "Job", "State", "Last good", "Objective", "Audited", "Tested", "Result",
             right=("Last good",),
-            gives_way=("Tested", "Job", "Objective", "State"),
+            gives_way=("Audited", "Tested", "Job", "Objective", "State"),
             dense=True,
         )  # fmt: skip
         for vm in protection.vms:
             listing.add_row(
-                vm.name, vm.job, _state(vm), _age(vm, protection), _objective(vm, protection), _tested(vm, protection),
+                vm.name, vm.job, _state(vm), _age(vm, protection), _objective(vm, protection), _audited(vm),
+                _tested(vm, protection),
                 _result(vm),
             )  # fmt: skip
         out.print(listing)
@@ -67,6 +68,13 @@ def _objective(vm: VmProtection, protection: Protection) -> Text:
         return Text("–")
     text = f"{words.period(vm.rpo)} " + ("met" if met else "MISSED")
     return Text(text, style="green" if met else "red")
+
+
+def _audited(vm: VmProtection) -> str:
+    """How far the audit of change tracking is in its round."""
+    if vm.audit is None:
+        return "–"
+    return f"{vm.audit.rounds} x, {vm.audit.percent} %" if vm.audit.rounds else f"{vm.audit.percent} %"
 
 
 def _tested(vm: VmProtection, protection: Protection) -> str:

@@ -1,7 +1,8 @@
 """The transfer log of one disk: what attempts since the last seal may have issued, and what they have settled.
 
 Append-only. Each record is checksummed and numbered, and synced before the call that wrote it returns; so at most what
-the last call wrote can be torn, and a torn tail says nothing. Light: data movers write it.
+the last call wrote can be torn, and a torn tail says nothing; a last record that is whole and wrong is damage. Light:
+data movers write it.
 
 A record is a header `RECORD` (magic, type, sequence number, payload length, crc32 of all of it) and its payload:
 
@@ -47,6 +48,12 @@ MAX_RUNS = 65536
 MAX_GRAINS = 65536
 
 
+EVERYTHING = 1 << 62
+"""A byte offset beyond every disk."""
+_FIXED = {ATTEMPT: 4, ALLOW: 8}
+"""Payload lengths that never differ."""
+
+
 class DigestRun(NamedTuple):
     """Digests of `grains` grains from `start` on; `digests` holds 16 bytes for each, None means all zero."""
 
@@ -87,7 +94,8 @@ class LogState:
         found = next((attempt for attempt in reversed(self.attempts) if attempt.number == number), None)
         if found is not None:
             return found
-        return AttemptState(number, self.capacity if self.damaged else 0, ())
+        # Where not even the capacity can be read, everything that was planned counts.
+        return AttemptState(number, (self.capacity or EVERYTHING) if self.damaged else 0, ())
 
     @property
     def done(self) -> list[Extent]:
@@ -234,7 +242,7 @@ def read_log(path: Path) -> LogState:
                 for run in _runs(kind, payload):
                     _add(attempts[-1][1], run, capacity)
             length = end
-        damaged = _good_record_after(file, length)
+        damaged = _good_record_after(file, length) or _damaged_tail(file, length)
     states = [
         AttemptState(number, issued, tuple(normalise(done)))
         for (number, done), issued in zip(attempts, allowed, strict=True)
@@ -327,6 +335,21 @@ def _capacity(path: Path, payload: bytes) -> int:
             hint="use the newer vrepl that wrote it; nothing was changed",
         )
     return int(header["capacity"])
+
+
+def _damaged_tail(file: BinaryIO, length: int) -> bool:
+    """Whether what stands behind the last good record is more than the beginning of one, as a torn write leaves it.
+
+    A record that is there whole and wrong was synced once, and what it allowed may have been written since.
+    """
+    file.seek(length)
+    tail = file.read(RECORD.size)
+    if len(tail) < RECORD.size:
+        return not MAGIC.startswith(tail[: len(MAGIC)])
+    magic, kind, _, claimed, _ = RECORD.unpack(tail)
+    if magic != MAGIC or claimed > MAX_PAYLOAD or _FIXED.get(kind, claimed) != claimed:
+        return True
+    return bool(file.seek(0, os.SEEK_END) >= length + RECORD.size + claimed)
 
 
 def _good_record_after(file: BinaryIO, length: int) -> bool:
