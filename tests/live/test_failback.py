@@ -92,3 +92,51 @@ def test_after_a_planned_failover_what_changed_crosses_and_undo_makes_the_origin
     again = command(runs, "failback", "start")
     assert again["state"] == "failing-back"
     assert runs.source() == ran
+
+
+@pytest.mark.slow
+def test_where_the_original_is_gone_a_new_vm_takes_its_place_and_the_job_goes_on(runs: Runs, tmp_path: Path) -> None:
+    runs.lab.lose_power("prod", "web-01")
+    with plain_api.session(runs.lab, "prod") as instance:
+        original = plain_api.vm_named(instance, "web-01")
+        uuid, datastore = original.config.instanceUuid, original.datastore[0].name
+        plain_api.wait(original.Destroy_Task())
+    assert command(runs, "failover", "start")["state"] == "failed-over"
+    runs.lab.write_random("dr", REPLICA, 0, 9 * GRAIN, GRAIN, "at the target")
+    assert "--new" in command(runs, "failback", "start", code=3)["hint"]
+    done = command(runs, "failback", "start", "--new", "--datastore", datastore)
+    assert done["state"] == "failing-back"
+    assert runs.source() == at_target(runs, tmp_path)
+    with plain_api.session(runs.lab, "prod") as instance:
+        assert plain_api.vm_named(instance, "web-01").config.instanceUuid == uuid
+    assert command(runs, "failback", "commit")["state"] == "ready"
+    runs.write(3)
+    report = runs.replicate()
+    assert runs.restore_point(report["restore_point"]) == runs.source()
+
+
+@pytest.mark.long
+def test_killed_in_every_phase_it_goes_on_where_it_stood(runs: Runs, tmp_path: Path) -> None:
+    """Every call of it is a moment to die at in tests/unit/test_failback_driver.py; here the sites are processes."""
+    [document] = (runs.lab.folder / "repository" / "replicas").glob("*/replica.json")
+    state = document.with_name("failover.json")
+
+    def has_come_to(phase: str) -> Callable[[], bool]:
+        return lambda: f'"phase":"{phase}"' in state.read_text().replace(" ", "")
+
+    runs.lab.lose_power("prod", "web-01")
+    command(runs, "failover", "start")
+    before = runs.source()
+    for grain, phase in enumerate(("preparing", "comparing", "shutting-down", "catching-up", "starting"), 3):
+        runs.lab.write_random("dr", REPLICA, 0, grain * GRAIN, GRAIN, phase)
+        ran = at_target(runs, tmp_path)
+        runs.kill_when(has_come_to(phase), "failback", "start", "web-01", "--yes")
+        assert command(runs, "failback", "start")["state"] == "failing-back"
+        assert runs.source() == ran, phase
+        runs.kill_when(has_come_to("undoing"), "failback", "undo", "web-01", "--yes")
+        assert command(runs, "failback", "undo")["state"] == "failed-over"
+        assert (runs.source(), at_target(runs, tmp_path)) == (before, ran), phase
+    command(runs, "failback", "start")
+    runs.kill_when(has_come_to("committing"), "failback", "commit", "web-01", "--yes")
+    assert command(runs, "failback", "commit")["state"] == "ready"
+    assert runs.restore_point(runs.replicate()["restore_point"]) == runs.source()
