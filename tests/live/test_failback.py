@@ -100,11 +100,12 @@ def test_where_the_original_is_gone_a_new_vm_takes_its_place_and_the_job_goes_on
     with plain_api.session(runs.lab, "prod") as instance:
         original = plain_api.vm_named(instance, "web-01")
         uuid, datastore = original.config.instanceUuid, original.datastore[0].name
+        host = original.runtime.host.name
         plain_api.wait(original.Destroy_Task())
     assert command(runs, "failover", "start")["state"] == "failed-over"
     runs.lab.write_random("dr", REPLICA, 0, 9 * GRAIN, GRAIN, "at the target")
     assert "--new" in command(runs, "failback", "start", code=3)["hint"]
-    done = command(runs, "failback", "start", "--new", "--datastore", datastore)
+    done = command(runs, "failback", "start", "--new", "--datastore", datastore, "--host", host)
     assert done["state"] == "failing-back"
     assert runs.source() == at_target(runs, tmp_path)
     with plain_api.session(runs.lab, "prod") as instance:

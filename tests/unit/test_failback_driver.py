@@ -315,6 +315,7 @@ def test_a_new_vm_beside_the_original_needs_a_name_and_is_removed_by_undo(world:
     refused = start(world, new=NewPlace(place))
     assert refused.error is not None
     assert "--name" in (refused.error.hint or "")
+    assert start(world, new=NewPlace(place, "x" * 81)).state == "failed-over", "nothing is begun that cannot be"
     assert start(world, new=NewPlace(place, "web-01-home")).state == "failing-back"
     made = next(vm for vm in world.source.vms.values() if vm.name == "web-01-home")
     assert contents(made) == contents(world.replica())

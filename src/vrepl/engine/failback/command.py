@@ -15,7 +15,7 @@ from vrepl.engine.failback.homecoming import Homecoming
 from vrepl.engine.failover.command import RUN_ENDS_WITHIN, Failovers
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.engine.vm_work import VmWork
-from vrepl.errors import NotReadyError
+from vrepl.errors import NotReadyError, UsageError
 from vrepl.model import ReplicaPlacement
 from vrepl.model.failover import (
     CommitFailback,
@@ -61,7 +61,7 @@ class Failbacks:
             services = context.services
             failback_id = timestamped_id(services.clock(), services.new_id())
             place = new(replica)
-            where = None if place is None else _elsewhere(context, record, place, failback_id)
+            where = None if place is None else _elsewhere(context, replica, record, place, failback_id)
             return StartFailback(failback_id, context.home.name, where, power_off)
 
         return self._run(replicas, wish)
@@ -159,22 +159,32 @@ def _folder(context: FailbackContext, record: FailoverRecord) -> ReplicaFolder:
     return folder
 
 
-def _elsewhere(context: FailbackContext, record: FailoverRecord, place: NewPlace, failback_id: str) -> ElsewherePlace:
+def _elsewhere(
+    context: FailbackContext, replica: FoundReplica, record: FailoverRecord, new: NewPlace, failback_id: str
+) -> ElsewherePlace:
     """A VM that takes the place of one that is gone gets its instanceUuid: then it is the one that the job replicates.
 
-    Raises NotReadyError where the original exists and no other name is given.
+    Raises NotReadyError where the original exists and no other name is given, and what else keeps the VM from being
+    made there.
     """
     home = context.home
     gone = home.find_vm_by_instance_uuid(record.source_instance_uuid) is None
-    if not gone and record.failback is None and place.name is None:
-        raise NotReadyError(
-            f"the original of {record.source_name} exists at site {home.name}",
-            hint="without --new it is what comes home; to leave it as it is, give the new VM a --name",
-        )
+    name = new.name or record.source_name
+    if record.failback is None:
+        if not gone and new.name is None:
+            raise NotReadyError(
+                f"the original of {record.source_name} exists at site {home.name}",
+                hint="without --new it is what comes home; to leave it as it is, give the new VM a --name",
+            )
+        try:
+            home.check_place(name, replica.vm.hardware, new.placement)
+        except UsageError as error:
+            error.hint = "say --datastore DATACENTER/NAME, or --host NAME"
+            raise
     instance_uuid = record.source_instance_uuid
     if not gone or home.name != record.source_site:
         instance_uuid = str(uuid.uuid5(uuid.NAMESPACE_OID, f"vrepl/{record.repository_id}/{failback_id}"))
-    return ElsewherePlace(place.name or record.source_name, instance_uuid, place.placement)
+    return ElsewherePlace(name, instance_uuid, new.placement)
 
 
 def _next(moment: dt.datetime) -> dt.datetime:
