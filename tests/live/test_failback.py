@@ -94,7 +94,7 @@ def test_after_a_planned_failover_what_changed_crosses_and_undo_makes_the_origin
     assert runs.source() == ran
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_where_the_original_is_gone_a_new_vm_takes_its_place_and_the_job_goes_on(runs: Runs, tmp_path: Path) -> None:
     runs.lab.lose_power("prod", "web-01")
     with plain_api.session(runs.lab, "prod") as instance:

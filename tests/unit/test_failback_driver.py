@@ -185,6 +185,15 @@ def test_an_original_that_was_powered_on_since_the_planned_failover_is_read_whol
     assert any("powered on since the failover" in note for note in done.notes)
 
 
+def test_a_source_that_was_off_before_the_planned_failover_is_read_whole(world: World) -> None:
+    """Nobody saw it shut down: it had lost power, and what its tracking held in memory."""
+    lose_the_site(world)
+    fail_over_planned(world)
+    guest_writes_at_the_target(world)
+    assert start(world).state == "failing-back"
+    assert contents(source(world)) == contents(world.replica())
+
+
 def test_committed_the_job_goes_on_and_is_incremental_after_its_new_baseline(world: World) -> None:
     lost_and_failed_over(world)
     start(world)
@@ -228,6 +237,18 @@ def test_undone_the_original_is_as_before_and_the_replica_runs(world: World) -> 
     assert start(world).state == "failing-back"
     assert contents(source(world)) == contents(world.replica())
     assert commit(world).state == "ready"
+
+
+def test_a_failover_can_still_be_undone_after_its_failback_was(world: World) -> None:
+    lost_and_failed_over(world)
+    points = world.restore_point_contents()
+    start(world)
+    undo(world)
+    assert fail_over(world, Undo()).state == "ready"
+    assert world.restore_point_contents() == points
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert contents(world.replica()) == contents(source(world))
 
 
 @pytest.mark.parametrize(

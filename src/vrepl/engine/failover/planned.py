@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from vrepl.engine.failover.command import Failovers
@@ -31,6 +31,8 @@ class PlannedFailover:
     shutdown_seconds: float
     """What a guest of the source gets to shut down; one that takes longer is left running, and is not failed over."""
     failed: dict[str, FailoverVm] = field(default_factory=dict)
+    found_off: set[str] = field(default_factory=set)
+    """Sources that nobody saw shut down: they may have lost power, and with it what change tracking held in memory."""
 
     def run(self, replicas: Sequence[FoundReplica], wish: Start) -> FailoverReport:
         """VMs that could not be synced or shut down are reported as failed, and stay where they are.
@@ -41,7 +43,8 @@ class PlannedFailover:
         fresh = self._synced([one for one in replicas if one not in begun])
         fresh = self._shut_down(fresh)
         fresh = self._synced(fresh)
-        report = self.failovers.run([*begun, *fresh], lambda _: wish)
+        unseen = replace(wish, planned=False, source_is_down=True)
+        report = self.failovers.run([*begun, *fresh], lambda one: unseen if one.source_name in self.found_off else wish)
         report.vms.extend(self.failed.values())
         order = {one.source_name: number for number, one in enumerate(replicas)}
         report.vms.sort(key=lambda vm: order[vm.name])
@@ -88,6 +91,8 @@ class PlannedFailover:
                 if vm.power is not PowerState.OFF:
                     self.failovers.context.services.events.vm_step(replica.source_name, "shut down the source's guest")
                     source.shut_down_guest(vm.ref, within=self.shutdown_seconds)
+                else:
+                    self.found_off.add(replica.source_name)
             except VreplError as error:
                 error.hint = error.hint or "shut it down by hand and run the command again"
                 self._fail(replica, error.at(vm=replica.source_name, step="shut down the source"))
