@@ -35,6 +35,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
+from vrepl.model.guests import GuestLogin, ProgramEnd, Script
 from vrepl.model.selection import Candidate
 from vrepl.ports import DiskAddress, SiteConnection
 from vrepl.transport.buffers import Buffer
@@ -168,6 +169,10 @@ class MemorySite:
         self.quiesce_fault: Exception | None = None
         """What a quiesced snapshot fails with; `quiesce_leaves`: and leaves the snapshot all the same."""
         self.quiesce_leaves = False
+        self.guest_programs: Callable[[MemoryVm, GuestLogin, Script], ProgramEnd] = lambda vm, login, script: (
+            ProgramEnd(0)
+        )
+        """What a program in a guest comes to."""
         self.description_limit: int | None = None
         """Characters that a snapshot's description keeps."""
         self.value_limit: int | None = None
@@ -359,6 +364,13 @@ class MemorySite:
         if quiesce and self.quiesce_fault is not None:
             raise self.quiesce_fault
         return self._state(snapshot)
+
+    def run_in_guest(self, vm_ref: str, login: GuestLogin, script: Script, *, within: float) -> ProgramEnd:
+        del within
+        self._call(f"run_in_guest {script.name}")
+        end = self.guest_programs(self._vm(vm_ref), login, script)
+        self.after_call(f"run_in_guest {script.name}")
+        return end
 
     def remove_snapshot(self, vm_ref: str, snapshot_ref: str) -> bool:
         self._call("remove_snapshot")

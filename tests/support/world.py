@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from vrepl.engine import Engine, Services
 from vrepl.engine.context import Patience
 from vrepl.engine.events import SilentEvents
 from vrepl.engine.marks import source_mark_of
-from vrepl.errors import NotFoundError, TransientDiskError
+from vrepl.errors import NotFoundError, TransientDiskError, UsageError
 from vrepl.model import (
     Disk,
     JobSettings,
@@ -30,6 +30,7 @@ from vrepl.model import (
     TransportPlan,
     VirtualMachine,
 )
+from vrepl.model.guests import GuestLogin, ProgramEnd, Script
 from vrepl.ports import TransferOrder, VerifyOrder
 from vrepl.report.model import RunReport, VmReport
 from vrepl.repository.commit_record import read_commit_record
@@ -49,6 +50,33 @@ class TickingClock:
     def __call__(self) -> dt.datetime:
         self.now += dt.timedelta(seconds=1)
         return self.now
+
+
+class ScriptDesk:
+    """ports.ScriptHost: scripts are their names, and commands do what a test says."""
+
+    def __init__(self, live: Callable[[str], None], calls: list[str]) -> None:
+        self._live = live
+        self._calls = calls
+        self.command: Callable[[Sequence[str]], ProgramEnd] = lambda words: ProgramEnd(0)
+        self.missing_login = False
+
+    def read_script(self, path: str) -> Script:
+        return Script(Path(path).name, b"#!/bin/sh\n")
+
+    def guest_login(self, job: str, vm: str) -> GuestLogin:
+        if self.missing_login:
+            raise UsageError(f"job {job} has no login for the guest of {vm}")
+        return GuestLogin("root", "guest-secret")
+
+    def run_command(self, words: Sequence[str], environment: Mapping[str, str], *, within: float) -> ProgramEnd:
+        assert environment["VREPL_VM"]
+        assert within > 0
+        self._live(f"before command {words[0]}")
+        self._calls.append(f"command {words[0]}")
+        end = self.command(words)
+        self._live(f"after command {words[0]}")
+        return end
 
 
 class NbdOnly:
@@ -137,6 +165,7 @@ class World:
         self.orders: list[TransferOrder] = []
         self.kill_at: Callable[[str], bool] = lambda where: False
         self.dead = False
+        self.scripts = ScriptDesk(self._pass, self.source.calls)
         self._ids = itertools.count(1)
         for site in (self.source, self.target):
             site.before_call = self._passing(f"before {site.name}")
@@ -180,6 +209,7 @@ class World:
                 repository=Repository.open(self.folder),
                 movers=movers,
                 modes=NbdOnly(),
+                scripts=self.scripts,
                 clock=self.clock,
                 new_id=lambda: f"{next(self._ids):06x}",
                 events=self.events,

@@ -11,6 +11,7 @@ import pytest
 from vrepl.config import find, load, parse, search_path
 from vrepl.config.example import EXAMPLE
 from vrepl.config.model import (
+    GuestTable,
     JobTable,
     ProxyTable,
     RetentionTable,
@@ -282,7 +283,7 @@ def test_every_commented_key_of_the_example_may_be_taken_in(line: str) -> None:
 
 
 def test_the_example_explains_every_key() -> None:
-    tables = (SiteTable, VddkTable, ProxyTable, JobTable, RetentionTable, TransportTable, SecretTable)
+    tables = (SiteTable, VddkTable, ProxyTable, JobTable, GuestTable, RetentionTable, TransportTable, SecretTable)
     keys = {key for table in tables for key in table.model_fields}
     assert {key for key in keys if not re.search(rf"\b{key}\b", EXAMPLE)} == set()
 

@@ -11,7 +11,7 @@ import pytest
 
 from vrepl.cli import COMMANDS, main
 from vrepl.config import parse
-from vrepl.config.model import JobTable, ProxyTable, RepositoryTable, SecretTable, SiteTable, VddkTable
+from vrepl.config.model import GuestTable, JobTable, ProxyTable, RepositoryTable, SecretTable, SiteTable, VddkTable
 from vrepl.vsphere.privileges import NEEDS, Role
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,9 @@ def test_the_readmes_configuration_is_valid() -> None:
     assert set(parse(text, "README.md", Path("/")).jobs) == {"web"}
 
 
-@pytest.mark.parametrize("table", [SiteTable, SecretTable, RepositoryTable, VddkTable, ProxyTable, JobTable])
+@pytest.mark.parametrize(
+    "table", [SiteTable, SecretTable, RepositoryTable, VddkTable, ProxyTable, JobTable, GuestTable]
+)
 def test_every_key_is_documented(table: type) -> None:
     keys = set(table.model_fields)  # type: ignore[attr-defined]
     assert {key for key in keys if not re.search(rf"`(\{{ )?{key}\b", CONFIGURATION)} == set()

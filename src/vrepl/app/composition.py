@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vrepl.app.scripts import JobScripts
 from vrepl.config import LoadedConfig
 from vrepl.engine import Engine, EngineEvents, Services, SilentEvents
 from vrepl.engine.context import Patience
@@ -225,6 +226,7 @@ class Workshop:
                 repository=self.repository,
                 movers=self._movers_on(route),
                 modes=mode_chooser(self.loaded, route, self.sites),
+                scripts=JobScripts(self.loaded, self.secrets),
                 clock=now,
                 new_id=new_id,
                 events=self._events,

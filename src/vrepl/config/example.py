@@ -88,6 +88,17 @@ target_datastore = "dr-vmfs-01"
 # bandwidth = "50 MiB/s"       # or:
 # bandwidth = { limit = "50 MiB/s", windows = { "22:00-06:00" = "unlimited" } }
 
+[jobs.web.guest]
+# Scripts around the source snapshot; those of the guest are files of this machine, which are uploaded to it:
+# pre_freeze = "/etc/vrepl/scripts/freeze.sh"
+# post_thaw = "/etc/vrepl/scripts/thaw.sh"      # on every way out
+logins = { "web-*" = { user = "vrepl", password = { file = "/etc/vrepl/secrets/guest" } } }
+# host_pre_freeze = "/usr/local/bin/hold-queue"   # a command of this machine
+# host_post_thaw = "/usr/local/bin/release-queue"
+# script_timeout = "60s"
+# frozen_at_most = "5m"        # post_thaw runs then, even where the snapshot is not there yet
+# on_script_failure = "fail"   # fail | continue
+
 [jobs.web.retention]
 last = 7                       # 1..28; all of these together are at most 28
 # hourly = 0

@@ -29,6 +29,7 @@ from vrepl.model import (
     TransferLimits,
     TransportMode,
 )
+from vrepl.model.guests import GuestPolicy, OnScriptFailure
 from vrepl.model.selection import Criteria, Selection
 from vrepl.secrets import SecretReference
 
@@ -287,6 +288,51 @@ class SelectTable(CriteriaTable):
         return Selection(self.criteria(), self.exclude.criteria())
 
 
+def _words(value: Any) -> Any:
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)]
+"""A command and its arguments, or one text that is split as a shell does."""
+
+
+class LoginTable(Table):
+    """A user of a guest's own system."""
+
+    user: Name
+    password: SecretTable
+
+
+class GuestTable(Table):
+    """Scripts around the source snapshot."""
+
+    pre_freeze: FilePath | None = None
+    post_thaw: FilePath | None = None
+    host_pre_freeze: Words | None = None
+    host_post_thaw: Words | None = None
+    logins: dict[Name, LoginTable] = Field(default_factory=dict)
+    script_timeout: Duration = 60.0
+    frozen_at_most: Duration = 300.0
+    on_script_failure: OnScriptFailure = OnScriptFailure.FAIL
+
+    @model_validator(mode="after")
+    def _can_log_in(self) -> GuestTable:
+        if (self.pre_freeze or self.post_thaw) and not self.logins:
+            raise ValueError('scripts in guests take logins = { "VM-*" = { user = "…", password = { file = "…" } } }')
+        return self
+
+    def policy(self) -> GuestPolicy:
+        return GuestPolicy(
+            pre_freeze=None if self.pre_freeze is None else str(self.pre_freeze),
+            post_thaw=None if self.post_thaw is None else str(self.post_thaw),
+            host_pre_freeze=self.host_pre_freeze or (),
+            host_post_thaw=self.host_post_thaw or (),
+            script_timeout=self.script_timeout,
+            frozen_at_most=self.frozen_at_most,
+            on_script_failure=self.on_script_failure,
+        )
+
+
 class JobTable(Table):
     source: Name
     target: Name
@@ -302,6 +348,7 @@ class JobTable(Table):
     replica_name: Name = "{name}-replica"
     quiesce: Quiesce = Quiesce.PREFER
     enable_cbt: EnableCbt = EnableCbt.ALWAYS
+    guest: GuestTable = Field(default_factory=GuestTable)
     rpo: Duration | None = None
     every: Duration | None = None
     audit: Literal["off"] | Duration = 30 * 86400.0
@@ -365,6 +412,7 @@ class JobTable(Table):
             quiesce=self.quiesce,
             audit=None if self.audit == "off" else dt.timedelta(seconds=self.audit),
             enable_cbt=self.enable_cbt,
+            guest=self.guest.policy(),
             retention=self.retention.policy(),
             source_modes=self.transport.source,
             target_modes=self.transport.target,
@@ -387,14 +435,10 @@ class JobTable(Table):
         )
 
 
-def _words(value: Any) -> Any:
-    return tuple(shlex.split(value)) if isinstance(value, str) else value
-
-
 class NotifyTable(Table):
     """Who is told how runs went."""
 
-    on_finish: Annotated[tuple[Name, ...], BeforeValidator(_words), Field(min_length=1)] | None = None
+    on_finish: Words | None = None
     urls: tuple[SecretTable, ...] = ()
     ping: SecretTable | None = None
 

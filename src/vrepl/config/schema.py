@@ -32,7 +32,9 @@ def _tell_short_forms(schema: dict[str, Any]) -> None:
     tables[SecretTable.__name__] |= {"minProperties": 1, "maxProperties": 1}
 
 
-SHORT_FORMS = frozenset({"rpo", "audit", "limit", "bandwidth", "command", "on_finish", "proxy"})
+SHORT_FORMS = frozenset(
+    {"rpo", "audit", "limit", "bandwidth", "command", "on_finish", "proxy", "host_pre_freeze", "host_post_thaw"}
+)
 """Keys that take text for what is a number, a list or a table."""
 
 

@@ -26,6 +26,7 @@ from vrepl.ports import (
     TargetSite,
 )
 from vrepl.ports.failover import FailoverTarget
+from vrepl.ports.guests import NoScripts, ScriptHost
 from vrepl.repository.store import Repository
 
 Result = TypeVar("Result")
@@ -88,6 +89,7 @@ class Services(Surroundings):
     repository: Repository
     movers: DataMovers
     modes: ModeChooser
+    scripts: ScriptHost = field(default_factory=NoScripts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from vrepl.engine.context import Services
@@ -23,10 +23,12 @@ def replica_held(
     original: Original | None = None,
     *,
     lock_wait: float = 0.0,
+    first: Callable[[], Iterable[str]] = tuple,
 ) -> Iterator[None]:
     """Raises LockedError naming who holds it, after waiting `lock_wait` seconds for that to end.
 
-    `original`: the VM that is replicated, if its site is at hand.
+    `original`: the VM that is replicated, if its site is at hand. `first`: what cannot wait until the rest is
+    recovered; what it did, in words.
     """
     with ExitStack() as held:
         try:
@@ -37,6 +39,8 @@ def replica_held(
             work.note(f"{error.message}; waiting up to {words.duration(lock_wait)} for that to end")
             held.enter_context(folder.lock(lock_wait, sleep=services.wait))
         work.enter("recovery")
+        for note in first():
+            work.note(note)
         for note in recover(services, folder, target, original):
             work.note(note)
         yield

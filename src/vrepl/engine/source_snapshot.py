@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from vrepl.engine.consolidation import consolidate
@@ -21,6 +21,8 @@ from vrepl.planner.vm import VmPlan
 from vrepl.ports import SnapshottedSite
 
 Pending = Callable[[bool], None]
+Freeze = Callable[[], AbstractContextManager[None]]
+"""A window in which the guest stands still; no longer than it takes to make the snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,12 @@ class TakenSnapshot:
 
 @contextmanager
 def snapshot_window(
-    context: ReplicationContext, plan: VmPlan, known: ReplicaKnowledge, note: Note, pending: Pending
+    context: ReplicationContext,
+    plan: VmPlan,
+    known: ReplicaKnowledge,
+    note: Note,
+    pending: Pending,
+    freeze: Freeze = nullcontext,
 ) -> Iterator[TakenSnapshot]:
     """A snapshot of the source, from which a restore point is going to be made; removed on every way out.
 
@@ -46,7 +53,7 @@ def snapshot_window(
         point_id = timestamped_id(moment, services.new_id())
         mark = SourceMark(services.repository.id, context.run_id)
         with temporary_snapshot(
-            services, context.source, vm, mark, context.job.quiesce, note, pending, quiesce=plan.quiesce
+            services, context.source, vm, mark, context.job.quiesce, note, pending, quiesce=plan.quiesce, freeze=freeze
         ) as state:
             yield TakenSnapshot(state, _consistency(vm, state), point_id, moment)
         undo.release_all()
@@ -63,6 +70,7 @@ def temporary_snapshot(
     pending: Pending,
     *,
     quiesce: bool,
+    freeze: Freeze = nullcontext,
 ) -> Iterator[SnapshotState]:
     """A snapshot of a VM whose disks are going to be read; removed on every way out, by its mark if need be.
 
@@ -96,25 +104,26 @@ def temporary_snapshot(
             )
 
         undo.push("remove the source snapshot", remove)
-        state: SnapshotState | None = None
-        if quiesce:
-            try:
-                state = create(True)
-            except (VsphereError, DiskLockedError) as error:
-                # Whatever the fault: what quiescing fails with depends on guest, Tools and host, and comes wrapped.
-                if wish is Quiesce.REQUIRE:
-                    raise
-                site.wait_for_tasks(vm.ref)
-                remove_source_snapshots(services, site, site.read_vm(vm.ref))
-                note(f"the guest could not be quiesced ({error.message}): the restore point is crash-consistent")
-            else:
-                taken.append(state)
-                if not state.quiesced:
-                    _not_quiesced(wish, note)
-        elif wish is Quiesce.PREFER and vm.power is PowerState.ON and not vm.tools_running:
-            note("VMware Tools does not run in the guest: the restore point is crash-consistent")
-        if state is None:
-            taken.append(create(False))
+        with freeze():
+            state: SnapshotState | None = None
+            if quiesce:
+                try:
+                    state = create(True)
+                except (VsphereError, DiskLockedError) as error:
+                    # Whatever the fault: what quiescing fails with depends on guest, Tools and host, and comes wrapped.
+                    if wish is Quiesce.REQUIRE:
+                        raise
+                    site.wait_for_tasks(vm.ref)
+                    remove_source_snapshots(services, site, site.read_vm(vm.ref))
+                    note(f"the guest could not be quiesced ({error.message}): the restore point is crash-consistent")
+                else:
+                    taken.append(state)
+                    if not state.quiesced:
+                        _not_quiesced(wish, note)
+            elif wish is Quiesce.PREFER and vm.power is PowerState.ON and not vm.tools_running:
+                note("VMware Tools does not run in the guest: the restore point is crash-consistent")
+            if state is None:
+                taken.append(create(False))
         yield taken[0]
         undo.release_all()
 

@@ -15,6 +15,7 @@ from vrepl.engine.deciding import find_changes
 from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute, DiskMove
 from vrepl.engine.failover.guard import Ready, replica_ready, undo_overdue
 from vrepl.engine.gate import snapshot_demand
+from vrepl.engine.guest_freeze import GuestScripts, guest_frozen, thaw_after_the_dead
 from vrepl.engine.holding import replica_held
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import TargetNames
@@ -31,7 +32,7 @@ from vrepl.errors import RESUME_HINT, CbtError
 from vrepl.model import Datastore, DiskPoint, Quiesce, ReplicaRecord, RestorePoint, Side, VirtualMachine
 from vrepl.planner.knowledge import ReplicaKnowledge
 from vrepl.planner.vm import ReplicaAction, VmPlan, plan_vm
-from vrepl.report.model import VmReport
+from vrepl.report.model import ScriptReport, VmReport
 from vrepl.repository.intent import Intent, Journal
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import replica_id
@@ -64,6 +65,7 @@ class VmRun:
         self._sealed: RestorePoint | None = None
         self._removed: list[str] = []
         self._audit: RunAudit | None = None
+        self._scripts: list[ScriptReport] = []
         self._consolidation_needed = False
 
     def run(self) -> VmReport:
@@ -84,6 +86,7 @@ class VmRun:
             seconds=(clock() - started).total_seconds(),
             disks=self._crossing.reports() if self._crossing else [],
             audit=self._audit.report if self._audit else None,
+            scripts=self._scripts,
         )
 
     def _folder(self) -> ReplicaFolder:
@@ -112,7 +115,16 @@ class VmRun:
         context, work = self._context, self._work
         folder = self._folder()
         original = Original(context.source, self._vm)
-        with replica_held(context.services, work, folder, context.target, original, lock_wait=self._lock_wait):
+        scripts = GuestScripts(context, self._vm, self._scripts.append)
+        with replica_held(
+            context.services,
+            work,
+            folder,
+            context.target,
+            original,
+            lock_wait=self._lock_wait,
+            first=lambda: thaw_after_the_dead(context, folder, self._vm, scripts),
+        ):
             work.enter("preflight")
             plan, known, store, ready = self._plan(folder)
             folder.upgrade()  # what could be compared has been
@@ -131,7 +143,10 @@ class VmRun:
                 )
                 with access_window(context.services, keeper, self._vm.name, guarded, work.note):
                     work.enter("source snapshot")
-                    with snapshot_window(context, plan, known, work.note, self._set_consolidation_needed) as taken:
+                    with snapshot_window(
+                        context, plan, known, work.note, self._set_consolidation_needed,
+                        freeze=lambda: guest_frozen(scripts, keeper, work.note),
+                    ) as taken:  # fmt: skip
                         work.enter("find changes")
                         audit = self._audit = RunAudit(context, folder, known.restore_points, work.note)
                         moves = find_changes(context, folder, keeper, plan, known, replica, taken, work.note, audit)

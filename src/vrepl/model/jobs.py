@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
+from vrepl.model.guests import GuestPolicy
 from vrepl.model.replicas import ReplicaPlacement
 from vrepl.model.selection import Selection, is_pattern
 from vrepl.model.transport import DEFAULT_MODES, TransportMode
@@ -120,6 +121,7 @@ class JobSettings:
     replica_name: str = "{name}-replica"
     quiesce: Quiesce = Quiesce.PREFER
     enable_cbt: EnableCbt = EnableCbt.ALWAYS
+    guest: GuestPolicy = field(default_factory=GuestPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     source_modes: tuple[TransportMode, ...] = DEFAULT_MODES
     target_modes: tuple[TransportMode, ...] = DEFAULT_MODES

@@ -20,6 +20,7 @@ from vrepl.model import (
 )
 from vrepl.model.selection import Candidate
 from vrepl.ports.failover import FailoverTarget
+from vrepl.ports.guests import GuestPrograms
 
 
 class Named(Protocol):
@@ -169,7 +170,7 @@ class SnapshottedSite(Inventory, Snapshots, Protocol):
     """A site whose VMs are looked at and snapshotted."""
 
 
-class SourceSite(SnapshottedSite, ChangeTracking, Protocol):
+class SourceSite(SnapshottedSite, ChangeTracking, GuestPrograms, Protocol):
     """Where the VMs are that a job replicates."""
 
 

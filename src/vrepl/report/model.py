@@ -191,6 +191,46 @@ class AuditReport:
 
 
 @dataclass(slots=True)
+class ScriptReport:
+    """One script that was run around the source snapshot."""
+
+    moment: str
+    """`pre_freeze` or `post_thaw`."""
+    place: str
+    """`guest` or `control host`."""
+    status: int | None = None
+    """Exit code; None where it could not be started, or was ended."""
+    output: str = ""
+    """The last 16 KiB of what it wrote, without what looks like a secret."""
+    output_cut: bool = False
+    seconds: float | None = None
+    error: str | None = None
+
+    def to_json(self) -> Json:
+        return {
+            "moment": self.moment,
+            "place": self.place,
+            "status": self.status,
+            "output": self.output,
+            "output_cut": self.output_cut,
+            "seconds": None if self.seconds is None else round(self.seconds, 3),
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ScriptReport:
+        return cls(
+            moment=data["moment"],
+            place=data["place"],
+            status=data.get("status"),
+            output=data.get("output", ""),
+            output_cut=data.get("output_cut", False),
+            seconds=data.get("seconds"),
+            error=data.get("error"),
+        )
+
+
+@dataclass(slots=True)
 class VmReport:
     """One VM of a run, a plan, or a verification."""
 
@@ -209,6 +249,7 @@ class VmReport:
     consolidation_needed: bool = False
     seconds: float | None = None
     disks: list[DiskReport] = field(default_factory=list)
+    scripts: list[ScriptReport] = field(default_factory=list)
     audit: AuditReport | None = None
     """None where nothing was due, or the job has `audit = "off"`."""
 
@@ -238,6 +279,7 @@ class VmReport:
             "seconds": None if self.seconds is None else round(self.seconds, 3),
             "disks": [disk.to_json() for disk in self.disks],
             "audit": self.audit.to_json() if self.audit else None,
+            "scripts": [script.to_json() for script in self.scripts],
         }
 
     @classmethod
@@ -267,6 +309,7 @@ class VmReport:
             seconds=data.get("seconds"),
             disks=[DiskReport.from_json(disk) for disk in data.get("disks", ())],
             audit=AuditReport.from_json(data["audit"]) if data.get("audit") else None,
+            scripts=[ScriptReport.from_json(script) for script in data.get("scripts", ())],
         )
 
 

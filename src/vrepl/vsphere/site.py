@@ -18,6 +18,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
+from vrepl.model.guests import GuestLogin, ProgramEnd, Script
 from vrepl.model.selection import Candidate
 from vrepl.ports import NfcTicket, SiteConnection
 from vrepl.vsphere import cbt, datastores, facts, tls
@@ -25,6 +26,7 @@ from vrepl.vsphere.api import vim
 from vrepl.vsphere.datastore_files import DatastoreFiles
 from vrepl.vsphere.facts import EsxiHost
 from vrepl.vsphere.guest import Guests
+from vrepl.vsphere.guest_programs import GuestPrograms
 from vrepl.vsphere.inventory import Inventory
 from vrepl.vsphere.networks import connect
 from vrepl.vsphere.placement import NewReplica, Places
@@ -58,6 +60,7 @@ class VsphereSite:
         self._tasks = Tasks(self._session, monotonic=monotonic)
         self._inventory = Inventory(self._session, monotonic=monotonic)
         self._guests = Guests(self._session, self._tasks, monotonic=monotonic)
+        self._guest_programs = GuestPrograms(self._session, monotonic=monotonic)
         self._snapshots = Snapshots(self._session, self._tasks, self._inventory)
         self._places = Places(self._session, monotonic=monotonic)
         self._replicas = Replicas(self._session, self._tasks, self._inventory, self._places, new_uuid=new_uuid)
@@ -243,6 +246,9 @@ class VsphereSite:
     def shut_down_guest(self, vm_ref: str, *, within: float) -> None:
         """Through VMware Tools, waiting for so many seconds. Raises VsphereError (ToolsUnavailable, Timedout)."""
         self._guests.shut_down(vm_ref, within=within)
+
+    def run_in_guest(self, vm_ref: str, login: GuestLogin, script: Script, *, within: float) -> ProgramEnd:
+        return self._guest_programs.run(vm_ref, login, script, within=within)
 
     def connect_networks(self, vm_ref: str, networks: Mapping[str, str]) -> list[str]:
         return connect(self._session, self._tasks, self._inventory, vm_ref, networks)

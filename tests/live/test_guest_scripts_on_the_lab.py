@@ -1,0 +1,124 @@
+"""Scripts in guests of the lab, which really run: each ends as its policy says, and the guest is thawed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.vrepl_runs import Runs
+from vrepl.model.guests import OUTPUT_KEPT
+from vrepl_lab.lab import Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+
+FREEZE = "#!/bin/sh\ntouch $HOME/frozen\necho frozen\n"
+THAW = "#!/bin/sh\nrm -f $HOME/frozen\ndate +%s.%N >> $HOME/thawed\necho thawed\n"
+BAD: dict[str, tuple[str, str]] = {
+    "exits 3": ("echo no such volume >&2\nexit 3\n", "pre_freeze in the guest ended with status 3: no such volume"),
+    "hangs": ("echo begun\nsleep 1000\n", "pre_freeze in the guest did not end within 2 s, and was ended"),
+    "login": ("", "InvalidGuestLogin"),
+}
+
+
+class Guest:
+    """The lab's web-01, with a job that has scripts."""
+
+    def __init__(self, lab: Lab, scratch: Path) -> None:
+        self.lab = lab
+        self.runs = Runs(lab, scratch)
+        self._scratch = scratch
+        self._plain = lab.config_file.read_text()
+        self.home = lab.guest_folder("prod", "web-01") / "root"
+        (self.home / "thawed").unlink(missing_ok=True)
+
+    def configure(self, freeze: str, *, policy: str = "fail", password: str = "guest") -> None:
+        (self._scratch / "freeze.sh").write_text(freeze)
+        (self._scratch / "thaw.sh").write_text(THAW)
+        secret = self._scratch / "guest-password"
+        secret.touch(mode=0o600)
+        secret.write_text(password)
+        [job] = self.runs.json("config", "show")["config"]["jobs"]
+        self.lab.config_file.write_text(
+            f"{self._plain}\n[jobs.{job}.guest]\n"
+            f'pre_freeze = "{self._scratch}/freeze.sh"\npost_thaw = "{self._scratch}/thaw.sh"\n'
+            f'logins = {{ "web-*" = {{ user = "root", password = {{ file = "{secret}" }} }} }}\n'
+            f'script_timeout = "2s"\non_script_failure = "{policy}"\n'
+        )
+
+    def restore(self) -> None:
+        self.lab.config_file.write_text(self._plain)
+
+    @property
+    def frozen(self) -> bool:
+        return (self.home / "frozen").exists()
+
+    @property
+    def thaws(self) -> int:
+        return len((self.home / "thawed").read_text().splitlines()) if (self.home / "thawed").exists() else 0
+
+    def replicate(self) -> dict[str, Any]:
+        done = self.runs.cli("replicate", "--json")
+        assert "guest-pass" not in done.stdout
+        [vm] = json.loads(done.stdout)["vms"]
+        found: dict[str, Any] = vm
+        return found
+
+
+@pytest.fixture(scope="module")
+def lab(start_shared_lab: Callable[[LabSpec], Lab]) -> Lab:
+    disk = DiskSpec(MIB, content="random", fill=0.5)
+    return start_shared_lab(LabSpec.of_vms(VmSpec("web-01", disks=(disk,)), job_vms=["web-01"]))
+
+
+@pytest.fixture
+def guest(lab: Lab, tmp_path: Path) -> Iterator[Guest]:
+    made = Guest(lab, tmp_path)
+    yield made
+    made.restore()
+    lab.set("guests=none")
+
+
+def left_in_the_guest(guest: Guest) -> list[str]:
+    return [path.name for path in (guest.home.parent / "tmp").glob("vrepl-*")]
+
+
+@pytest.mark.slow
+def test_scripts_run_in_the_guest_and_what_they_print_is_told(guest: Guest) -> None:
+    big = "i=0; while [ $i -lt 16 ]; do head -c 62500 /dev/zero | tr '\\0' x; i=$((i+1)); done; echo; echo the end\n"
+    guest.configure(FREEZE + big)
+    vm = guest.replicate()
+    assert vm["result"] == "success", vm
+    freeze, thaw = vm["scripts"]
+    assert (freeze["moment"], freeze["place"], freeze["status"], freeze["output_cut"]) == (
+        "pre_freeze",
+        "guest",
+        0,
+        True,
+    )
+    assert len(freeze["output"]) == OUTPUT_KEPT
+    assert freeze["output"].endswith("x\nthe end\n")
+    assert (thaw["moment"], thaw["status"], thaw["output"]) == ("post_thaw", 0, "thawed\n")
+    assert (guest.frozen, guest.thaws, left_in_the_guest(guest)) == (False, 1, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["fail", "continue"])
+@pytest.mark.parametrize("name", BAD)
+def test_a_script_that_goes_wrong_ends_as_its_policy_says(guest: Guest, name: str, policy: str) -> None:
+    code, said = BAD[name]
+    guest.configure(FREEZE + code, policy=policy, password="wrong" if name == "login" else "guest")
+    vm = guest.replicate()
+    if policy == "fail":
+        assert vm["result"] == "failed"
+        assert vm["restore_point"] is None
+        assert said in vm["error"]
+    else:
+        assert vm["result"] == "success", vm
+        assert [note for note in vm["notes"] if said in note]
+    assert (guest.frozen, guest.thaws) == (False, 0 if name == "login" else 1)
+    assert left_in_the_guest(guest) == []
+    if name == "login":
+        assert all("logins of [jobs.NAME.guest]" in one["error"] for one in vm["scripts"])
