@@ -122,3 +122,19 @@ def test_a_script_that_goes_wrong_ends_as_its_policy_says(guest: Guest, name: st
     assert left_in_the_guest(guest) == []
     if name == "login":
         assert all("logins of [jobs.NAME.guest]" in one["error"] for one in vm["scripts"])
+
+
+@pytest.mark.slow
+def test_a_quiesced_snapshot_that_takes_too_long_is_given_up_and_removed(guest: Guest) -> None:
+    """And the guest is thawed when its time has passed, not when vSphere is done."""
+    guest.configure(FREEZE, policy="continue")
+    with guest.lab.config_file.open("a") as file:
+        file.write('quiesce_timeout = "1s"\nfrozen_at_most = "1s"\n')
+    guest.lab.set("prod.snapshot_ms=4000")
+    vm = guest.replicate()
+    guest.lab.set("prod.snapshot_ms=0")
+    assert vm["result"] == "success", vm
+    assert vm["consistency"] == "crash"
+    assert [note for note in vm["notes"] if "has not ended within 1 s" in note and "could not be quiesced" in note]
+    assert [note for note in vm["notes"] if "had to be thawed after 1 s" in note]
+    assert (guest.frozen, guest.thaws) == (False, 1)

@@ -325,7 +325,10 @@ class MemorySite:
         for disk in vm.disks:
             disk.tracking = None
 
-    def create_snapshot(self, vm_ref: str, name: str, description: str, *, quiesce: bool) -> SnapshotState:
+    def create_snapshot(
+        self, vm_ref: str, name: str, description: str, *, quiesce: bool, within: float | None = None
+    ) -> SnapshotState:
+        del within
         self._call("create_snapshot")
         vm = self._vm(vm_ref)
         if vm.writers:

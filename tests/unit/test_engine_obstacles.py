@@ -14,6 +14,7 @@ from vrepl.engine.context import Patience
 from vrepl.errors import DiskLockedError, TransientDiskError, VsphereError
 from vrepl.extents import GRAIN
 from vrepl.model import Consistency, Quiesce
+from vrepl.model.guests import GuestPolicy
 from vrepl.report.model import Result, RunReport
 
 
@@ -58,6 +59,28 @@ def test_require_fails_and_leaves_nothing(world: World, leaves: bool) -> None:
     world.source.quiesce_fault, world.source.quiesce_leaves = FAULTS[0], leaves
     report = world.run_vm()
     assert report.result is Result.FAILED
+    assert world.our_source_snapshots() == []
+
+
+@pytest.mark.parametrize("wish", [Quiesce.PREFER, Quiesce.REQUIRE])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_guest_that_can_be_quiesced_at_the_second_try_is(world: World, wish: Quiesce, leaves: bool) -> None:
+    want(world, wish)
+    object.__setattr__(world.job, "guest", GuestPolicy(quiesce_tries=2))
+    world.source.quiesce_fault, world.source.quiesce_leaves = FAULTS[0], leaves
+    tries = []
+
+    def settle(method: str) -> None:
+        if method == "create_snapshot":
+            tries.append(len(world.our_source_snapshots()))
+            if len(tries) == 2:
+                world.source.quiesce_fault = None
+
+    world.source.before_call = settle
+    report = world.run_vm()
+    assert report.consistency == Consistency.QUIESCED, report.error
+    assert tries == [0, 0]
+    assert [note for note in report.notes if "trying again" in note]
     assert world.our_source_snapshots() == []
 
 

@@ -98,6 +98,8 @@ logins = { "web-*" = { user = "vrepl", password = { file = "/etc/vrepl/secrets/g
 # script_timeout = "60s"
 # frozen_at_most = "5m"        # post_thaw runs then, even where the snapshot is not there yet
 # on_script_failure = "fail"   # fail | continue
+# quiesce_tries = 1            # quiesced snapshots to try
+# quiesce_timeout = "15m"      # for each
 
 [jobs.web.retention]
 last = 7                       # 1..28; all of these together are at most 28

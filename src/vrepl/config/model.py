@@ -304,7 +304,7 @@ class LoginTable(Table):
 
 
 class GuestTable(Table):
-    """Scripts around the source snapshot."""
+    """Scripts around the source snapshot, and how patiently the guest is quiesced."""
 
     pre_freeze: FilePath | None = None
     post_thaw: FilePath | None = None
@@ -314,6 +314,8 @@ class GuestTable(Table):
     script_timeout: Duration = 60.0
     frozen_at_most: Duration = 300.0
     on_script_failure: OnScriptFailure = OnScriptFailure.FAIL
+    quiesce_tries: int = Field(default=1, ge=1, le=10)
+    quiesce_timeout: Duration = 900.0
 
     @model_validator(mode="after")
     def _can_log_in(self) -> GuestTable:
@@ -330,6 +332,8 @@ class GuestTable(Table):
             script_timeout=self.script_timeout,
             frozen_at_most=self.frozen_at_most,
             on_script_failure=self.on_script_failure,
+            quiesce_tries=self.quiesce_tries,
+            quiesce_timeout=self.quiesce_timeout,
         )
 
 

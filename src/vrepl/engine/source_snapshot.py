@@ -16,6 +16,7 @@ from vrepl.engine.recovery import remove_source_snapshots
 from vrepl.engine.undo import Undo
 from vrepl.errors import DiskLockedError, VsphereError
 from vrepl.model import Consistency, PowerState, Quiesce, SnapshotState, VirtualMachine
+from vrepl.model.guests import GuestPolicy
 from vrepl.planner.knowledge import ReplicaKnowledge
 from vrepl.planner.vm import VmPlan
 from vrepl.ports import SnapshottedSite
@@ -53,7 +54,16 @@ def snapshot_window(
         point_id = timestamped_id(moment, services.new_id())
         mark = SourceMark(services.repository.id, context.run_id)
         with temporary_snapshot(
-            services, context.source, vm, mark, context.job.quiesce, note, pending, quiesce=plan.quiesce, freeze=freeze
+            services,
+            context.source,
+            vm,
+            mark,
+            context.job.quiesce,
+            note,
+            pending,
+            quiesce=plan.quiesce,
+            guest=context.job.guest,
+            freeze=freeze,
         ) as state:
             yield TakenSnapshot(state, _consistency(vm, state), point_id, moment)
         undo.release_all()
@@ -70,11 +80,13 @@ def temporary_snapshot(
     pending: Pending,
     *,
     quiesce: bool,
+    guest: GuestPolicy = GuestPolicy(),  # noqa: B008 - it is frozen
     freeze: Freeze = nullcontext,
 ) -> Iterator[SnapshotState]:
     """A snapshot of a VM whose disks are going to be read; removed on every way out, by its mark if need be.
 
-    `wish`: whether a guest that cannot be quiesced is an error; `quiesce`: whether it is tried. `pending` is told
+    `wish`: whether a guest that cannot be quiesced is an error; `quiesce`: whether it is tried, as patiently as `guest`
+    says. `pending` is told
     whether the VM needs consolidation once the snapshot is gone.
     """
     with Undo(note) as undo:
@@ -100,26 +112,40 @@ def temporary_snapshot(
             return services.patiently(
                 vm.name,
                 "create the source snapshot",
-                lambda: site.create_snapshot(vm.ref, mark.snapshot_name, mark.description(), quiesce=quiesced),
+                lambda: site.create_snapshot(
+                    vm.ref,
+                    mark.snapshot_name,
+                    mark.description(),
+                    quiesce=quiesced,
+                    within=guest.quiesce_timeout if quiesced else None,
+                ),
             )
+
+        def quiesced_snapshot() -> SnapshotState | None:
+            """None where the guest cannot be quiesced, and need not be; nothing is left of the tries then."""
+            for left in reversed(range(guest.quiesce_tries)):
+                try:
+                    state = create(True)
+                except (VsphereError, DiskLockedError) as error:
+                    # Whatever the fault: what quiescing fails with depends on guest, Tools and host, and comes wrapped.
+                    if wish is Quiesce.REQUIRE and not left:
+                        raise
+                    site.wait_for_tasks(vm.ref)
+                    remove_source_snapshots(services, site, site.read_vm(vm.ref))
+                    then = "trying again" if left else "the restore point is crash-consistent"
+                    note(f"the guest could not be quiesced ({error.message}): {then}")
+                else:
+                    taken.append(state)
+                    if not state.quiesced:
+                        _not_quiesced(wish, note)
+                    return state
+            return None
 
         undo.push("remove the source snapshot", remove)
         with freeze():
             state: SnapshotState | None = None
             if quiesce:
-                try:
-                    state = create(True)
-                except (VsphereError, DiskLockedError) as error:
-                    # Whatever the fault: what quiescing fails with depends on guest, Tools and host, and comes wrapped.
-                    if wish is Quiesce.REQUIRE:
-                        raise
-                    site.wait_for_tasks(vm.ref)
-                    remove_source_snapshots(services, site, site.read_vm(vm.ref))
-                    note(f"the guest could not be quiesced ({error.message}): the restore point is crash-consistent")
-                else:
-                    taken.append(state)
-                    if not state.quiesced:
-                        _not_quiesced(wish, note)
+                state = quiesced_snapshot()
             elif wish is Quiesce.PREFER and vm.power is PowerState.ON and not vm.tools_running:
                 note("VMware Tools does not run in the guest: the restore point is crash-consistent")
             if state is None:

@@ -41,6 +41,10 @@ class GuestPolicy:
     frozen_at_most: float = 300.0
     """From the start of the first pre_freeze to the start of post_thaw."""
     on_script_failure: OnScriptFailure = OnScriptFailure.FAIL
+    quiesce_tries: int = 1
+    """Quiesced snapshots that are tried before a guest counts as one that cannot be quiesced."""
+    quiesce_timeout: float = 900.0
+    """For each of them."""
 
     @property
     def has_scripts(self) -> bool:

@@ -91,8 +91,14 @@ class RunningTasks(Protocol):
 class Snapshots(RunningTasks, Protocol):
     """Snapshots of a VM, made and removed."""
 
-    def create_snapshot(self, vm_ref: str, name: str, description: str, *, quiesce: bool) -> SnapshotState:
-        """Without memory. Raises VsphereError with `fault` naming the quiesce fault if quiescing fails."""
+    def create_snapshot(
+        self, vm_ref: str, name: str, description: str, *, quiesce: bool, within: float | None = None
+    ) -> SnapshotState:
+        """Without memory. Raises VsphereError with `fault` naming the quiesce fault if quiescing fails.
+
+        `within`: seconds after which it is cancelled, and VsphereError raised with fault Timedout; it may be made all
+        the same.
+        """
         ...
 
     def remove_snapshot(self, vm_ref: str, snapshot_ref: str) -> bool:

@@ -217,8 +217,10 @@ class VsphereSite:
     ) -> ChangedAreas:
         return cbt.changed_areas(self._session, vm_ref, snapshot_ref, disk_key, start, change_id)
 
-    def create_snapshot(self, vm_ref: str, name: str, description: str, *, quiesce: bool) -> SnapshotState:
-        return self._snapshots.create(vm_ref, name, description, quiesce=quiesce)
+    def create_snapshot(
+        self, vm_ref: str, name: str, description: str, *, quiesce: bool, within: float | None = None
+    ) -> SnapshotState:
+        return self._snapshots.create(vm_ref, name, description, quiesce=quiesce, within=within)
 
     def remove_snapshot(self, vm_ref: str, snapshot_ref: str) -> bool:
         return self._snapshots.remove(vm_ref, snapshot_ref)

@@ -25,7 +25,9 @@ class Snapshots:
         self._tasks = running
         self._inventory = inventory
 
-    def create(self, vm_ref: str, name: str, description: str, *, quiesce: bool) -> SnapshotState:
+    def create(
+        self, vm_ref: str, name: str, description: str, *, quiesce: bool, within: float | None = None
+    ) -> SnapshotState:
         """Raises VsphereError with `fault` naming the quiesce fault if quiescing fails.
 
         `name` must be unique within the VM: after a lost connection the snapshot is found again by it.
@@ -46,6 +48,7 @@ class Snapshots:
             ),
             what=what,
             recover=there,
+            within=within,
         )
         snapshot_ref = made if isinstance(made, str) else ref_of(made)
         try:

@@ -8,9 +8,11 @@ task comes again then, and nothing is lost.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from vrepl.errors import (
@@ -81,12 +83,20 @@ class Tasks:
         self._closed = False
         self._grace: float | None = None
 
-    def run(self, start: Callable[[], Any], *, what: str, recover: Callable[[], T | None] | None = None) -> Any | T:
+    def run(
+        self,
+        start: Callable[[], Any],
+        *,
+        what: str,
+        recover: Callable[[], T | None] | None = None,
+        within: float | None = None,
+    ) -> Any | T:
         """Start a task, wait for its end, return its result.
 
         A task that fails in a way that passes is started again. `recover` is for tasks that make something: it is
         asked after a lost connection, and after any passing failure, whether the thing is there all the same, and
-        returns it or None. Raises the task's error, or VsphereError when the site's task timeout has passed.
+        returns it or None. Raises the task's error, or VsphereError when the site's task timeout has passed; a task is
+        cancelled, as far as vSphere lets it, that has not ended `within` so many seconds.
         """
         tried = False
         task_error: VreplError | None = None
@@ -98,7 +108,14 @@ class Tasks:
                 if there is not None:
                     return there
             tried = True
-            values = self._until_ended(start(), what)
+            task = start()
+            try:
+                values = self._until_ended(task, what, within)
+            except StillRunningError:
+                if within is not None:
+                    with suppress(VreplError):
+                        task.CancelTask()
+                raise
             try:
                 return _result(values, what)
             except VreplError as error:
@@ -148,10 +165,10 @@ class Tasks:
 
     # --- the waiter
 
-    def _until_ended(self, task: Any, what: str) -> dict[str, Any]:
+    def _until_ended(self, task: Any, what: str, within: float | None = None) -> dict[str, Any]:
         """The last values of the task's _PATHS."""
         waiting = _Wait(task)
-        limit = self._session.settings.task_timeout
+        limit = min(self._session.settings.task_timeout, within or math.inf)
         if self._grace is not None:
             limit = min(limit, self._grace)
         until = self._monotonic() + limit
