@@ -86,14 +86,15 @@ class DiskFolder:
             wanted = header.parent_id
         return DigestFiles(described[wanted], tuple(reversed(deltas)), restore_point_id=restore_point_id)
 
-    def seal(self, intent: DiskIntent, restore_point_id: str, known: Collection[str]) -> None:
+    def seal(self, intent: DiskIntent, restore_point_id: str, known: Collection[str], log: Path | None = None) -> None:
         """Make the set of `restore_point_id` from the transfer log, which stays; done already is done.
 
-        `known`: ids of the restore points that exist. Where the log does not show that everything planned was
-        settled, there will be no set: unknown, rather than perhaps wrong.
+        `known`: ids of the restore points that exist; `log`: another one than the disk's own. Where the log does not
+        show that everything planned was settled, there will be no set: unknown, rather than perhaps wrong.
         """
         self.make()
-        state = read_log(self.log)
+        log = log or self.log
+        state = read_log(log)
         if self._sealed_length(restore_point_id) == state.length or (
             not state.length and self.files_for(restore_point_id).known
         ):
@@ -104,7 +105,7 @@ class DiskFolder:
         parent = NOTHING
         if not intent.fresh and intent.parent_restore_point_id is not None:
             parent = self.files_for(intent.parent_restore_point_id)
-        runs = iterate_digests(self.log) if state.length else iter(())
+        runs = iterate_digests(log) if state.length else iter(())
         if parent.known and intent.parent_restore_point_id is not None:
             lookup = open_lookup(parent, intent.capacity)
             try:
@@ -132,6 +133,10 @@ class DiskFolder:
             background_known=intent.fresh or whole,
             log_length=state.length,
         )
+
+    def is_built_upon(self, restore_point_id: str) -> bool:
+        """Whether another restore point's set holds only what differs from this one's."""
+        return any(header is not None and header.parent_id == restore_point_id for _, header in self.deltas())
 
     def write_set(
         self, restore_point_id: str, capacity: int, entries: Iterable[tuple[int, bytes]], known: Collection[str]

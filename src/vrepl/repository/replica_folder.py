@@ -24,7 +24,7 @@ from vrepl.repository.files import (
     remove_file,
     rename_file,
 )
-from vrepl.repository.intent import INTENT_DOCUMENT, Intent, clear_intent, load_intent, save_intent
+from vrepl.repository.intent import INTENT_DOCUMENT, DiskIntent, Intent, clear_intent, load_intent, save_intent
 from vrepl.repository.locks import holding, is_held
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -323,6 +323,17 @@ class ReplicaFolder:
             self._finish_intent()
 
     # Digests
+
+    def seal_crossing(self, disk: DiskIntent, log: Path, restore_point_id: str) -> None:
+        """Make the digests of a restore point that is going to be, of what crossed the other way.
+
+        `log`: of crossings that read the replica's disk as the restore point will hold it, from the parent that `disk`
+        names on. Two sets cannot build on one parent: where there is another one already, there will be no digests.
+        """
+        folder = self._disk(disk.source_key)
+        parent = disk.parent_restore_point_id
+        if parent is None or not folder.is_built_upon(parent):
+            folder.seal(disk, self._valid(restore_point_id), self._restore_point_ids(), log)
 
     def digest_files(self, disk_key: int, restore_point_id: str) -> DigestFiles:
         """The set that describes that restore point; not `known` where none does."""

@@ -327,6 +327,7 @@ class FailbackDriver:
             self.work.note(
                 f"job {point.job} still means the VM that was lost: put {vm.name} into it, and take the other one out"
             )
+        self.homecoming.keep_digests(point, home)
         seal(self.context, folder, folder.record, replica, home, self.work.note, still_ready=lambda: None)
         self.homecoming.store.clear()
 

@@ -130,6 +130,21 @@ class Homecoming:
         intent = self.store.intent()
         return intent.restore_point_id if intent is not None else ""
 
+    def keep_digests(self, point: RestorePoint, home: RestorePoint) -> None:
+        """What crossed was the replica as it was shut down: digests of the restore point `home`, which will be that.
+
+        With them the job's next run reads the original alone. Before the restore point is made: cut off after that,
+        nobody would make them any more.
+        """
+        intent = self.store.intent()
+        believed = not failed_verification(self.folder, point)
+        for disk in intent.disks if intent is not None else ():
+            if home.disk(disk.source_key) is not None:
+                parent = point.id if believed else None
+                self.folder.seal_crossing(
+                    replace(disk, parent_restore_point_id=parent), self.store.transfer_log(disk.source_key), home.id
+                )
+
     def _begin(self, back: FailbackRecord, point: RestorePoint, *, first: bool) -> IntentKeeper:
         """What earlier crossings of this failback say of the disks stays until this one knows better."""
         before = self.store.intent()
