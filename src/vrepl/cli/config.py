@@ -130,3 +130,31 @@ def show(state: State) -> None:
     values = effective(loaded.config)
     data = {"version": 1, "path": str(loaded.path), "config": values}
     state.result(data, lambda out: console.paragraph(out, f"# {loaded.path}\n{to_toml(values)}"))
+
+
+@config.command(
+    short_help="The vSphere roles that a site's user needs.",
+    epilog=examples(
+        "vrepl config role prod                       privileges, where they count, and what for",
+        "vrepl config role prod --as govc | sh        makes and assigns them",
+        "vrepl config role dr --as powercli --failback",
+    ),
+)
+@click.argument("site")
+@click.option(
+    "--as", "form", type=click.Choice(["list", "govc", "powercli"]), default="list", show_default=True,
+    help="A plain list, or commands that make the roles and assign them.",
+)  # fmt: skip
+@click.option("--failback", is_flag=True, help="Also what planned failover and failback take.")
+@json_option
+@pass_state
+def role(state: State, site: str, form: str, failback: bool) -> None:
+    """Print the vSphere roles that the user of SITE needs for the configured jobs. Nothing is connected to."""
+    from vrepl.app.roles import in_form, roles_of, to_json
+    from vrepl.report import console
+
+    loaded = state.config()
+    table = loaded.config.sites[loaded.require_site(site)]
+    roles = roles_of(loaded.config, site, failback=failback)
+    data = {"version": 1, "site": site, "user": table.user, "roles": [to_json(one) for one in roles]}
+    state.result(data, lambda out: console.paragraph(out, in_form(form, roles, table.user)))

@@ -25,6 +25,7 @@ class Role(StrEnum):
     TARGET = "target"
     FAILOVER = "failover"
     HOTADD_PROXY = "hotadd-proxy"
+    GUEST_SCRIPTS = "guest-scripts"
 
 
 class Scope(StrEnum):
@@ -117,6 +118,11 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
         Need("VirtualMachine.Config.RemoveDisk", Scope.VM, "detach disks from the proxy"),
         Need("VirtualMachine.Config.Settings", Scope.VM, "attach disks to the proxy"),
         Need("VirtualMachine.Config.Resource", Scope.VM, "attach disks to the proxy"),
+    ),
+    Role.GUEST_SCRIPTS: (
+        Need("VirtualMachine.GuestOperations.Query", Scope.VM, "wait for scripts in guests, fetch their output"),
+        Need("VirtualMachine.GuestOperations.Modify", Scope.VM, "upload scripts to guests"),
+        Need("VirtualMachine.GuestOperations.Execute", Scope.VM, "run scripts in guests"),
     ),
 }
 
