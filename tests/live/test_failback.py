@@ -61,6 +61,7 @@ def test_after_a_loss_of_power_home_equals_the_replica_and_only_what_differs_cro
     assert runs.replicate(code=3)["restore_point"] is None, "until it is committed, runs keep away"
     committed = command(runs, "failback", "commit")
     assert committed["state"] == "ready"
+    assert runs.json("failback", "commit", "--all", "--yes")["vms"] == [], "nothing is on its way any more"
     assert runs.restore_point(committed["restore_point"]) == at_target(runs, tmp_path)
     runs.write(11)
     baseline = runs.replicate()

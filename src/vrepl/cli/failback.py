@@ -87,7 +87,10 @@ def start(
             return way.new_place(replica, datastore, host, name, network_map) if datastore is not None else None
 
         chosen = chosen_replicas(
-            failbacks.failovers, selected, "overwrite the originals of {}, shut down what runs at site {}, and go home"
+            failbacks.failovers,
+            selected,
+            "overwrite the originals of {}, shut down what runs at site {}, and go home",
+            failbacks.can_start,
         )
         report = failbacks.start(chosen, place, power_off=power_off)
     finish(state, context, report)
@@ -107,7 +110,12 @@ def undo(state: State, context: click.Context, selected: Selected) -> None:
     Only what ran at home since is lost; the replica goes on where its guest was shut down.
     """
     with _home(state, selected) as (failbacks, _):
-        chosen = chosen_replicas(failbacks.failovers, selected, "power off {} at home, and start it again at site {}")
+        chosen = chosen_replicas(
+            failbacks.failovers,
+            selected,
+            "power off {} at home, and start it again at site {}",
+            failbacks.is_on_its_way,
+        )
         report = failbacks.undo(chosen)
     finish(state, context, report)
 
@@ -126,7 +134,12 @@ def commit(state: State, context: click.Context, selected: Selected) -> None:
     What the replica was when its guest was shut down stays as a restore point. This cannot be undone.
     """
     with _home(state, selected) as (failbacks, _):
-        chosen = chosen_replicas(failbacks.failovers, selected, "let {} stay at home, and replicate to site {} again")
+        chosen = chosen_replicas(
+            failbacks.failovers,
+            selected,
+            "let {} stay at home, and replicate to site {} again",
+            failbacks.is_on_its_way,
+        )
         report = failbacks.commit(chosen)
     finish(state, context, report)
 

@@ -259,11 +259,22 @@ def _password(selected: Selected) -> str:
     return password
 
 
-def chosen_replicas(failovers: Failovers, selected: Selected, question: str) -> list[FoundReplica]:
-    """The replicas that the operator meant, once the question was answered."""
+def chosen_replicas(
+    failovers: Failovers,
+    selected: Selected,
+    question: str,
+    meant: Callable[[FoundReplica], bool] = lambda _: True,
+) -> list[FoundReplica]:
+    """The replicas that the operator meant, once the question was answered.
+
+    `meant`: which of all, or of all of a job; one that was named is always meant.
+    """
     from vrepl.engine.failover.replicas import choose
 
     chosen = choose(failovers.find(), selected.vms, job=selected.job, every=selected.every)
+    chosen = [one for one in chosen if selected.vms or meant(one)]
+    if not chosen:
+        return []
     names = ", ".join(one.source_name for one in chosen[:5]) + (
         f" and {len(chosen) - 5} more" if len(chosen) > 5 else ""
     )
@@ -279,7 +290,7 @@ def finish(state: State, context: click.Context, report: FailoverReport) -> None
         if report.vms:
             show_failover(out, report)
         else:
-            line(out, "no replicas here")
+            line(out, "nothing to do: no such replicas here")
 
     state.result(report.to_json(), show)
     context.exit(report.exit_code)

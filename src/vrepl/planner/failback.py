@@ -324,13 +324,6 @@ def _commit(record: FailoverRecord, seen: SeenFailback, wish: CommitFailback) ->
         )
     if seen.undo is not None:
         return FailbackReady(None, (RemoveUndoSnapshot(seen.undo.ref),))
-    if seen.replica.tests and not seen.sealed:
-        # Removing the base merges what lies below it into it: into what the test's clone reads.
-        return FailoverConflict(
-            ConflictKind.TEST_RUNS,
-            f"the test {', '.join(seen.replica.tests)} stands on a snapshot of {name}'s replica",
-            f"vrepl failover test stop {name}",
-        )
     if seen.replica.strays:
         return FailbackReady(None, tuple(RemoveReplicaSnapshot(ref) for ref in seen.replica.strays))
     if seen.replica.base is not None:

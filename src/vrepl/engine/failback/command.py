@@ -16,7 +16,7 @@ from vrepl.engine.failover.command import RUN_ENDS_WITHIN, Failovers
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError, UsageError
-from vrepl.model import ReplicaPlacement
+from vrepl.model import ReplicaPlacement, ReplicaState
 from vrepl.model.failover import (
     CommitFailback,
     ElsewherePlace,
@@ -51,6 +51,16 @@ class Failbacks:
     context: Callable[[FoundReplica, str | None], FailbackContext]
     """By the job that replicated it last, and the site that it is on its way to already."""
     shutdown_seconds: float = 300.0
+
+    def can_start(self, replica: FoundReplica) -> bool:
+        """Whether it is failed over, or on its way home."""
+        return self._state(replica) in {ReplicaState.FAILED_OVER, ReplicaState.FAILING_BACK}
+
+    def is_on_its_way(self, replica: FoundReplica) -> bool:
+        return self._state(replica) is ReplicaState.FAILING_BACK
+
+    def _state(self, replica: FoundReplica) -> ReplicaState:
+        return (self.failovers.states.read(replica.vm) or replica.never_failed_over).state
 
     def start(
         self, replicas: Sequence[FoundReplica], new: Callable[[FoundReplica], NewPlace | None], *, power_off: bool
