@@ -211,6 +211,7 @@ NEVER: Mapping[str, tuple[VirtualMachine, str]] = {
         "bus sharing",
     ),
     "template": (replace(VM, template=True), "template"),
+    "virtual TPM": (replace(VM, virtual_tpm=True), "virtual TPM"),
 }
 
 

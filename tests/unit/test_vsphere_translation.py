@@ -158,6 +158,11 @@ def test_a_whole_vm_from_one_read() -> None:
                 device.ParaVirtualSCSIController(key=1000, busNumber=0),
                 disk(2000, 1000, 0, chain("vm.vmdk")),
                 device.VirtualCdrom(key=3000),
+                device.VirtualTPM(key=11000),
+                device.VirtualUSB(key=8000),
+                device.VirtualUSB(key=8001),
+                device.VirtualPCIPassthrough(key=13000),
+                device.VirtualFloppy(key=8500),
             ],
             "config.extraConfig": [
                 vim.option.OptionValue(key="vrepl.source-site", value="west"),
@@ -181,6 +186,8 @@ def test_a_whole_vm_from_one_read() -> None:
     assert vm.hardware.cdroms == 1
     assert vm.extra_config == {"vrepl.source-site": "west"}
     assert vm.hardware.extra_config == {"disk.EnableUUID": "TRUE"}
+    assert vm.devices_left_behind == ("PCI passthrough device", "USB device")
+    assert vm.virtual_tpm
     assert vm.cbt_enabled
     assert vm.tools_running
     assert vm.disabled_methods == ("RelocateVM_Task",)

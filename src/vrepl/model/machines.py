@@ -153,6 +153,9 @@ class VirtualMachine:
     committed: int | None = None
     """Bytes that the VM's files really take on its datastores; None where the site does not say."""
     disabled_methods: tuple[str, ...] = ()
+    devices_left_behind: tuple[str, ...] = ()
+    """What a guest can feel and no replica gets, such as `PCI passthrough device`; each kind once."""
+    virtual_tpm: bool = False
     extra_config: Mapping[str, str] = field(default_factory=dict)
     """Only the `vrepl.*` keys."""
 

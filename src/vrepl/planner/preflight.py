@@ -52,12 +52,17 @@ def unreplicable_disk_reason(disk: Disk) -> str | None:
 def no_snapshot_reason(vm: VirtualMachine) -> str | None:
     """Why nothing of the VM can be replicated, whichever disks are left out; None if something can.
 
-    Sources: vSphere's "Limitations of Virtual Machine Snapshots" (bus sharing); KB 1034165 (multi-writer disks).
+    Sources: vSphere's "Limitations of Virtual Machine Snapshots" (bus sharing); KB 1034165 (multi-writer disks). A
+    virtual TPM's state lies in the VM's NVRAM file, encrypted with the VM's home (vSphere Security, "Virtual TPM").
     """
     if vm.template:
         return "it is a template"
     if not vm.disks:
         return "it has no disk"
+    if vm.virtual_tpm:
+        return (
+            "it has a virtual TPM, whose keys a replica would not have: a guest that seals to it would not start there"
+        )
     shared_buses = {controller.key for controller in vm.hardware.controllers if controller.sharing != "noSharing"}
     for disk in vm.disks:
         if disk.controller_key in shared_buses:

@@ -106,6 +106,8 @@ def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> Vm
     notes.extend(_drift_notes(vm, known))
     enable_cbt, cbt_notes = _tracking_wish(vm, job, known)
     notes.extend(cbt_notes)
+    if action is not ReplicaAction.UPDATE:
+        notes.extend(_fidelity_notes(vm, carried))
     if action is ReplicaAction.UPDATE and known.replica is not None:
         notes.extend(_hardware_notes(vm.hardware, known.replica.hardware, job.placement.networks))
     return VmPlan(
@@ -293,6 +295,19 @@ def _drift_notes(vm: VirtualMachine, known: ReplicaKnowledge) -> list[str]:
         notes.append("CBT is not available on this VM: runs compare by digest")
     if vm.consolidation_needed:
         notes.append("the source needs disk consolidation")
+    return notes
+
+
+def _fidelity_notes(vm: VirtualMachine, carried: Sequence[Disk]) -> list[str]:
+    """What a new replica will lack (docs/fidelity.md)."""
+    notes = []
+    if vm.devices_left_behind:
+        notes.append(
+            f"the replica gets none of the source's devices of these kinds: {', '.join(vm.devices_left_behind)}"
+        )
+    encrypted = [disk.title for disk in carried if disk.encrypted]
+    if encrypted:
+        notes.append(f"encrypted at the source, and not by vrepl at the target: {', '.join(encrypted)}")
     return notes
 
 

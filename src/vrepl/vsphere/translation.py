@@ -41,16 +41,30 @@ ADAPTER_TYPES: Mapping[str, str] = {
     "VirtualSriovEthernetCard": "sriov",
 }
 
+LEFT_BEHIND: Mapping[str, str] = {
+    "VirtualPCIPassthrough": "PCI passthrough device",
+    "VirtualUSB": "USB device",
+    "VirtualSerialPort": "serial port",
+    "VirtualParallelPort": "parallel port",
+    "VirtualNVDIMM": "NVDIMM",
+    "VirtualPrecisionClock": "precision clock",
+    "VirtualWDT": "watchdog timer",
+    "VirtualSCSIPassthrough": "SCSI passthrough device",
+}
+"""Devices that a guest can feel and its replica does not get: they are of the source's host or hold state."""
+
 OWN_KEYS = "vrepl."
 """Prefix of the extraConfig keys that vrepl sets."""
 
 _MATTERS = re.compile(
     r"^(disk\.enableuuid|guestinfo\.(metadata|userdata|vendordata)(\.encoding)?|pcipassthru\.(use64bitmmio|64bitmmiosizegb)"
     r"|numa\..+|cpuid\..+|isolation\..+|time\.synchronize\..+|tools\.synctime|svga\.(vramsize|maxwidth|maxheight)"
-    r"|smbios\.(reflecthost|assettag)|monitor_control\..+|sched\.(cpu|mem)\.latencysensitivity)$",
+    r"|smbios\.(reflecthost|assettag)|monitor_control\..+)$",
     re.IGNORECASE,
 )
-"""extraConfig that a guest can feel; the rest is bookkeeping of the host that wrote it (uuids, slots, swap files)."""
+"""extraConfig that a guest can feel; the rest is bookkeeping of the host that wrote it (uuids, slots, swap files).
+
+sched.*.latencySensitivity is not among them: "high" takes full reservations to power on, which no replica has."""
 
 _DATASTORE_PATH = re.compile(r"^\[(?P<datastore>.*?)\]\s*(?P<path>.*)$")
 
@@ -277,6 +291,7 @@ def virtual_machine(ref: str, values: Mapping[str, Any], names: Names) -> Virtua
         return default if found is None else found
 
     devices = value("config.hardware.device", [])
+    kinds = {kind_of(one) for one in devices}
     settings = settings_of(value("config.extraConfig", []))
     parent = values.get("parent") or values.get("parentVApp")
     host = values.get("runtime.host")
@@ -317,5 +332,7 @@ def virtual_machine(ref: str, values: Mapping[str, Any], names: Names) -> Virtua
         vm_path=str(value("config.files.vmPathName", "")),
         committed=int(committed) if (committed := values.get("summary.storage.committed")) is not None else None,
         disabled_methods=tuple(str(method) for method in value("disabledMethod", ())),
+        devices_left_behind=tuple(sorted({LEFT_BEHIND[kind] for kind in kinds if kind in LEFT_BEHIND})),
+        virtual_tpm="VirtualTPM" in kinds,
         extra_config=own_settings(settings),
     )
