@@ -27,6 +27,7 @@ from vrepl.model import (
     Controller,
     Datastore,
     Disk,
+    GuestState,
     Hardware,
     PowerState,
     ReplicaPlacement,
@@ -130,6 +131,12 @@ class MemoryVm:
     stun: bool = False
     """The next snapshot is the first after change tracking was enabled on the running VM."""
     tags: tuple[str, ...] = ()
+    host: str = "esx-1"
+    stands_on: tuple[str, str] | None = None
+    """Of a linked clone: VM and snapshot whose disks are its disks' parents."""
+    heartbeat: str = "green"
+    """Once it is powered on."""
+    address: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     """Beside it on its datastore: what no revert takes back."""
 
@@ -161,6 +168,8 @@ class MemorySite:
         self.free = 10**15
         self.cbt_misses: Callable[[int, int], bool] = lambda index, offset: False
         """Which writes of a guest (disk's index, offset) change tracking does not see: it lies in silence."""
+        self.isolated_networks: set[tuple[str, str]] = set()
+        """(host, name)"""
         self.newest_hardware = 21
         self.cbt_per_disk = True
         """Change tracking is switched on for the disks that are there at that moment, and for no later ones."""
@@ -383,6 +392,7 @@ class MemorySite:
         gone = next((one for one in vm.snapshots if one.ref == snapshot_ref), None)
         if gone is None:
             return False
+        self._spoil_clones(vm, snapshot_ref)
         for snapshot in vm.snapshots:
             if snapshot.parent_ref == snapshot_ref:
                 snapshot.parent_ref = gone.parent_ref
@@ -543,6 +553,59 @@ class MemorySite:
         vm.power = PowerState.OFF
         self.after_call("shut_down_guest")
 
+    def guest_state(self, vm_ref: str) -> GuestState:
+        self._call("guest_state")
+        vm = self._vm(vm_ref)
+        runs = vm.power is PowerState.ON
+        tools = runs and vm.tools_running
+        return GuestState(vm.power, tools, vm.heartbeat if tools else "gray", vm.name, vm.address if runs else "", "")
+
+    # -- sandboxes ----------------------------------------------------------------------------------------------------
+
+    def clone_linked(
+        self, vm_ref: str, snapshot_ref: str, name: str, extra_config: Mapping[str, str]
+    ) -> VirtualMachine:
+        self._call("clone_linked")
+        vm = self._vm(vm_ref)
+        snapshot = vm.snapshot(snapshot_ref)
+        if any(one.name == name for one in self.vms.values()):
+            raise VsphereError(f"the name {name} is taken", fault="DuplicateName")
+        clone = self.add_vm(name, [], power=PowerState.OFF)
+        clone.disks = [disk.copy() for disk in snapshot.disks]
+        clone.hardware, clone.host, clone.tools_running = snapshot.hardware, vm.host, vm.tools_running
+        clone.heartbeat = vm.heartbeat
+        clone.stands_on = (vm.ref, snapshot.ref)
+        config = {**snapshot.extra_config, **extra_config}
+        clone.extra_config = {key: value for key, value in config.items() if value}
+        self.after_call("clone_linked")
+        return self._view(clone)
+
+    def _spoil_clones(self, vm: MemoryVm, snapshot_ref: str) -> None:
+        """The snapshot's disks go into its child's, and what else hangs on them reads anything."""
+        parents = {one.ref: one.parent_ref for one in vm.snapshots}
+        for clone in self.vms.values():
+            ref = clone.stands_on[1] if clone.stands_on is not None and clone.stands_on[0] == vm.ref else None
+            while ref is not None and ref != snapshot_ref:
+                ref = parents.get(ref)
+            if ref is not None:
+                for disk in clone.disks:
+                    disk.disk.write(0, b"spoilt".ljust(GRAIN, b"!"))
+
+    def add_isolated_network(self, host: str, name: str) -> bool:
+        self._call("add_isolated_network")
+        made = (host, name) not in self.isolated_networks
+        self.isolated_networks.add((host, name))
+        self.after_call("add_isolated_network")
+        return made
+
+    def remove_isolated_network(self, host: str, name: str) -> None:
+        self._call("remove_isolated_network")
+        for vm in self.vms.values():
+            if vm.host == host and any(one.network == name for one in vm.hardware.network_adapters):
+                raise VsphereError(f"network {name} is in use by {vm.name}", fault="ResourceInUse")
+        self.isolated_networks.discard((host, name))
+        self.after_call("remove_isolated_network")
+
     def connect_networks(self, vm_ref: str, networks: Mapping[str, str]) -> list[str]:
         self._call("connect_networks")
         vm = self._vm(vm_ref)
@@ -564,6 +627,8 @@ class MemorySite:
 
     def destroy_vm(self, vm_ref: str) -> None:
         self._call("destroy_vm")
+        if vm_ref in self.vms and self.vms[vm_ref].power is PowerState.ON:
+            raise VsphereError(f"{self.vms[vm_ref].name} is powered on", fault="InvalidPowerState")
         self.vms.pop(vm_ref, None)
         self.after_call("destroy_vm")
 
@@ -576,7 +641,7 @@ class MemorySite:
             instance_uuid=vm.instance_uuid,
             bios_uuid=vm.instance_uuid,
             power=vm.power,
-            host="esx-1",
+            host=vm.host,
             datacenter="dc",
             folder_ref="group-v1",
             hardware=vm.hardware,

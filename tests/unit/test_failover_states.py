@@ -14,7 +14,7 @@ from vrepl.engine.failover import states
 from vrepl.engine.failover.states import SLOTS, ReplicaStates, decode, encode
 from vrepl.errors import LockedError, RepositoryError
 from vrepl.model import PowerState, ReplicaState, VirtualMachine
-from vrepl.model.failover import FailoverRecord, FailoverTest
+from vrepl.model.failover import FailoverRecord
 
 NOW = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
 
@@ -35,7 +35,6 @@ records = st.builds(
     planned=st.booleans(),
     deadline=st.none() | st.datetimes(timezones=st.just(dt.UTC)),
     networks=st.dictionaries(st.text(), st.text(), max_size=3),
-    last_test=st.none() | st.builds(FailoverTest, st.just(NOW), st.text(), st.booleans(), st.none() | st.just(1.5)),
 )  # fmt: skip
 
 

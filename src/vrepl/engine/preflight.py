@@ -8,11 +8,13 @@ from dataclasses import replace
 
 from vrepl.engine.context import ReplicationContext
 from vrepl.engine.events import Note
+from vrepl.engine.failover.standing import names_of, standing_clones
 from vrepl.engine.reporting import conflict_error, plan_side
 from vrepl.engine.undo import Undo
-from vrepl.errors import NoSpaceError, NotFoundError, UsageError, VreplError
-from vrepl.model import Datastore, Side
+from vrepl.errors import NoSpaceError, NotFoundError, NotReadyError, UsageError, VreplError
+from vrepl.model import Datastore, Side, VirtualMachine
 from vrepl.planner.datastores import find_datastore
+from vrepl.planner.snapshots import LONGEST_CHAIN, has_room_for_a_run, longest_chain
 from vrepl.planner.vm import VmPlan, space_conflict, space_needed
 
 
@@ -70,3 +72,22 @@ def room_kept(context: ReplicationContext, plan: VmPlan, store: Datastore, note:
         give_up = context.gate.promise_room(plan.vm.ref, store.ref, needed, lambda: now().free, refusal)
         undo.push("give up the room that was kept on the target", give_up)
         yield
+
+
+def refuse_full_chain(context: ReplicationContext, replica: VirtualMachine) -> None:
+    """Raises NotReadyError where the chain of snapshots takes no further restore point: nothing is moved then.
+
+    `replica`: as it was before retention went over it.
+    """
+    if has_room_for_a_run(replica.snapshots):
+        return
+    now = context.target.read_vm(replica.ref)
+    if has_room_for_a_run(now.snapshots):
+        return
+    clones = standing_clones(context.target, now)
+    longest = longest_chain(now.snapshots)
+    raise NotReadyError(
+        f"the replica {now.name} has {longest} snapshots in a chain, and vSphere takes {LONGEST_CHAIN} at the most"
+        + (f": the test {', '.join(names_of(clones))} keeps old restore points from being removed" if clones else ""),
+        hint="vrepl failover test stop ends the test" if clones else "remove snapshots that vrepl did not make",
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 
 from vrepl.engine.context import Services
+from vrepl.engine.failover.standing import names_of, standing_clones
 from vrepl.engine.failover.states import ReplicaStates
 from vrepl.engine.recovery import Original, recover
 from vrepl.errors import NotFoundError, NotReadyError
@@ -71,6 +72,12 @@ def _refuse_in_use(target: TargetSite, record: ReplicaRecord, vm: VirtualMachine
         raise NotReadyError(
             f"{vm.name} is {state.value}: a replica in use is not removed",
             hint="`vrepl failover undo` or `commit` first",
+        )
+    clones = standing_clones(target, vm)
+    if clones:
+        raise NotReadyError(
+            f"the test {', '.join(names_of(clones))} stands on restore points of {vm.name}",
+            hint=f"vrepl failover test stop {record.source_name}",
         )
     if vm.power is not PowerState.OFF:
         raise NotReadyError(

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from vrepl.engine.context import ReplicationContext, Services
 from vrepl.engine.events import Note
+from vrepl.engine.failover.standing import announce_removal, held_snapshots
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.engine.recovery import note_that_disks_were_sealed, remove_cut_seal
 from vrepl.errors import VreplError, VsphereError
@@ -156,6 +157,10 @@ def prune(
             replica = context.target.read_vm(replica_ref)
             snapshot_ref = restore_point_snapshots(replica).get(point.id)
             if snapshot_ref is not None:
+                if not _may_remove(context, replica, snapshot_ref):
+                    held = f"restore point {point.id} stays as long as a test stands on it or on a newer one"
+                    context.services.events.note(vm_name, f"{held} (vrepl failover test stop {vm_name})")
+                    continue
                 consolidation_needed = context.target.remove_snapshot(replica_ref, snapshot_ref)
                 if consolidation_needed:
                     context.target.consolidate(replica_ref)
@@ -165,3 +170,12 @@ def prune(
             break
         removed.append(point.id)
     return removed
+
+
+def _may_remove(context: ReplicationContext, replica: VirtualMachine, snapshot_ref: str) -> bool:
+    """Announced first, then looked: a test that begins now sees it, and one that began before is seen."""
+    announce_removal(context.target, replica, snapshot_ref)
+    if snapshot_ref not in held_snapshots(context.target, replica):
+        return True
+    announce_removal(context.target, replica, None)
+    return False

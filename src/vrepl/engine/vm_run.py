@@ -22,7 +22,7 @@ from vrepl.engine.knowledge import TargetNames
 from vrepl.engine.leaf_check import look_at_suspects
 from vrepl.engine.marks import SourceMark, restore_point_snapshot_name
 from vrepl.engine.planning import look_and_plan
-from vrepl.engine.preflight import refuse_impossible, room_kept
+from vrepl.engine.preflight import refuse_full_chain, refuse_impossible, room_kept
 from vrepl.engine.prepared_replica import PreparedReplica, prepare_replica
 from vrepl.engine.recovery import Original, forget_lost_restore_points
 from vrepl.engine.sealing import prune, seal
@@ -168,6 +168,7 @@ class VmRun:
         if plan.action is ReplicaAction.UPDATE and known.replica is not None:
             # What an earlier run could not remove: a chain that has grown too long takes no further restore point.
             self._prune(folder, known.replica.ref, known.restore_points)
+            refuse_full_chain(self._context, known.replica)
         replica, done = prepare_replica(self._context, folder, plan, known)
         for note in done:
             self._work.note(note)

@@ -15,17 +15,6 @@ KEPT_STATE = "vrepl-undone"
 """Name of the snapshot that keeps what ran at the target when a failover with a deadline is undone."""
 
 
-@dataclass(frozen=True, slots=True)
-class FailoverTest:
-    """The last test of a replica's failover."""
-
-    time: dt.datetime
-    restore_point: str
-    passed: bool
-    seconds: float | None
-    """From power-on to service; None where the guest never came to serve."""
-
-
 class FailbackPhase(StrEnum):
     """How far a failback has come, under the state `failing-back`."""
 
@@ -103,6 +92,7 @@ class FailoverRecord:
     plan: str | None = None
     """The plan that this VM belongs to, with its group's place in the boot order."""
     group: int | None = None
+<<<<<<< HEAD
     last_test: FailoverTest | None = None
     failback: FailbackRecord | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 
 
@@ -73,3 +74,26 @@ class FailoverPlan:
         return next(
             (index for index, group in enumerate(self.groups) if any(one.name == vm for one in group.vms)), None
         )
+
+
+def gate_text(gate: Gate) -> str:
+    """As it is written on the command line and in a configuration."""
+    match gate:
+        case HeartbeatGate():
+            return "heartbeat"
+        case PortGate():
+            return f"port:{gate.port}"
+        case ScriptGate():
+            return f"script:{shlex.join(gate.command)}"
+
+
+def parse_gate(text: str, within: float) -> Gate:
+    """`heartbeat`, `port:N` or `script:COMMAND`; `within`: seconds from power-on. Raises ValueError, saying what is."""
+    kind, _, value = text.partition(":")
+    if text == "heartbeat":
+        return HeartbeatGate(within)
+    if kind == "port" and value.isascii() and value.isdigit() and 0 < int(value) < 65536:
+        return PortGate(int(value), within)
+    if kind == "script" and value.strip():
+        return ScriptGate(tuple(shlex.split(value)), within)
+    raise ValueError(f"{text}: expected heartbeat, port:NUMBER or script:COMMAND")

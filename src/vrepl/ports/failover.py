@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from vrepl.model import GuestState, SnapshotState, VirtualMachine
@@ -74,6 +74,8 @@ class FailoverTarget(ReplicaFiles, Power, Protocol):
 
     def revert_to_snapshot(self, vm_ref: str, snapshot_ref: str) -> None: ...
 
+    def guest_state(self, vm_ref: str) -> GuestState: ...
+
     def connect_networks(self, vm_ref: str, networks: Mapping[str, str]) -> list[str]:
         """Move adapters from the networks that are keys to those that are values, connected at power-on.
 
@@ -82,15 +84,39 @@ class FailoverTarget(ReplicaFiles, Power, Protocol):
         ...
 
 
-class Sandbox(Power, Protocol):
+class ServiceProbe(Protocol):
+    """Asks from this machine whether something serves."""
+
+    def connects(self, address: str, port: int) -> bool:
+        """Whether a TCP connection is taken; waits some seconds at the most."""
+        ...
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+        """The command's status, and its last line. `environment` is added to this process's own.
+
+        One that cannot be started or does not end in time has failed, and says so.
+        """
+        ...
+
+
+class Sandbox(Power, ReplicaFiles, Protocol):
     """What a test of a failover needs: a copy that costs nothing, on a network that leads nowhere."""
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def is_vcenter(self) -> bool:
         """False for a standalone ESXi host, which cannot clone."""
         ...
 
+    def current_time(self) -> dt.datetime: ...
+
     def list_vms(self) -> list[VirtualMachine]: ...
+
+    def read_vm(self, vm_ref: str) -> VirtualMachine: ...
+
+    def read_snapshot(self, snapshot_ref: str) -> SnapshotState: ...
 
     def clone_linked(
         self, vm_ref: str, snapshot_ref: str, name: str, extra_config: Mapping[str, str]

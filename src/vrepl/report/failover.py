@@ -23,6 +23,30 @@ class Crossed:
 
 
 @dataclass(slots=True)
+class TestReport:
+    """What a test of a failover showed."""
+
+    __test__ = False
+    """No test case, whatever its name begins with."""
+    clone: str
+    kept: bool
+    passed: bool
+    seconds_to_service: float | None
+    """From power-on until every check had passed."""
+    checks: Sequence[Json] = ()
+
+    def to_json(self) -> Json:
+        seconds = self.seconds_to_service
+        return {
+            "clone": self.clone,
+            "kept": self.kept,
+            "passed": self.passed,
+            "seconds_to_service": None if seconds is None else round(seconds, 3),
+            "checks": list(self.checks),
+        }
+
+
+@dataclass(slots=True)
 class FailoverVm:
     """One VM of a failover command."""
 
@@ -38,11 +62,12 @@ class FailoverVm:
     notes: Sequence[str] = ()
     crossed: Crossed | None = None
     """Of a failback."""
+    test: TestReport | None = None
 
     def to_json(self) -> Json:
         error, crossed = self.error, self.crossed
         moved = {} if crossed is None else {"bytes_moved": crossed.bytes_moved, "downtime_seconds": crossed.downtime}
-        return {
+        row = {
             "name": self.name,
             "replica": self.replica,
             "result": self.result.value,
@@ -55,6 +80,7 @@ class FailoverVm:
             "notes": list(self.notes),
             **moved,
         }
+        return row if self.test is None else {**row, "test": self.test.to_json()}
 
 
 @dataclass(slots=True)

@@ -70,11 +70,11 @@ class DocumentType(Generic[Document]):
 
     def write(self, path: Path, value: Document) -> None:
         """Durable before it returns. Raises RepositoryError naming the path."""
-        replace_bytes(path, self._encode(value))
+        replace_bytes(path, self.encode(value))
 
     def create(self, path: Path, value: Document) -> bool:
         """Like `write`, but never over a file that is there: False then."""
-        return create_bytes(path, self._encode(value))
+        return create_bytes(path, self.encode(value))
 
     def read(self, path: Path) -> Document | None:
         """None if there is no such file. Raises DamagedError, or RepositoryError if it is of a newer format."""
@@ -84,8 +84,13 @@ class DocumentType(Generic[Document]):
     def read_as_found(self, path: Path) -> Read[Document] | None:
         """As `read`, with the format that the file has."""
         content = read_json(path)
-        if content is None:
-            return None
+        return None if content is None else self._checked(path, content)
+
+    def decode(self, place: Path, text: bytes) -> Document:
+        """A document that lies elsewhere than in a file here; `place` is what messages call it. Raises as `read`."""
+        return self._checked(place, parse_json(place, text)).value
+
+    def _checked(self, path: Path, content: Content) -> Read[Document]:
         found = check_format(path, content, self.format)
         check_checksum(path, content, found)
         fields = {key: value for key, value in content.items() if key not in {"format", CHECKSUM}}
@@ -104,7 +109,8 @@ class DocumentType(Generic[Document]):
             raise DamagedError(path, wrong)
         return Read(value, found)
 
-    def _encode(self, value: Document) -> bytes:
+    def encode(self, value: Document) -> bytes:
+        """What is written for it."""
         content = {"format": self.format, **to_value(self.schema, value)}
         return (json.dumps(with_checksum(content), indent=1) + "\n").encode()
 
@@ -170,6 +176,11 @@ def read_json(path: Path) -> Content | None:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
+    return parse_json(path, text)
+
+
+def parse_json(path: Path, text: bytes) -> Content:
+    """The object in a JSON text. Raises DamagedError if it is none."""
     try:
         content = json.loads(text)
         if not isinstance(content, dict):

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from vrepl.engine.context import FailoverContext
 from vrepl.engine.failover.driver import FailoverDriver
 from vrepl.engine.failover.replicas import FoundReplica, find_replicas
+from vrepl.engine.failover.standing import names_of, standing_clones
 from vrepl.engine.failover.states import ReplicaStates
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import LockedError, VreplError
 from vrepl.model import SnapshotState, VirtualMachine
-from vrepl.model.failover import FailoverRecord, Wish
+from vrepl.model.failover import Commit, FailoverRecord, Wish
 from vrepl.report.failover import FailoverReport, FailoverVm
 from vrepl.repository.failover import save_failover
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -78,6 +79,8 @@ class Failovers:
             last[0] = self.states.read(replica.vm) or replica.never_failed_over
             folder = self._folder(last[0])
             driver = self._driver(replica, work, folder, last)
+            if isinstance(wish, Commit):  # nothing else minds a test
+                driver.tests = lambda: names_of(standing_clones(self.context.target, replica.vm))
             with self._held(driver, folder, replica, last, wish):
                 last[0], _ = driver.go(replica.vm.ref, last[0], wish)
 
