@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vrepl.app.composition import Sites, Workshop, new_id, now, open_repository, route_of
+from vrepl.app.probes import LocalProbe, process_has_ended, process_name
 from vrepl.config import LoadedConfig
 from vrepl.engine.context import FailoverContext, Surroundings
 from vrepl.engine.events import EngineEvents
 from vrepl.engine.failover.command import Failovers, SourceRuns
 from vrepl.engine.failover.planned import PlannedFailover
+from vrepl.engine.failover.testing import FailoverTests
 from vrepl.errors import UsageError, VreplError
 from vrepl.model import PowerState
 from vrepl.model.failover import FailoverRecord
@@ -70,6 +72,21 @@ def at_site(
         failovers = Failovers(FailoverContext(surroundings(events, stop), site), _repository(loaded))
         failovers.source_runs = source_watch(loaded, sites)
         yield failovers
+
+
+def tests_at(failovers: Failovers) -> FailoverTests:
+    """Tests at the same site, with the same repository."""
+    site = failovers.context.target
+    assert isinstance(site, VsphereSite), "a configured site, or a server, plays every role"
+    return FailoverTests(
+        failovers.context.services,
+        site,
+        failovers.repository,
+        LocalProbe(),
+        process_name(),
+        process_has_ended,
+        power_ons=threading.Semaphore(failovers.power_ons_per_host),
+    )
 
 
 @contextmanager

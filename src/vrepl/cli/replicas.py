@@ -44,9 +44,9 @@ def replicas(state: State, context: click.Context) -> None:
             console.line(out, "no replicas yet; `vrepl replicate` makes them")
             return
         listing = console.table(
-            "Source", "Replica", "Site", "State", "Points", "Newest",
+            "Source", "Replica", "Site", "State", "Points", "Newest", "Tested",
             right=("Points",),
-            gives_way=("Site", "Points", "Replica", "Newest"),
+            gives_way=("Site", "Points", "Tested", "Replica", "Newest"),
         )  # fmt: skip
         now = dt.datetime.now(dt.UTC)
         for row in rows:
@@ -58,6 +58,7 @@ def replicas(state: State, context: click.Context) -> None:
                 row["state"] + (" (running)" if row["running"] else ""),
                 str(row["restore_points"]),
                 words.age(dt.datetime.fromisoformat(newest["time"]), now) if newest else "–",
+                _tested(row["last_test"], now),
             )
         out.print(listing)
 
@@ -171,6 +172,16 @@ def restore_points(state: State, vm: str) -> None:
         out.print(listing)
 
     state.result(data, show)
+
+
+def _tested(last: dict[str, Any] | None, now: dt.datetime) -> str:
+    """When, and how long it took to serve."""
+    from vrepl.report import format as words
+
+    if last is None:
+        return "never"
+    when = words.age(dt.datetime.fromisoformat(last["time"]), now)
+    return f"{when}: {words.duration(last['seconds'])}" if last["passed"] else f"{when}: FAILED"
 
 
 def _verdict(verified: dict[str, Any] | None) -> str:

@@ -12,6 +12,8 @@ from vrepl.report.model import FORMAT_VERSION, ErrorReport, Json, Result
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vrepl.report.console import Listing
+
 
 @dataclass(slots=True)
 class Crossed:
@@ -121,8 +123,22 @@ def show_failover(out: Console, report: FailoverReport) -> None:
             vm.name, vm.replica, vm.state, vm.restore_point or "–", words.duration(vm.seconds), vm.result.value
         )
     out.print(listing)
+    if any(vm.test is not None for vm in report.vms):
+        out.print(_checks(report))
     for vm in report.vms:
         for note in vm.notes:
             console.line(out, f"{vm.name}: {note}")
         if vm.error is not None:
             console.show_error(out, vm.name, vm.error)
+
+
+def _checks(report: FailoverReport) -> Listing:
+    from vrepl.report import console
+    from vrepl.report import format as words
+
+    listing = console.table("VM", "Check", "Passed", "After", "Why not", right=("After",), dense=True)
+    for vm in report.vms:
+        for one in vm.test.checks if vm.test is not None else ():
+            after = words.duration(one["seconds"])
+            listing.add_row(vm.name, one["check"], "yes" if one["passed"] else "NO", after, one["detail"] or "")
+    return listing

@@ -12,6 +12,7 @@ from vrepl.planner.preflight import not_replicable_reason, unreplicable_disk_rea
 from vrepl.report.model import Json, time_to_json
 
 if TYPE_CHECKING:
+    from vrepl.model.failover_tests import FailoverTest
     from vrepl.repository.replica_folder import Doubt, ReplicaFolder, Verification
     from vrepl.repository.store import Repository
 
@@ -79,13 +80,16 @@ def restore_point_row(point: RestorePoint, verification: Verification | None, do
 
 def replica_row(folder: ReplicaFolder) -> Json:
     """One replica with its newest restore point."""
+    from vrepl.repository.failover import replica_use
+
     record = folder.record
     points = folder.restore_points()
     newest = points[-1] if points else None
+    use = replica_use(folder)
     return {
         "id": record.id,
         "name": record.target_name,
-        "state": record.state.value,
+        "state": use.state.value,
         "job": record.job,
         "source": {
             "site": record.source_site,
@@ -103,6 +107,17 @@ def replica_row(folder: ReplicaFolder) -> Json:
         "last_restore_point": None
         if newest is None
         else restore_point_row(newest, folder.verification(newest.id), folder.doubt(newest.id)),
+        "last_test": None if use.last_test is None else _test_row(use.last_test),
+    }
+
+
+def _test_row(test: FailoverTest) -> Json:
+    return {
+        "time": time_to_json(test.time),
+        "restore_point": test.restore_point,
+        "passed": test.passed,
+        "seconds": None if test.seconds is None else round(test.seconds, 3),
+        "reason": test.reason or None,
     }
 
 

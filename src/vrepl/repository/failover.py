@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vrepl.model import ReplicaState
 from vrepl.model.failover import FailoverRecord
-from vrepl.model.failover_tests import ReplicaTests
-from vrepl.repository.documents import DocumentType
+from vrepl.model.failover_tests import FailoverTest, ReplicaTests
+from vrepl.repository.documents import DamagedError, DocumentType
 from vrepl.repository.replica_folder import ReplicaFolder
 
 FAILOVER_DOCUMENT = DocumentType(FailoverRecord)
 FILE = "failover.json"
 TESTS_DOCUMENT = DocumentType(ReplicaTests)
 TESTS_FILE = "failover-tests.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaUse:
+    """What a replica is used for, and how its last test went."""
+
+    state: ReplicaState
+    last_test: FailoverTest | None
+
+
+def replica_use(folder: ReplicaFolder) -> ReplicaUse:
+    """As the repository knows it: the one place that tells. A damaged copy tells nothing; the next save mends it."""
+    try:
+        record = read_failover(folder)
+    except DamagedError:
+        record = None
+    try:
+        tests = read_tests(folder)
+    except DamagedError:
+        tests = None
+    return ReplicaUse(record.state if record else folder.record.state, tests.last if tests else None)
 
 
 def save_failover(folder: ReplicaFolder, record: FailoverRecord) -> None:
