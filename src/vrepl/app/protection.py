@@ -14,7 +14,6 @@ from vrepl.model.selection import is_pattern
 from vrepl.report.model import Result, time_from_json
 from vrepl.report.protection import AuditStanding, Protection, ReplicaStanding, VmProtection
 from vrepl.repository.audit_book import read_audit_book
-from vrepl.repository.failover import replica_use
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
 
@@ -64,7 +63,7 @@ def _members(job: JobSettings, replicas: Sequence[ReplicaFolder]) -> list[str]:
 
 def standing(folder: ReplicaFolder) -> ReplicaStanding:
     """What a replica is used for, and when it was last tested: the one place that knows."""
-    use = replica_use(folder)
+    use = folder.use()
     return ReplicaStanding(use.state.value, use.last_test.time if use.last_test else None)
 
 

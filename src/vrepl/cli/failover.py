@@ -371,8 +371,16 @@ def _password(selected: Selected) -> str:
     return password
 
 
-def chosen_replicas(failovers: Failovers, selected: Selected, question: str) -> list[FoundReplica]:
-    """The replicas that the operator meant, once the question was answered."""
+def chosen_replicas(
+    failovers: Failovers,
+    selected: Selected,
+    question: str,
+    meant: Callable[[FoundReplica], bool] = lambda _: True,
+) -> list[FoundReplica]:
+    """The replicas that the operator meant, once the question was answered.
+
+    `meant`: which of all, or of all of a job; one that was named is always meant.
+    """
     from vrepl.engine.failover.replicas import choose
 
     chosen = choose(failovers.find(), selected.vms, job=selected.job, every=selected.every)

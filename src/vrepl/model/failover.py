@@ -92,8 +92,6 @@ class FailoverRecord:
     plan: str | None = None
     """The plan that this VM belongs to, with its group's place in the boot order."""
     group: int | None = None
-<<<<<<< HEAD
-    last_test: FailoverTest | None = None
     failback: FailbackRecord | None = None
 
 

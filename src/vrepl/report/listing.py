@@ -80,12 +80,10 @@ def restore_point_row(point: RestorePoint, verification: Verification | None, do
 
 def replica_row(folder: ReplicaFolder) -> Json:
     """One replica with its newest restore point."""
-    from vrepl.repository.failover import replica_use
-
     record = folder.record
     points = folder.restore_points()
     newest = points[-1] if points else None
-    use = replica_use(folder)
+    use = folder.use()
     return {
         "id": record.id,
         "name": record.target_name,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vrepl.model import ReplicaState
 from vrepl.model.failover import FailoverRecord
 from vrepl.model.failover_tests import FailoverTest, ReplicaTests
 from vrepl.repository.documents import DamagedError, DocumentType
-from vrepl.repository.replica_folder import ReplicaFolder
+
+if TYPE_CHECKING:
+    from vrepl.repository.replica_folder import ReplicaFolder
 
 FAILOVER_DOCUMENT = DocumentType(FailoverRecord)
 FILE = "failover.json"

@@ -16,6 +16,7 @@ from vrepl.model import ReplicaRecord, RestorePoint
 from vrepl.ports import DigestFiles
 from vrepl.repository.digest_folder import DiskFolder
 from vrepl.repository.documents import DamagedError, DocumentType
+from vrepl.repository.failover import ReplicaUse, replica_use
 from vrepl.repository.files import (
     DAMAGED_SUFFIX,
     TEMPORARY_SUFFIX,
@@ -124,6 +125,10 @@ class ReplicaFolder:
     @property
     def record(self) -> ReplicaRecord:
         return self._record
+
+    def use(self) -> ReplicaUse:
+        """What the replica is used for, and how its last test went."""
+        return replica_use(self)
 
     def save_record(self, record: ReplicaRecord) -> None:
         REPLICA_DOCUMENT.write(self.path / "replica.json", record)
