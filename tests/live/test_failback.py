@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support import plain_api
-from tests.support.vrepl_runs import GRAIN, Image, Runs, kinds, moved
+from tests.support.vrepl_runs import GRAIN, Image, Runs, kinds, moved, until
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
@@ -115,6 +117,29 @@ def test_where_the_original_is_gone_a_new_vm_takes_its_place_and_the_job_goes_on
     runs.write(3)
     report = runs.replicate()
     assert runs.restore_point(report["restore_point"]) == runs.source()
+
+
+@pytest.mark.long
+def test_interrupted_it_leaves_nothing_open_and_goes_on(runs: Runs, tmp_path: Path) -> None:
+    [document] = (runs.lab.folder / "repository" / "replicas").glob("*/replica.json")
+    state = document.with_name("failover.json")
+    runs.lab.lose_power("prod", "web-01")
+    command(runs, "failover", "start")
+    runs.lab.write_random("dr", REPLICA, 0, 9 * GRAIN, 40 * GRAIN, "at the target")
+    runs.lab.set("dr.latency_us=200000")
+    process = runs.start("failback", "start", "web-01", "--yes")
+    until(lambda: '"comparing"' in state.read_text(), process)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    [vm] = json.loads(out)["vms"]
+    assert (vm["result"], vm["state"]) == ("interrupted", "failing-back")
+    runs.lab.set("dr.latency_us=0")
+    with plain_api.session(runs.lab, "dr") as instance:
+        names = [one.name for one in plain_api.vm_named(instance, REPLICA).snapshot.rootSnapshotList]
+    assert not any(name.startswith("vrepl-source-") for name in names)
+    assert command(runs, "failback", "start")["state"] == "failing-back"
+    assert runs.source() == at_target(runs, tmp_path)
 
 
 @pytest.mark.long

@@ -194,6 +194,34 @@ def test_a_source_that_was_off_before_the_planned_failover_is_read_whole(world: 
     assert contents(source(world)) == contents(world.replica())
 
 
+@pytest.mark.parametrize("moment", ["create_snapshot", "remove_snapshot", "shut_down_guest"])
+def test_a_replica_that_loses_power_on_the_way_is_compared(world: World, moment: str) -> None:
+    """It is off as if it had been shut down, and what it wrote last is in no change tracking."""
+    fail_over_planned(world)
+    guest_writes_at_the_target(world)
+    call, once = world.target.before_call, [True]
+
+    def before(method: str) -> None:
+        call(method)
+        if method == moment and once:
+            once.clear()
+            replica = world.replica()
+            remembered = [dict(disk.tracking.last_change) for disk in replica.disks if disk.tracking]
+            world.target.guest_write(replica, 0, 7 * GRAIN, b"in no tracking".ljust(GRAIN, b"."))
+            for disk, changes in zip(replica.disks, remembered, strict=True):
+                assert disk.tracking is not None
+                disk.tracking.last_change = changes
+            replica.power = PowerState.OFF
+            raise VreplError("the host is gone")
+
+    world.target.before_call = before
+    start(world)
+    world.target.before_call = call
+    done = start(world)
+    assert done.state == "failing-back", done.error
+    assert contents(source(world)) == contents(world.replica())
+
+
 def test_committed_the_job_goes_on_and_is_incremental_after_its_new_baseline(world: World) -> None:
     lost_and_failed_over(world)
     start(world)

@@ -49,7 +49,7 @@ class FailbackRecord:
     crossing: int = 1
     """Number of the crossing that is under way or was the last one."""
     found_off: bool = False
-    """The replica was off already: power may have been lost there, and what its change tracking held in memory."""
+    """The replica went off without vrepl's doing: power may have been lost, and what its tracking held in memory."""
     point_id: str = ""
     """Of the restore point that the replica's state before failback becomes by the commit."""
     point_time: dt.datetime | None = None

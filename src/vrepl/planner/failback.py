@@ -39,6 +39,8 @@ class SeenFailback:
     """ID of the crossing that ended last (`FailbackRecord.crossing_id`); "" where nobody knows."""
     sealed: bool = False
     """The restore point of the commit is there."""
+    shut_down: bool = False
+    """This process has seen the replica go off by its own doing, and not run since."""
     differs: str = ""
     """Why the disks of the two VMs do not fit one another, in words."""
 
@@ -203,9 +205,7 @@ def _claim(record: FailoverRecord, seen: SeenFailback, wish: StartFailback) -> A
             f"the restore point {record.restore_point} that {name} was failed over to is gone",
             "without it nothing says which disk of the replica stands for which one of the original",
         )
-    back = FailbackRecord(
-        wish.id, wish.site, record.source_instance_uuid, found_off=not seen.replica_runs or record.adopted
-    )
+    back = FailbackRecord(wish.id, wish.site, record.source_instance_uuid, found_off=not seen.replica_runs)
     if wish.place is not None:
         if seen.original is not None:
             return FailoverConflict(
@@ -244,15 +244,21 @@ def _carry_on(record: FailoverRecord, back: FailbackRecord, seen: SeenFailback, 
         case FailbackPhase.PREPARING if seen.undo is None and not back.made:
             return FailbackReady(None, (SnapshotOriginal(),))
         case FailbackPhase.PREPARING:
-            return replace(_to(record, back, phase=FailbackPhase.COMPARING), do=(Cross(first=True),))
+            found_off = back.found_off or not seen.replica_runs
+            ready = _to(record, back, phase=FailbackPhase.COMPARING, found_off=found_off)
+            return replace(ready, do=(Cross(first=True),))
         case FailbackPhase.COMPARING if seen.crossed == back.crossing_id:
             return _to(record, back, phase=FailbackPhase.SHUTTING_DOWN)
+        case FailbackPhase.COMPARING if not seen.replica_runs and not back.found_off:
+            return _to(record, back, found_off=True)
         case FailbackPhase.COMPARING:
             return FailbackReady(None, (Cross(),))
         case FailbackPhase.SHUTTING_DOWN if seen.replica_runs:
             return FailbackReady(None, (ShutDownReplica(wish.power_off),))
         case FailbackPhase.SHUTTING_DOWN:
-            return _to(record, back, phase=FailbackPhase.CATCHING_UP, crossing=back.crossing + 1)
+            # Where nobody saw it shut down, its change tracking does not count any more than the original's would.
+            found_off = back.found_off or not seen.shut_down
+            return _to(record, back, phase=FailbackPhase.CATCHING_UP, crossing=back.crossing + 1, found_off=found_off)
         case FailbackPhase.CATCHING_UP if seen.replica_runs:
             # Somebody powered it on again, or its host did: what it writes must come along.
             return _to(record, back, phase=FailbackPhase.SHUTTING_DOWN)

@@ -120,6 +120,8 @@ class FailbackDriver:
 
     def _look(self, record: FailoverRecord, wish: FailbackWish) -> SeenFailback:
         replica = look(self.context.target, self.replica_ref)
+        if replica.vm.power is not PowerState.OFF:
+            self._down_since = None
         back = record.failback
         uuid = record.source_instance_uuid
         if back is not None:
@@ -142,6 +144,7 @@ class FailbackDriver:
             undo,
             crossed=self.homecoming.ended(),
             sealed=back is not None and back.point_id in restore_point_snapshots(replica.vm),
+            shut_down=self._down_since is not None,
             differs=differs,
         )
 

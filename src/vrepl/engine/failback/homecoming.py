@@ -235,7 +235,7 @@ class Homecoming:
         digests_known: bool,
     ) -> Homeward:
         intent = keeper.intent
-        unfinished = unfinished_disks(self.store, intent).get(disk.source_key)
+        left = unfinished_disks(self.store, intent).get(disk.source_key)
         at_base = ends.base.disk(disk.target_key) if ends.base is not None else None
         base = at_base.position if at_base is not None and not back.found_off else None
         if base is not None:
@@ -248,8 +248,8 @@ class Homecoming:
             original_now=before.position if before is not None else replace(disk.position, change_id=None),
             shut_down_cleanly=record.planned,
             digests_known=digests_known,
-            unfinished=unfinished,
-            begun=unfinished is not None or LOST in intent.journal.notes,
+            unfinished=None if back.found_off else left,
+            begun=left is not None or LOST in intent.journal.notes,
             made=back.made,
         )
 
