@@ -25,6 +25,7 @@ from vrepl.repository.store import Repository
 
 SIDE_BY_SIDE = 16
 """Replicas that are worked at at a time; what is slow, power-on, has a limit of its own per host."""
+MOST_SIDE_BY_SIDE = 64
 POWER_ONS_PER_HOST = 4
 RUN_ENDS_WITHIN = 120.0
 """Seconds: a run on this machine that holds the replica sees the new state at its next step, and ends."""
@@ -63,7 +64,9 @@ class Failovers:
     def run(self, replicas: Sequence[FoundReplica], wish_for: Callable[[FoundReplica], Wish]) -> FailoverReport:
         """Never raises for one VM's sake."""
         report = FailoverReport()
-        with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="failover") as pool:
+        hosts = len({one.vm.host for one in replicas})
+        workers = max(SIDE_BY_SIDE, 2 * self.power_ons_per_host * hosts)  # the next ones get ready meanwhile
+        with ThreadPoolExecutor(min(workers, MOST_SIDE_BY_SIDE), thread_name_prefix="failover") as pool:
             report.vms = list(pool.map(lambda one: self.run_one(one, wish_for(one)), replicas))
         report.interrupted = self.context.services.stop.is_set()
         return report

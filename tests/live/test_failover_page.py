@@ -1,0 +1,96 @@
+"""What docs/failover.md says to type when the site is gone is typed, in its order, with the site gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support import plain_api
+from tests.support.vrepl_runs import Runs
+from vrepl_lab.lab import USER, Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+
+PAGE = (Path(__file__).parents[2] / "docs" / "failover.md").read_text(encoding="utf-8")
+VMS = tuple(VmSpec(name, disks=(DiskSpec(2 * MIB, content="random"),)) for name in ("web-01", "db-01"))
+
+
+def chapter(title: str) -> str:
+    return PAGE[PAGE.index(f"## {title}\n") :].split("\n## ", 1)[0]
+
+
+def block(text: str, begins: str) -> list[str]:
+    """The indented lines that begin so."""
+    return [line.strip() for line in text.splitlines() if line.startswith(f"    {begins}")]
+
+
+@pytest.mark.slow
+def test_what_the_page_says_to_type_is_enough(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> None:
+    """Only the words that stand for the reader's own vCenter are replaced: its address and the user's name."""
+    lab = start_lab(LabSpec.of_vms(*VMS, job_vms=["web-01", "db-01"]))
+    lab.set("dr.guest=*,boot_ms=0,ports=443", "dr.isolated_reachable=yes")
+    assert Runs(lab, tmp_path).cli("replicate", "demo").returncode == 0
+    address = f"127.0.0.1:{lab.sites['dr'].port}"
+    (tmp_path / "dr-password").write_text(lab.password("dr"))
+    (tmp_path / "dr-password").chmod(0o600)
+    shutil.copy(lab.folder / "ca.pem", tmp_path / "dr-ca.pem")
+    wrapper = tmp_path / "bin" / "vrepl"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -m vrepl "$@"\n')
+    wrapper.chmod(0o700)
+    environment = {**os.environ, "PATH": f"{wrapper.parent}:{os.environ['PATH']}"}
+
+    def shell(line: str) -> str:
+        line = line.replace("vc-dr.example.com", address).replace("administrator@vsphere.local", USER)
+        done = subprocess.run(
+            ["sh", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def running() -> set[str]:
+        with plain_api.session(lab, "dr") as instance:
+            names = [f"{vm.name}-replica" for vm in VMS]
+            return {name for name in names if plain_api.vm_named(instance, name).runtime.powerState == "poweredOn"}
+
+    assert lab.stop_site("prod")
+    shutil.rmtree(lab.folder / "repository")
+    lab.config_file.unlink()
+
+    gone, weekday = chapter("The site is gone"), chapter("Try it any weekday")
+    toml = re.search(r"^    \[sites\.dr\]\n(?:(?:    .*)?\n)+", gone, re.M)
+    assert toml is not None
+    text = toml[0].replace("\n    ", "\n").strip()
+    text = text.replace('"vc-dr.example.com"', f'"127.0.0.1"\nport = {lab.sites["dr"].port}')
+    (tmp_path / "vrepl.toml").write_text(text.replace("administrator@vsphere.local", USER))
+    (tmp_path / "vrepl.toml").chmod(0o600)
+
+    *looks, first, rest, undo, commit, bare = block(gone, "vrepl ")
+    for line in looks:
+        assert shell(line)
+    tests = block(weekday, "vrepl ")
+    assert len(tests) == 4
+    for line in tests:
+        shell(line)
+    rows = json.loads(shell("vrepl replicas --json"))["replicas"]
+    assert {row["source"]["name"]: row["last_test"]["passed"] for row in rows} == {"web-01": True, "db-01": True}
+    shell(first)
+    assert running() == {"db-01-replica"}
+    shell(rest)
+    assert running() == {"db-01-replica", "web-01-replica"}
+    shell(undo)
+    assert running() == {"db-01-replica"}
+    (tmp_path / "vrepl.toml").unlink()
+    shell(bare)
+    assert running() == {"db-01-replica", "web-01-replica"}
+    (tmp_path / "vrepl.toml").write_text(text.replace("administrator@vsphere.local", USER))
+    (tmp_path / "vrepl.toml").chmod(0o600)
+    shell(commit)
+    assert running() == {"db-01-replica", "web-01-replica"}
