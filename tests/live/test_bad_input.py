@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.small_lab import small_spec
+from vrepl.repository.documents import with_checksum
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import LabSpec
 
@@ -224,12 +225,13 @@ def test_a_folder_that_holds_no_vddk(
     lib64 = user.folder / "vddk" / "lib64"
     lib64.mkdir(parents=True)
     fill(lib64, user.lab.libdir() / "lib64" / "libvixDiskLib.so.8")
-    config = user.config((str(user.lab.libdir()), str(user.folder / "vddk")))
+    libdir, wanted = f'libdir = "{user.lab.libdir()}"', f'libdir = "{user.folder / "vddk"}"\nengine = "vddk"'
+    config = user.config((libdir, wanted))
     expect(user.run("replicate", "demo", config=config), 1, *words)
     assert not any(user.made().values()), "VDDK is tried before anything is made"
     checked = user.run("check", config=config)
     assert checked.returncode == 1
-    assert "VDDK library of proxy bare: FAILED" in checked.stdout
+    assert "  FAILED  VDDK library of proxy bare: " in checked.stdout
 
 
 # -- what cannot work ------------------------------------------------------------------------------------------------
@@ -298,11 +300,17 @@ def test_a_repository_of_a_newer_format(user: BadInput) -> None:
     shutil.copytree(user.lab.folder / "repository", newer)
     document = newer / "repository.json"
     content = json.loads(document.read_text())
-    document.write_text(json.dumps({**content, "format": content["format"] + 1}))
+    known = content["format"]
+    document.write_text(json.dumps(with_checksum({**content, "format": known + 1})))
     before = document.read_bytes()
     config = user.config((str(user.lab.folder / "repository"), str(newer)))
     done = user.run("replicate", "demo", config=config)
-    expect(done, 1, "repository.json has format 2; this vrepl knows formats up to 1", "use the newer vrepl")
+    expect(
+        done,
+        1,
+        f"repository.json has format {known + 1}; this vrepl knows formats up to {known}",
+        "use the newer vrepl",
+    )
     assert document.read_bytes() == before
     assert not any(user.made().values())
 
@@ -335,7 +343,7 @@ def test_a_repository_that_cannot_be_written(then: str, words: tuple[str, ...], 
     expect(run("replicate demo"), 1, f"the repository {repository} cannot be written: {words[0]}", words[1])
     checked = run("check")
     assert checked.returncode == 1
-    assert f"repository {repository}: FAILED" in checked.stdout
+    assert f"  FAILED  repository {repository}: " in checked.stdout
     assert not any(user.made().values())
 
 
