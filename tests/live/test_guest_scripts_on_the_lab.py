@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from tests.support.vrepl_runs import Runs
-from vrepl.model.guests import OUTPUT_KEPT
-from vrepl_lab.lab import Lab
+from vrepl.model.guests import OUTPUT_KEPT, GuestLogin, Script
+from vrepl.vsphere.session import SiteSettings
+from vrepl.vsphere.site import VsphereSite
+from vrepl_lab.lab import USER, Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 FREEZE = "#!/bin/sh\ntouch $HOME/frozen\necho frozen\n"
@@ -105,8 +108,17 @@ def test_scripts_run_in_the_guest_and_what_they_print_is_told(guest: Guest) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["fail", "continue"])
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("exits 3", "continue"),
+        ("hangs", "fail"),
+        ("login", "fail"),
+        pytest.param("exits 3", "fail", marks=pytest.mark.long),
+        pytest.param("hangs", "continue", marks=pytest.mark.long),
+        pytest.param("login", "continue", marks=pytest.mark.long),
+    ],
+)
 def test_a_script_that_goes_wrong_ends_as_its_policy_says(guest: Guest, name: str, policy: str) -> None:
     code, said = BAD[name]
     guest.configure(FREEZE + code, policy=policy, password="wrong" if name == "login" else "guest")
@@ -130,7 +142,7 @@ def test_a_quiesced_snapshot_that_takes_too_long_is_given_up_and_removed(guest: 
     guest.configure(FREEZE, policy="continue")
     with guest.lab.config_file.open("a") as file:
         file.write('quiesce_timeout = "1s"\nfrozen_at_most = "1s"\n')
-    guest.lab.set("prod.snapshot_ms=4000")
+    guest.lab.set("prod.snapshot_ms=2500")
     vm = guest.replicate()
     guest.lab.set("prod.snapshot_ms=0")
     assert vm["result"] == "success", vm
@@ -138,3 +150,30 @@ def test_a_quiesced_snapshot_that_takes_too_long_is_given_up_and_removed(guest: 
     assert [note for note in vm["notes"] if "has not ended within 1 s" in note and "could not be quiesced" in note]
     assert [note for note in vm["notes"] if "had to be thawed after 1 s" in note]
     assert (guest.frozen, guest.thaws) == (False, 1)
+
+
+@pytest.mark.slow
+def test_a_script_that_was_laid_ready_runs_by_itself_unless_it_is_forgotten(guest: Guest) -> None:
+    """Whoever froze the guest may be dead: then nobody asks for anything any more."""
+    settings = SiteSettings(
+        name="prod",
+        server="127.0.0.1",
+        port=guest.lab.sites["prod"].port,
+        user=USER,
+        password=guest.lab.password("prod"),
+        ca_file=guest.lab.folder / "ca.pem",
+    )
+    login = GuestLogin("root", "guest")
+    with VsphereSite(settings) as site:
+        [vm] = site.find_vms(["web-01"])
+        site.run_in_guest_later(vm.ref, login, Script("thaw.sh", THAW.encode()), seconds=1)
+        forgotten = site.run_in_guest_later(vm.ref, login, Script("thaw.sh", THAW.encode()), seconds=1)
+        site.forget_in_guest(vm.ref, login, forgotten)
+        site.forget_in_guest(vm.ref, login, forgotten)
+        assert guest.thaws == 0
+    until = time.monotonic() + 30
+    while not guest.thaws and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    assert guest.thaws == 1
+    assert forgotten.folder.rpartition("/")[2] not in left_in_the_guest(guest)

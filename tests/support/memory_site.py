@@ -36,7 +36,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
-from vrepl.model.guests import GuestLogin, ProgramEnd, Script
+from vrepl.model.guests import GuestLogin, GuestProcess, ProgramEnd, Script
 from vrepl.model.selection import Candidate
 from vrepl.ports import DiskAddress, SiteConnection
 from vrepl.transport.buffers import Buffer
@@ -178,6 +178,8 @@ class MemorySite:
         self.quiesce_fault: Exception | None = None
         """What a quiesced snapshot fails with; `quiesce_leaves`: and leaves the snapshot all the same."""
         self.quiesce_leaves = False
+        self.waiting_in_guests: dict[int, tuple[str, float]] = {}
+        """By pid: the script's name, and after how many seconds the guest runs it by itself."""
         self.guest_programs: Callable[[MemoryVm, GuestLogin, Script], ProgramEnd] = lambda vm, login, script: (
             ProgramEnd(0)
         )
@@ -383,6 +385,21 @@ class MemorySite:
         end = self.guest_programs(self._vm(vm_ref), login, script)
         self.after_call(f"run_in_guest {script.name}")
         return end
+
+    def run_in_guest_later(self, vm_ref: str, login: GuestLogin, script: Script, *, seconds: float) -> GuestProcess:
+        del vm_ref, login
+        self._call("run_in_guest_later")
+        pid = next(self._numbers)
+        self.waiting_in_guests[pid] = script.name, seconds
+        self.after_call("run_in_guest_later")
+        return GuestProcess(pid, f"/tmp/vrepl {pid}")
+
+    def forget_in_guest(self, vm_ref: str, login: GuestLogin, process: GuestProcess) -> None:
+        del vm_ref, login
+        self._call("forget_in_guest")
+        assert process.folder == f"/tmp/vrepl {process.pid}"
+        self.waiting_in_guests.pop(process.pid, None)
+        self.after_call("forget_in_guest")
 
     def remove_snapshot(self, vm_ref: str, snapshot_ref: str) -> bool:
         self._call("remove_snapshot")

@@ -64,7 +64,7 @@ def guest(world: World) -> Guest:
 
 
 def steps(world: World) -> list[str]:
-    wanted = ("run_in_guest", "command", "create_snapshot", "remove_snapshot")
+    wanted = ("run_in_guest ", "command", "create_snapshot", "remove_snapshot")
     return [call.replace("run_in_guest ", "") for call in world.source.calls if call.startswith(wanted)]
 
 
@@ -84,6 +84,7 @@ def test_scripts_enclose_the_snapshot_and_nothing_longer(world: World, guest: Gu
     ]
     assert VmReport.from_json(report.to_json()).scripts[1].output == "fine\n"
     assert not guest.frozen
+    assert world.source.waiting_in_guests == {}
 
 
 def test_a_guest_that_does_not_run_has_no_scripts(world: World, guest: Guest) -> None:
@@ -188,7 +189,8 @@ def test_a_guest_is_never_frozen_past_its_limit(world: World, guest: Guest, poli
 
 
 STEPS = ("command hold", "prod run_in_guest freeze.sh", "prod create_snapshot", "prod run_in_guest thaw.sh")
-KILLS = [f"{when} {what}" for when in ("before", "after") for what in (*STEPS, "command release")]
+ENDS = ("command release", "prod forget_in_guest")
+KILLS = [f"{when} {what}" for when in ("before", "after") for what in (*STEPS, *ENDS)]
 
 
 @pytest.mark.parametrize("where", KILLS)
@@ -197,15 +199,30 @@ def test_what_a_dead_run_froze_the_next_one_thaws_first(world: World, guest: Gue
     intent = folder_of(world).intent()
     assert intent is not None
     assert FROZEN in intent.journal.notes
+    if guest.frozen:
+        assert list(world.source.waiting_in_guests.values()) == [("thaw.sh", 330.0)]
     world.source.calls.clear()
     report = world.run_vm()
     assert report.result is Result.SUCCESS, report.error
     assert steps(world)[:2] == ["thaw.sh", "command release"]
     assert "post_thaw was run: a dead run may have left the guest frozen" in report.notes
     assert not guest.frozen
+    assert world.source.waiting_in_guests == {}
     world.source.calls.clear()
     assert world.run_vm().result is Result.SUCCESS
     assert steps(world) == FAIR
+
+
+def test_a_guest_that_cannot_thaw_itself_is_not_frozen(world: World, guest: Guest) -> None:
+    def fail(method: str) -> None:
+        if method == "run_in_guest_later":
+            raise VsphereError("the guest's login was refused", fault="InvalidGuestLogin")
+
+    world.source.before_call = fail
+    report = world.run_vm()
+    assert report.error is not None
+    assert "which is not frozen: the guest's login was refused" in report.error.message
+    assert "freeze.sh" not in steps(world)
 
 
 def test_a_job_that_has_lost_its_scripts_says_what_it_cannot_thaw(world: World, guest: Guest) -> None:

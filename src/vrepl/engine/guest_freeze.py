@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from vrepl.engine.context import ReplicationContext
@@ -15,7 +15,7 @@ from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.undo import Undo
 from vrepl.errors import InterruptedRunError, VreplError, VsphereError
 from vrepl.model import PowerState, VirtualMachine
-from vrepl.model.guests import GuestPolicy, OnScriptFailure, ProgramEnd, ScriptMoment, ScriptPlace
+from vrepl.model.guests import GuestPolicy, GuestProcess, OnScriptFailure, ProgramEnd, ScriptMoment, ScriptPlace
 from vrepl.report.model import ScriptReport
 from vrepl.report.redact import redact
 from vrepl.repository.intent import Intent
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 FROZEN = "frozen"
 """The journal's note that pre_freeze has begun, and post_thaw has not ended yet."""
+
+GRACE = 30.0
+"""Seconds that a guest leaves whoever froze it, past the limit, to thaw it before it does so itself."""
 
 Report = Callable[[ScriptReport], None]
 
@@ -65,6 +68,20 @@ class GuestScripts:
                 if moment is ScriptMoment.PRE_FREEZE:
                     break
         return failures
+
+    def arm(self) -> GuestProcess | None:
+        """Before pre_freeze: the guest is to run post_thaw by itself, should nobody do it in time."""
+        policy, host = self.policy, self._context.services.scripts
+        if policy.pre_freeze is None or policy.post_thaw is None:
+            return None
+        script, login = host.read_script(policy.post_thaw), host.guest_login(self._context.job.name, self._vm.name)
+        seconds = policy.frozen_at_most + GRACE
+        return self._context.source.run_in_guest_later(self._vm.ref, login, script, seconds=seconds)
+
+    def disarm(self, process: GuestProcess) -> None:
+        with suppress(VreplError):
+            login = self._context.services.scripts.guest_login(self._context.job.name, self._vm.name)
+            self._context.source.forget_in_guest(self._vm.ref, login, process)
 
     def _one(
         self, moment: ScriptMoment, place: ScriptPlace, run: Callable[[], tuple[ProgramEnd, str] | None], within: float
@@ -137,6 +154,7 @@ class _Thaw:
         self._lock = threading.Lock()
         self._done = False
         self.overdue = False
+        self.armed: GuestProcess | None = None
 
     def __call__(self, *, overdue: bool = False) -> None:
         """Raises ScriptFailedError where the job wants that."""
@@ -148,8 +166,10 @@ class _Thaw:
             self._done = True
             if failures:
                 _judge(self._scripts.policy, failures, self._note)
-            else:
-                self._keeper.change(lambda intent: _marked(intent, frozen=False))
+                return
+            if self.armed is not None:
+                self._scripts.disarm(self.armed)
+            self._keeper.change(_unmarked)
 
     def when_overdue(self) -> None:
         """In the timer's thread: nothing is raised there."""
@@ -171,11 +191,14 @@ def guest_frozen(scripts: GuestScripts, keeper: IntentKeeper, note: Note) -> Ite
     timer = threading.Timer(policy.frozen_at_most, thaw.when_overdue)
     timer.daemon = True
     with Undo(note) as undo:
-        keeper.change(lambda intent: _marked(intent, frozen=True))
+        keeper.change(_marked)
         undo.push("thaw the guest", thaw)
         timer.start()
         try:
-            failures = scripts.run(ScriptMoment.PRE_FREEZE, within=min(policy.script_timeout, policy.frozen_at_most))
+            failures = _arm(scripts, thaw, keeper)
+            if not failures:
+                within = min(policy.script_timeout, policy.frozen_at_most)
+                failures = scripts.run(ScriptMoment.PRE_FREEZE, within=within)
             if failures:
                 _judge(policy, failures, note)
             yield
@@ -207,7 +230,10 @@ def thaw_after_the_dead(
         done = [
             f"a dead run of job {intent.job} may have left the guest frozen, and this job has no scripts to thaw it"
         ]
-    folder.save_intent(_marked(intent, frozen=False))
+    armed = _armed(intent)
+    if armed is not None:
+        scripts.disarm(armed)
+    folder.save_intent(_unmarked(intent))
     return done
 
 
@@ -221,8 +247,31 @@ def _judge(policy: GuestPolicy, failures: list[str], note: Note) -> None:
         note(failure)
 
 
-def _marked(intent: Intent, *, frozen: bool) -> Intent:
+def _arm(scripts: GuestScripts, thaw: _Thaw, keeper: IntentKeeper) -> list[str]:
+    """What failed, in words: then nothing is frozen."""
+    try:
+        armed = scripts.arm()
+    except InterruptedRunError:
+        raise
+    except VreplError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        return [f"post_thaw could not be laid ready in the guest, which is not frozen: {error.message}{hint}"]
+    if armed is not None:
+        thaw.armed = armed
+        keeper.change(lambda intent: _marked(intent, armed))
+    return []
+
+
+def _unmarked(intent: Intent) -> Intent:
     notes = {key: value for key, value in intent.journal.notes.items() if key != FROZEN}
-    if frozen:
-        notes[FROZEN] = intent.run_id
     return replace(intent, journal=replace(intent.journal, notes=notes))
+
+
+def _marked(intent: Intent, armed: GuestProcess | None = None) -> Intent:
+    text = intent.run_id if armed is None else f"{intent.run_id} {armed.pid} {armed.folder}"
+    return replace(intent, journal=replace(intent.journal, notes={**intent.journal.notes, FROZEN: text}))
+
+
+def _armed(intent: Intent) -> GuestProcess | None:
+    _, *process = intent.journal.notes[FROZEN].split(" ", 2)
+    return GuestProcess(int(process[0]), process[1]) if len(process) == 2 else None

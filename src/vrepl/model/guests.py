@@ -74,6 +74,14 @@ class Script:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestProcess:
+    """A program that waits in a guest, in a temporary folder of its own."""
+
+    pid: int
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramEnd:
     """How a program ended. `status`: its exit code, None where it was ended because its time had passed."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from vrepl.errors import UsageError
-from vrepl.model.guests import GuestLogin, ProgramEnd, Script
+from vrepl.model.guests import GuestLogin, GuestProcess, ProgramEnd, Script
 
 
 class GuestPrograms(Protocol):
@@ -17,6 +17,17 @@ class GuestPrograms(Protocol):
 
         Raises VsphereError (fault InvalidGuestLogin, GuestOperationsUnavailable, ...) and PermissionDeniedError.
         """
+        ...
+
+    def run_in_guest_later(self, vm_ref: str, login: GuestLogin, script: Script, *, seconds: float) -> GuestProcess:
+        """Upload a script that the guest runs by itself after so many seconds, whatever becomes of whoever asked.
+
+        Nothing is left in the guest when it raises.
+        """
+        ...
+
+    def forget_in_guest(self, vm_ref: str, login: GuestLogin, process: GuestProcess) -> None:
+        """What was to run later does not, and its files are removed; one that is gone already is fine."""
         ...
 
 

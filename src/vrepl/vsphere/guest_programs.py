@@ -12,13 +12,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPSConnection
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from vrepl.errors import VreplError, VsphereError
-from vrepl.model.guests import OUTPUT_KEPT, GuestLogin, ProgramEnd, Script
+from vrepl.model.guests import OUTPUT_KEPT, GuestLogin, GuestProcess, ProgramEnd, Script
 from vrepl.vsphere import collector, tls
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.session import Session
@@ -38,6 +39,32 @@ _HINTS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Guest:
+    """A guest and a login of it."""
+
+    files: Any
+    processes: Any
+    vm: Any
+    auth: Any
+
+    def make_folder(self) -> str:
+        return str(self.files.CreateTemporaryDirectoryInGuest(self.vm, self.auth, "vrepl-", ""))
+
+    def remove_folder(self, folder: str) -> None:
+        with suppress(VreplError):
+            self.files.DeleteDirectoryInGuest(self.vm, self.auth, folder, True)
+
+    def path(self, folder: str, name: str) -> str:
+        return f"{folder}{chr(92) if chr(92) in folder else '/'}{name}"
+
+    def start(self, program: str, arguments: str, folder: str) -> int:
+        spec = vim.vm.guest.ProcessManager.ProgramSpec(
+            programPath=program, arguments=arguments, workingDirectory=folder
+        )
+        return int(self.processes.StartProgramInGuest(self.vm, self.auth, spec))
+
+
 class GuestPrograms:
     """VMs are named by their refs."""
 
@@ -54,38 +81,56 @@ class GuestPrograms:
         self._sleep = sleep
 
     def run(self, vm_ref: str, login: GuestLogin, script: Script, *, within: float) -> ProgramEnd:
-        try:
-            return self._run(vm_ref, login, script, within)
-        except VsphereError as error:
-            error.hint = _HINTS.get(error.fault or "", error.hint)
-            raise
-
-    def _run(self, vm_ref: str, login: GuestLogin, script: Script, within: float) -> ProgramEnd:
         until = self._monotonic() + within
-        operations = self._session.content.guestOperationsManager
-        files, processes = operations.fileManager, operations.processManager
-        vm = self._session.object(vim.VirtualMachine, vm_ref)
-        auth = vim.vm.guest.NamePasswordAuthentication(
-            username=login.user, password=login.password, interactiveSession=False
-        )
-        with _temporary_folder(files, vm, auth) as folder:
-            separator = "\\" if "\\" in folder else "/"
-            path, output = f"{folder}{separator}{script.name}", f"{folder}{separator}output"
-            attributes = (
-                vim.vm.guest.FileManager.FileAttributes()
-                if separator == "\\"
-                else vim.vm.guest.FileManager.PosixFileAttributes(permissions=0o700)
-            )
-            url = files.InitiateFileTransferToGuest(vm, auth, path, attributes, len(script.content), False)
-            self._exchange(vm, "PUT", url, f"upload {script.name} to the guest", script.content)
-            program, arguments = _command(path, output)
-            spec = vim.vm.guest.ProcessManager.ProgramSpec(
-                programPath=program, arguments=arguments, workingDirectory=folder
-            )
-            pid = int(processes.StartProgramInGuest(vm, auth, spec))
-            status = self._wait_for_end(processes, vm, auth, pid, until)
-            said, cut = self._output(files, vm, auth, output)
+        with _hints(), _temporary_folder(guest := self._guest(vm_ref, login)) as folder:
+            path, output = guest.path(folder, script.name), guest.path(folder, "output")
+            self._upload(guest, path, script)
+            pid = guest.start(*_command(path, output), folder)
+            status = self._wait_for_end(guest.processes, guest.vm, guest.auth, pid, until)
+            said, cut = self._output(guest.files, guest.vm, guest.auth, output)
             return ProgramEnd(status, said, cut)
+
+    def run_later(self, vm_ref: str, login: GuestLogin, script: Script, *, seconds: float) -> GuestProcess:
+        guest = self._guest(vm_ref, login)
+        with _hints():
+            folder = guest.make_folder()
+            try:
+                path = guest.path(folder, script.name)
+                self._upload(guest, path, script)
+                pid = guest.start(*_later(path, guest.path(folder, "output"), max(1, round(seconds))), folder)
+            except BaseException:
+                guest.remove_folder(folder)
+                raise
+        return GuestProcess(pid, folder)
+
+    def forget(self, vm_ref: str, login: GuestLogin, process: GuestProcess) -> None:
+        """Without its files there is nothing left to run, even where the process does not end."""
+        guest = self._guest(vm_ref, login)
+        with suppress(VreplError):
+            guest.processes.TerminateProcessInGuest(guest.vm, guest.auth, process.pid)
+        guest.remove_folder(process.folder)
+
+    def _guest(self, vm_ref: str, login: GuestLogin) -> _Guest:
+        operations = self._session.content.guestOperationsManager
+        return _Guest(
+            files=operations.fileManager,
+            processes=operations.processManager,
+            vm=self._session.object(vim.VirtualMachine, vm_ref),
+            auth=vim.vm.guest.NamePasswordAuthentication(
+                username=login.user, password=login.password, interactiveSession=False
+            ),
+        )
+
+    def _upload(self, guest: _Guest, path: str, script: Script) -> None:
+        attributes = (
+            vim.vm.guest.FileManager.FileAttributes()
+            if "\\" in path
+            else vim.vm.guest.FileManager.PosixFileAttributes(permissions=0o700)
+        )
+        url = guest.files.InitiateFileTransferToGuest(
+            guest.vm, guest.auth, path, attributes, len(script.content), False
+        )
+        self._exchange(guest.vm, "PUT", url, f"upload {script.name} to the guest", script.content)
 
     def _wait_for_end(self, processes: Any, vm: Any, auth: Any, pid: int, until: float) -> int | None:
         pause = FIRST_LOOK
@@ -157,13 +202,21 @@ class GuestPrograms:
 
 
 @contextmanager
-def _temporary_folder(files: Any, vm: Any, auth: Any) -> Iterator[str]:
-    folder = str(files.CreateTemporaryDirectoryInGuest(vm, auth, "vrepl-", ""))
+def _temporary_folder(guest: _Guest) -> Iterator[str]:
+    folder = guest.make_folder()
     try:
         yield folder
     finally:
-        with suppress(VreplError):
-            files.DeleteDirectoryInGuest(vm, auth, folder, True)
+        guest.remove_folder(folder)
+
+
+@contextmanager
+def _hints() -> Iterator[None]:
+    try:
+        yield
+    except VsphereError as error:
+        error.hint = _HINTS.get(error.fault or "", error.hint)
+        raise
 
 
 def _command(path: str, output: str) -> tuple[str, str]:
@@ -177,6 +230,14 @@ def _command(path: str, output: str) -> tuple[str, str]:
             return path, f'> "{output}" 2>&1'
     # With outer quotes: `cmd /?` tells that only the first and the last are taken away.
     return r"C:\Windows\System32\cmd.exe", f'/c "{inner} > "{output}" 2>&1"'
+
+
+def _later(path: str, output: str, seconds: int) -> tuple[str, str]:
+    """The same after a while. (Windows' `timeout` wants a console: `ping` is what waits without one.)"""
+    program, arguments = _command(path, output)
+    if program != path:
+        return program, f'/c "ping -n {seconds + 1} 127.0.0.1 > nul & {arguments.removeprefix("/c ")[1:-1]}"'
+    return "/bin/sh", f"-c 'sleep {seconds}; \"{path}\" {arguments}'"
 
 
 def _last_of(chunks: Iterator[bytes]) -> bytes:

@@ -18,7 +18,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
-from vrepl.model.guests import GuestLogin, ProgramEnd, Script
+from vrepl.model.guests import GuestLogin, GuestProcess, ProgramEnd, Script
 from vrepl.model.selection import Candidate
 from vrepl.ports import NfcTicket, SiteConnection
 from vrepl.vsphere import cbt, datastores, facts, tls
@@ -251,6 +251,12 @@ class VsphereSite:
 
     def run_in_guest(self, vm_ref: str, login: GuestLogin, script: Script, *, within: float) -> ProgramEnd:
         return self._guest_programs.run(vm_ref, login, script, within=within)
+
+    def run_in_guest_later(self, vm_ref: str, login: GuestLogin, script: Script, *, seconds: float) -> GuestProcess:
+        return self._guest_programs.run_later(vm_ref, login, script, seconds=seconds)
+
+    def forget_in_guest(self, vm_ref: str, login: GuestLogin, process: GuestProcess) -> None:
+        self._guest_programs.forget(vm_ref, login, process)
 
     def connect_networks(self, vm_ref: str, networks: Mapping[str, str]) -> list[str]:
         return connect(self._session, self._tasks, self._inventory, vm_ref, networks)
