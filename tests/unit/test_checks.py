@@ -82,6 +82,7 @@ class FakeSite:
     lacking_source: tuple[Lacked, ...] = ()
     lacking_target: tuple[Lacked, ...] = ()
     lacking_proxy: tuple[Lacked, ...] = ()
+    lacking_scripts: tuple[Lacked, ...] = ()
     vms: list[VirtualMachine] = field(default_factory=list)
     free: int = 10 * GIB
 
@@ -110,6 +111,9 @@ class FakeSite:
 
     def lacking_as_hotadd_proxy(self, vm_ref: str) -> Sequence[Lacked]:
         return [one for one in self.lacking_proxy if vm_ref == "vm-proxy"]
+
+    def lacking_for_guest_scripts(self, vm_refs: Sequence[str]) -> Sequence[Lacked]:
+        return self.lacking_scripts if vm_refs else ()
 
     def lacking_as_target(self, placement: ReplicaPlacement) -> Sequence[Lacked]:
         del placement
@@ -163,6 +167,8 @@ class Setup:
     network: FakeNetwork = field(default_factory=FakeNetwork)
     vddk: FakeVddk = field(default_factory=FakeVddk)
     secret_error: VreplError | None = None
+    more: str = ""
+    """Of the configuration."""
 
     def site(self, name: str) -> FakeSite:
         if self.secret_error:
@@ -170,7 +176,7 @@ class Setup:
         return {"prod": self.prod, "dr": self.dr}[name]
 
     def results(self, *jobs: str) -> list[CheckResult]:
-        loaded = LoadedConfig(self.folder / "vrepl.toml", parse(CONFIG, "vrepl.toml", self.folder))
+        loaded = LoadedConfig(self.folder / "vrepl.toml", parse(CONFIG + self.more, "vrepl.toml", self.folder))
         world = World(
             loaded,
             self.site,
@@ -245,6 +251,27 @@ def test_missing_privileges_are_named_with_where_and_what_for(setup: Setup) -> N
     assert f"{revert} is missing on Folder group-0, Folder group-1 and 1 more" in bad.detail
     assert bad.hint is not None
     assert "Global.DisableMethods (PrepareForAccess)" in bad.hint
+
+
+def test_scripts_of_guests_are_looked_for_with_logins_and_privileges(setup: Setup) -> None:
+    setup.more = """
+[jobs.demo.guest]
+pre_freeze = "freeze.sh"
+host_post_thaw = "no-such-command --now"
+logins = { "db-*" = { user = "root", password = { file = "guest" } } }
+"""
+    execute = "VirtualMachine.GuestOperations.Execute"
+    setup.prod.lacking_scripts = (Lacked(execute, "VirtualMachine web-01", "run scripts in guests"),)
+    bad = setup.bad()
+    assert set(bad) == {"scripts of job demo", "privileges for scripts in guests (job demo)"}
+    said = bad["scripts of job demo"].detail
+    assert "freeze.sh cannot be read" in said
+    assert "no-such-command is no command here" in said
+    assert "no login for the guests of" in said
+    setup.prod.lacking_scripts = ()
+    setup.more = setup.more.replace("no-such-command", "sh").replace("db-*", "*")
+    (setup.folder / "freeze.sh").write_text("#!/bin/sh\n")
+    assert setup.bad() == {}
 
 
 def test_a_site_is_asked_only_for_the_privileges_of_its_role(setup: Setup) -> None:

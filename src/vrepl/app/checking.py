@@ -56,6 +56,9 @@ class SiteForChecks:
     def lacking_as_hotadd_proxy(self, vm_ref: str) -> Sequence[Missing]:
         return self._site.missing_privileges(Role.HOTADD_PROXY, vm_refs=[vm_ref])
 
+    def lacking_for_guest_scripts(self, vm_refs: Sequence[str]) -> Sequence[Missing]:
+        return self._site.missing_privileges(Role.GUEST_SCRIPTS, vm_refs=vm_refs)
+
     def list_vms(self) -> list[VirtualMachine]:
         return self._site.list_vms()
 

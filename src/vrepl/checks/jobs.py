@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vrepl.checks.facts import CheckedSite, World
+from vrepl.checks.guests import check_guest_scripts
 from vrepl.checks.hotadd import check_hotadd
 from vrepl.checks.luns import check_luns
 from vrepl.checks.privileges import check_privileges
@@ -61,6 +62,7 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
         f"privileges on {job.source} as source (job {job.name})",
         lambda: source.lacking_as_source([vm.ref for vm in vms], [store.ref for store in stores_of(source, vms)]),
     )
+    yield from check_guest_scripts(job.name, world.loaded.config.jobs[job.name].guest, source, vms)
     yield check_privileges(
         f"privileges on {job.target} as target (job {job.name})", lambda: target.lacking_as_target(job.placement)
     )
