@@ -287,6 +287,11 @@ func (l *Lab) addTwin(ctx *simulator.Context, client *vim25.Client, twin *invent
 		return err
 	}
 	host := ctx.Map.Get(info.Result.(types.ManagedObjectReference)).(*simulator.HostSystem)
+	nfc, err := l.addNFC(twin.Host, host.Self, 0)
+	if err != nil {
+		return err
+	}
+	nfc.second = true
 	hosts := map[string]*simulator.HostSystem{twin.Host: host}
 	for _, ds := range twin.Datastores {
 		mine := l.stores[ds.Name]

@@ -45,17 +45,8 @@ func (l *Lab) lay(ctx *simulator.Context, client *vim25.Client, inv *inventory) 
 	g := &ground{hosts: map[string]*simulator.HostSystem{}}
 	add := func(h inventoryHost, ref types.ManagedObjectReference) error {
 		g.hosts[h.Name] = ctx.Map.Get(ref).(*simulator.HostSystem)
-		if h.NFCLimitMiB == 0 {
-			h.NFCLimitMiB = 48 // ESXi 6.x and 7
-		}
-		own, err := newHostIdentity(h.Name)
-		if err != nil {
-			return err
-		}
-		l.nfc[h.Name] = &nfcHost{
-			name: h.Name, moref: ref.Value, limitKiB: int64(h.NFCLimitMiB * 1024), identity: own, issued: map[string]nfcTicket{},
-		}
-		return nil
+		_, err := l.addNFC(h.Name, ref, h.NFCLimitMiB)
+		return err
 	}
 	if inv.ESX {
 		return g, l.layHost(ctx, client, inv, g, add)

@@ -158,8 +158,8 @@ func (m *environmentMethods) QueryConfigOptionDescriptor(
 		}
 		for _, h := range hosts {
 			ref := h.Reference()
-			if m.lab.nfc[h.Entity().Name] == nil {
-				continue // of the second datacenter
+			if !m.lab.inFirst(h.Entity().Name) {
+				continue
 			}
 			if version <= m.lab.hardwareOf(own, &ref) {
 				one.Host = append(one.Host, ref)

@@ -180,8 +180,8 @@ func (l *Lab) ready(all *listeners) *ready {
 		NFCPort: l.nfcPort,
 	}
 	for _, entity := range l.svc.Context.Map.All("HostSystem") {
-		if l.nfc[entity.Entity().Name] == nil {
-			continue // of the second datacenter
+		if !l.inFirst(entity.Entity().Name) {
+			continue
 		}
 		r.Hosts = append(r.Hosts, readyHost{entity.Entity().Name, entity.Reference().Value})
 	}

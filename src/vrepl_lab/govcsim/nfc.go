@@ -7,12 +7,15 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/vmware/govmomi/vim25/types"
 )
 
 // nfcHost is the NFC service (port 902 on a real ESXi) of one host.
 type nfcHost struct {
 	name     string
 	moref    string
+	second   bool // of the second datacenter
 	mu       sync.Mutex
 	listener net.Listener // nil: the port is closed
 	limitKiB int64
@@ -56,6 +59,27 @@ func (t *tickets) take(key string) *handle {
 		return nil
 	}
 	return got.handle
+}
+
+// addNFC gives a host its NFC service, which listenNFC opens; a limit of 0 is that of ESXi 6.x and 7.
+func (l *Lab) addNFC(name string, ref types.ManagedObjectReference, limitMiB float64) (*nfcHost, error) {
+	if limitMiB == 0 {
+		limitMiB = 48
+	}
+	own, err := newHostIdentity(name)
+	if err != nil {
+		return nil, err
+	}
+	l.nfc[name] = &nfcHost{
+		name: name, moref: ref.Value, limitKiB: int64(limitMiB * 1024), identity: own, issued: map[string]nfcTicket{},
+	}
+	return l.nfc[name], nil
+}
+
+// inFirst tells whether a host is in the first datacenter: what is made without a word about where is made there.
+func (l *Lab) inFirst(host string) bool {
+	known := l.nfc[host]
+	return known != nil && !known.second
 }
 
 // listenNFC opens one port, the same on every host's address.

@@ -161,8 +161,8 @@ func (l *Lab) pickHost(ctx *simulator.Context, store string) (*types.ManagedObje
 	sort.Slice(hosts, func(i, j int) bool { return hosts[i].Entity().Name < hosts[j].Entity().Name })
 	for _, host := range hosts {
 		ref := host.Reference()
-		if l.nfc[host.Entity().Name] == nil {
-			continue // of the second datacenter
+		if !l.inFirst(host.Entity().Name) {
+			continue
 		}
 		if l.mounted(ctx, ref, store) == nil {
 			return &ref, nil
