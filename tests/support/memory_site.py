@@ -310,6 +310,9 @@ class MemorySite:
     def wait_for_tasks(self, vm_ref: str) -> None:
         pass
 
+    def read_vm_at_rest(self, vm_ref: str) -> VirtualMachine:
+        return self.read_vm(vm_ref)
+
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
         self._call("read_snapshot")
         for vm in self.vms.values():

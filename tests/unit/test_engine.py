@@ -426,8 +426,8 @@ def test_api_calls_per_vm_are_few(world: World) -> None:
     world.run_vm()
     before = len(world.source.calls), len(world.target.calls)
     world.run_vm()
-    assert len(world.source.calls) - before[0] <= 10
-    assert len(world.target.calls) - before[1] <= 12
+    assert len(world.source.calls) - before[0] <= 7
+    assert len(world.target.calls) - before[1] <= 10
 
 
 def test_verify_reads_the_restore_point_back(world: World) -> None:

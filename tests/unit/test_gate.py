@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from vrepl.admission import Demand, Resource, Scarce
-from vrepl.engine.gate import End, Gate, disk_demand, snapshot_demand
+from vrepl.engine.gate import SPACE_KEPT, End, Gate, disk_demand, snapshot_demand
 from vrepl.errors import InterruptedRunError, NoSpaceError, VreplError
 from vrepl.model import (
     Disk,
@@ -161,6 +161,36 @@ def test_vms_side_by_side_do_not_count_on_the_same_bytes() -> None:
     give_up()
     thread.join(10)
     assert len(done) == 1
+
+
+def test_free_space_is_asked_once_for_many_while_it_is_surely_enough() -> None:
+    now, asked = [0.0], []
+
+    def free() -> int:
+        asked.append(now[0])
+        return 100
+
+    gate = Gate(LIMITS, lambda: None, monotonic=lambda: now[0])
+    for vm in ("a", "b", "c"):
+        gate.promise_room(vm, "ds", 10, free, refusal)
+    assert len(asked) == 1
+    now[0] = SPACE_KEPT + 1
+    gate.promise_room("d", "ds", 10, free, refusal)
+    assert len(asked) == 2
+
+
+def test_what_was_written_since_free_space_was_read_still_counts() -> None:
+    asked: list[int] = []
+
+    def free() -> int:
+        asked.append(100 - 70 * len(asked))  # the first VM writes all that it was promised
+        return asked[-1]
+
+    gate = Gate(LIMITS, lambda: None)
+    gate.promise_room("a", "ds", 70, free, refusal)()
+    with pytest.raises(NoSpaceError, match="30 free"):
+        gate.promise_room("b", "ds", 70, free, refusal)
+    assert asked == [100, 30]
 
 
 def test_without_room_and_without_others_it_is_refused() -> None:

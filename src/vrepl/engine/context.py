@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from vrepl.engine.events import EngineEvents, SilentEvents
 from vrepl.engine.gate import Gate
+from vrepl.engine.target_datastores import TargetDatastores
 from vrepl.errors import VreplError, stopped_on_request
 from vrepl.model import DEFAULT_MODES, JobSettings, TransportMode
 from vrepl.ports import (
@@ -103,6 +104,7 @@ class ReplicationContext:
     run_id: str
     gate: Gate
     """Which disk may be in transfer now, and which VM may have a snapshot open."""
+    datastores: TargetDatastores
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from vrepl.ports import DiskAddress
 
 POLL = 0.2
 """Seconds between looks at whether the operator asked to stop."""
+SPACE_KEPT = 30.0
+"""Seconds that a datastore's free space is counted on without asking again."""
 SPACE_POLL = 5.0
 """Seconds between questions for a target's free space while others may still use it up."""
 
@@ -33,10 +36,25 @@ class End:
     """The mode that is tried."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Space:
+    """A datastore's free bytes, when they were read (monotonic), and what promises had ended before that."""
+
+    free: int
+    read: float
+    given_up: int
+
+
 class Gate:
     """Thread-safe. Everything that waits here wakes when the operator asks to stop."""
 
-    def __init__(self, limits: TransferLimits, check_stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        limits: TransferLimits,
+        check_stop: Callable[[], None],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`check_stop` raises InterruptedRunError."""
         at_most = {
             Scarce.DISKS: limits.parallel_disks,
@@ -55,6 +73,10 @@ class Gate:
         self._changed = threading.Condition()
         self._started: set[object] = set()
         self._promised: dict[str, dict[object, int]] = defaultdict(dict)
+        self._given_up: dict[str, int] = defaultdict(int)
+        """Bytes of promises that have ended, by datastore, since the run began."""
+        self._space: dict[str, _Space] = {}
+        self._monotonic = monotonic
 
     def enter(self, demand: Demand) -> Callable[[], None]:
         """Wait until it may start; returns what gives back all that it holds (to be called once)."""
@@ -97,10 +119,20 @@ class Gate:
 
         Waits while what runs already may need what is left; `free` is asked again meanwhile. Raises `refusal` (made
         with the free bytes) if there is no room although nothing else runs.
+
+        What was read less than SPACE_KEPT seconds ago is enough to say yes, never to say no: all that was promised
+        then or since counts as written in full.
         """
+        with self._changed:
+            if self._has_room_by_what_is_known(datastore, needed):
+                self._promised[datastore][key] = needed
+                return lambda: self._give_up(datastore, key)
         while True:
+            with self._changed:
+                given_up, read = self._given_up[datastore], self._monotonic()
             now = free()
             with self._changed:
+                self._space[datastore] = _Space(now, read, given_up)
                 promises = self._promised[datastore]
                 verdict = room(needed, now, sum(promises.values()))
                 if verdict is Room.ENOUGH:
@@ -111,9 +143,17 @@ class Gate:
                 self._changed.wait(SPACE_POLL)
             self._check_stop()
 
+    def _has_room_by_what_is_known(self, datastore: str, needed: int) -> bool:
+        space = self._space.get(datastore)
+        if space is None or self._monotonic() - space.read > SPACE_KEPT:
+            return False
+        ended_since = self._given_up[datastore] - space.given_up
+        promised = sum(self._promised[datastore].values()) + ended_since
+        return room(needed, space.free, promised) is Room.ENOUGH
+
     def _give_up(self, datastore: str, key: object) -> None:
         with self._changed:
-            self._promised[datastore].pop(key, None)
+            self._given_up[datastore] += self._promised[datastore].pop(key, 0)
             self._changed.notify_all()
 
     def _leave(self, demand: Demand) -> None:

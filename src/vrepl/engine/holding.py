@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from vrepl.engine.context import Services
-from vrepl.engine.recovery import Original, recover
+from vrepl.engine.recovery import Original, Seen, recover
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import LockedError
 from vrepl.ports import SnapshottedSite
@@ -24,8 +24,10 @@ def replica_held(
     *,
     lock_wait: float = 0.0,
     first: Callable[[], Iterable[str]] = tuple,
-) -> Iterator[None]:
-    """Raises LockedError naming who holds it, after waiting `lock_wait` seconds for that to end.
+) -> Iterator[Seen]:
+    """Yields what recovery has just read of the two VMs.
+
+    Raises LockedError naming who holds the replica, after waiting `lock_wait` seconds for that to end.
 
     `original`: the VM that is replicated, if its site is at hand. `first`: what cannot wait until the rest is
     recovered; what it did, in words.
@@ -41,6 +43,7 @@ def replica_held(
         work.enter("recovery")
         for note in first():
             work.note(note)
-        for note in recover(services, folder, target, original):
+        seen = Seen()
+        for note in recover(services, folder, target, original, seen):
             work.note(note)
-        yield
+        yield seen

@@ -74,13 +74,18 @@ def gather(
     target: TrackedInventory,
     names: TargetNames,
     seed: SeedRequest | None = None,
+    replica: VirtualMachine | None = None,
 ) -> ReplicaKnowledge:
     """What is known of the replica of `vm`, read afresh from the target.
 
-    `seed`: the VM that shall become its replica, if the operator named one.
+    `seed`: the VM that shall become its replica, if the operator named one. `replica`: as it was read a moment
+    ago, with its lock held; None: it is looked up.
     """
     record = folder.record if folder and folder.record.target_instance_uuid else None
-    replica = target.find_vm_by_instance_uuid(record.target_instance_uuid) if record else None
+    if record is None:
+        replica = None
+    elif replica is None or replica.instance_uuid != record.target_instance_uuid:
+        replica = target.find_vm_by_instance_uuid(record.target_instance_uuid)
     if folder is not None and record is not None:
         _refuse_contradictions(folder, record, replica, repository_id, target, names)
     if seed is not None and (replica is None or replica.ref != seed.candidate.ref):

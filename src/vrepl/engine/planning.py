@@ -16,9 +16,13 @@ def look_and_plan(
     vm: VirtualMachine,
     names: TargetNames,
     map_to: str | None,
+    replica: VirtualMachine | None = None,
 ) -> tuple[VmPlan, ReplicaKnowledge]:
-    """Only reads. `vm`: as its site shows it now; `map_to`: name of the target's VM that shall become its replica."""
+    """Only reads. `vm`: as its site shows it now; `map_to`: name of the target's VM that shall become its replica.
+
+    `replica`: as recovery has just read it; None: it is looked up.
+    """
     repository, job = context.services.repository, context.job
     request = seed_request(repository, vm, context.source, context.target, map_to) if map_to else None
-    known = gather(folder, vm, job.replica_name_of(vm.name), repository.id, context.target, names, request)
+    known = gather(folder, vm, job.replica_name_of(vm.name), repository.id, context.target, names, request, replica)
     return plan_vm(vm, job, known), known

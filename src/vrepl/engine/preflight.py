@@ -62,7 +62,7 @@ def room_kept(context: ReplicationContext, plan: VmPlan, store: Datastore, note:
     needed = space_needed(plan, context.job)
 
     def now() -> Datastore:
-        return next(one for one in context.target.datastores() if one.ref == store.ref)
+        return next(one for one in context.datastores.now() if one.ref == store.ref)
 
     def refusal(free: int) -> VreplError:
         conflict = space_conflict(needed, replace(now(), free=free))

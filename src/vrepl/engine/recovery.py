@@ -39,20 +39,43 @@ class Original:
     vm: VirtualMachine
 
 
-def recover(services: Services, folder: ReplicaFolder, target: SnapshottedSite, original: Original | None) -> list[str]:
-    """Returns what was found and done, in words. Without the original, what dead runs left there stays for later."""
+@dataclass(slots=True)
+class Seen:
+    """What a recovery read last of the two VMs, once nothing ran on them; None where it changed them since."""
+
+    original: VirtualMachine | None = None
+    replica: VirtualMachine | None = None
+
+
+def recover(
+    services: Services,
+    folder: ReplicaFolder,
+    target: SnapshottedSite,
+    original: Original | None,
+    seen: Seen | None = None,
+) -> list[str]:
+    """Returns what was found and done, in words. Without the original, what dead runs left there stays for later.
+
+    `seen` is told what was read, so that who goes on at once need not read it again.
+    """
+    seen = seen or Seen()
     found = recover_journal(services, folder, target, original)
     if original is not None:
-        found += recover_source(services, folder, original.site, original.vm)
-    found += recover_replica(services, target, folder)
+        found += recover_source(services, folder, original.site, original.vm, seen)
+    found += recover_replica(services, target, folder, seen)
+    if found:
+        seen.original = seen.replica = None
     return found
 
 
-def recover_source(services: Services, folder: ReplicaFolder, site: SnapshottedSite, vm: VirtualMachine) -> list[str]:
+def recover_source(
+    services: Services, folder: ReplicaFolder, site: SnapshottedSite, vm: VirtualMachine, seen: Seen | None = None
+) -> list[str]:
     """Remove what dead runs left of a VM that they replicated."""
     found = detach_leavings(services, site, vm)
-    site.wait_for_tasks(vm.ref)
-    now = site.read_vm(vm.ref)
+    now = site.read_vm_at_rest(vm.ref)
+    if seen is not None:
+        seen.original = now
     found += end_access_of_the_dead(services, folder, site, now)
     removed = remove_source_snapshots(services, site, now)
     found += removed
@@ -60,7 +83,9 @@ def recover_source(services: Services, folder: ReplicaFolder, site: SnapshottedS
     return found
 
 
-def recover_replica(services: Services, site: SnapshottedSite, folder: ReplicaFolder) -> list[str]:
+def recover_replica(
+    services: Services, site: SnapshottedSite, folder: ReplicaFolder, seen: Seen | None = None
+) -> list[str]:
     """A replica snapshot with a commit record is a sealed restore point, whatever the repository got to write."""
     record = folder.record
     if not record.target_instance_uuid:
@@ -69,11 +94,17 @@ def recover_replica(services: Services, site: SnapshottedSite, folder: ReplicaFo
     if replica is None:
         return []
     require_agreement(folder, replica, services.repository.id, settings_of(site))
-    site.wait_for_tasks(replica.ref)
+    replica = site.read_vm_at_rest(replica.ref)
     done = detach_leavings(services, site, replica)
     done += end_access_of_the_dead(services, folder, site, replica)
-    done += remove_san_snapshots(services, site, site.read_vm(replica.ref))
-    replica = site.read_vm(replica.ref)
+    if done:
+        replica = site.read_vm(replica.ref)
+    removed = remove_san_snapshots(services, site, replica)
+    if removed:
+        done += removed
+        replica = site.read_vm(replica.ref)
+    if seen is not None:
+        seen.replica = replica
     points = {point.id: point for point in folder.restore_points()}
     intent = folder.intent()
     if intent is not None and intent.restore_point_id in points:

@@ -19,6 +19,7 @@ from vrepl.engine.preflight import refuse_impossible
 from vrepl.engine.recovery import Original, recover
 from vrepl.engine.reporting import planned_vm_report
 from vrepl.engine.source_verification import verify_against_source
+from vrepl.engine.target_datastores import TargetDatastores
 from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
 from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, RepositoryError, VreplError
@@ -240,13 +241,15 @@ class Engine:
             logger.warning("the report of run %s could not be kept: %s", run_id, error)
 
     def _replication(self, job: JobSettings, run_id: str) -> ReplicationContext:
+        source, target = self.sites(job.source), self.sites(job.target)
         return ReplicationContext(
             services=self.services,
-            source=self.sites(job.source),
-            target=self.sites(job.target),
+            source=source,
+            target=target,
             job=job,
             run_id=run_id,
             gate=Gate(job.limits, self.services.check_stop),
+            datastores=TargetDatastores(target),
         )
 
     def _verification(self, target: str, job: JobSettings | None) -> VerificationContext:

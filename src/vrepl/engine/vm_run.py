@@ -24,11 +24,11 @@ from vrepl.engine.marks import SourceMark, restore_point_snapshot_name
 from vrepl.engine.planning import look_and_plan
 from vrepl.engine.preflight import refuse_full_chain, refuse_impossible, room_kept
 from vrepl.engine.prepared_replica import PreparedReplica, prepare_replica
-from vrepl.engine.recovery import Original, forget_lost_restore_points
+from vrepl.engine.recovery import Original, Seen, forget_lost_restore_points
 from vrepl.engine.sealing import prune, seal
 from vrepl.engine.source_snapshot import TakenSnapshot, snapshot_window, temporary_snapshot
 from vrepl.engine.vm_work import VmWork
-from vrepl.errors import RESUME_HINT, CbtError
+from vrepl.errors import RESUME_HINT, CbtError, NoSpaceError, NotFoundError, UsageError
 from vrepl.model import Datastore, DiskPoint, Quiesce, ReplicaRecord, RestorePoint, Side, VirtualMachine
 from vrepl.planner.knowledge import ReplicaKnowledge
 from vrepl.planner.vm import ReplicaAction, VmPlan, plan_vm
@@ -124,9 +124,9 @@ class VmRun:
             original,
             lock_wait=self._lock_wait,
             first=lambda: thaw_after_the_dead(context, folder, self._vm, scripts),
-        ):
+        ) as seen:
             work.enter("preflight")
-            plan, known, store, ready = self._plan(folder)
+            plan, known, store, ready = self._plan(folder, seen)
             folder.upgrade()  # what could be compared has been
             with room_kept(context, plan, store, work.note):
                 work.enter("replica")
@@ -192,10 +192,10 @@ class VmRun:
     def _prune(self, folder: ReplicaFolder, replica_ref: str, points: Sequence[RestorePoint]) -> None:
         self._removed += prune(self._context, folder, self._vm.name, replica_ref, points)
 
-    def _plan(self, folder: ReplicaFolder) -> tuple[VmPlan, ReplicaKnowledge, Datastore, Ready]:
+    def _plan(self, folder: ReplicaFolder, seen: Seen) -> tuple[VmPlan, ReplicaKnowledge, Datastore, Ready]:
         context = self._context
-        vm = context.source.read_vm(self._vm.ref)
-        plan, known = look_and_plan(context, folder, vm, self._names, self._map_to)
+        vm = seen.original or context.source.read_vm(self._vm.ref)
+        plan, known = look_and_plan(context, folder, vm, self._names, self._map_to, seen.replica)
         if undo_overdue(context, folder, known.replica, self._work):
             plan, known = look_and_plan(context, folder, vm, self._names, self._map_to)
         ready = replica_ready(context, folder, known)
@@ -207,8 +207,17 @@ class VmRun:
             self._work.note(note)
         for _, reason in plan.left_out:
             self._work.note(f"left out: {reason}")
-        store = refuse_impossible(context, plan, () if plan.conflict else context.target.datastores())
-        return plan, known, store, ready
+        return plan, known, self._require_possible(plan), ready
+
+    def _require_possible(self, plan: VmPlan) -> Datastore:
+        """The datastore of the replica. Nothing is refused by what was read for another VM of the run."""
+        context = self._context
+        if plan.conflict is not None:
+            return refuse_impossible(context, plan, ())
+        try:
+            return refuse_impossible(context, plan, context.datastores.known())
+        except (NoSpaceError, NotFoundError, UsageError):
+            return refuse_impossible(context, plan, context.datastores.now())
 
     def _enable_cbt(self, plan: VmPlan) -> VmPlan:
         """The plan, whose snapshot is not quiesced if it is the one that tracking begins with on a running VM."""

@@ -87,6 +87,13 @@ class RunningTasks(Protocol):
         """Until no task runs on the VM any more (a dead run's snapshot may be under way). Gone VM: fine."""
         ...
 
+    def read_vm_at_rest(self, vm_ref: str) -> VirtualMachine:
+        """As it is once no task runs on it any more; in one call where none has lately.
+
+        Raises NotFoundError if it is gone.
+        """
+        ...
+
 
 class Snapshots(RunningTasks, Protocol):
     """Snapshots of a VM, made and removed."""

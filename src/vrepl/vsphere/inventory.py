@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vrepl.errors import NotFoundError, VreplError
-from vrepl.model import SnapshotState, VirtualMachine
+from vrepl.model import Snapshot, SnapshotState, VirtualMachine
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.session import Session
@@ -96,21 +96,36 @@ class Inventory:
             )
         return vms[0]
 
+    def read_vm_and_tasks(self, vm_ref: str) -> tuple[VirtualMachine | None, list[collector.Found]]:
+        """The VM, None if it is gone, and its recent tasks with their states, in one call."""
+        vm = self._session.object(vim.VirtualMachine, vm_ref)
+        wanted = {vim.VirtualMachine: VM_PATHS, vim.Task: ["info.state"]}
+        found = collector.along(self._session, vm, "recentTask", wanted)
+        own = [one for one in found if one.ref == vm_ref]
+        names = self.names_for(own)
+        read = [virtual_machine(one.ref, one.values, names) for one in own]
+        return (read[0] if read else None), [one for one in found if one.ref != vm_ref]
+
     def read_vms(self, vm_refs: Sequence[str]) -> list[VirtualMachine]:
         """Those that still exist, in one call."""
         return self._read([self._session.object(vim.VirtualMachine, ref) for ref in vm_refs])
 
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
         """A snapshot with the disks of its own configuration, in one call. Raises NotFoundError if it is gone."""
+        return self.read_snapshot_among(snapshot_ref)[0]
+
+    def read_snapshot_among(self, snapshot_ref: str) -> tuple[SnapshotState, tuple[Snapshot, ...]]:
+        """As `read_snapshot`, with all the snapshots of its VM, in the same call."""
         start = self._session.object(vim.vm.Snapshot, snapshot_ref)
         wanted = {vim.vm.Snapshot: ["config.hardware.device", "config.extraConfig"], vim.VirtualMachine: ["snapshot"]}
         found = collector.along(self._session, start, "vm", wanted)
         own = next((one for one in found if one.ref == snapshot_ref), None)
         tree = next((one.get("snapshot") for one in found if one.ref != snapshot_ref), None)
-        node = next((node for node in snapshots_of(tree) if node.ref == snapshot_ref), None)
+        nodes = snapshots_of(tree)
+        node = next((node for node in nodes if node.ref == snapshot_ref), None)
         if own is None or node is None:
             raise NotFoundError(f"snapshot {snapshot_ref} is gone", hint="was it removed in vSphere?")
-        return SnapshotState(
+        state = SnapshotState(
             ref=snapshot_ref,
             name=node.name,
             description=node.description,
@@ -118,6 +133,7 @@ class Inventory:
             disks=disks_of(own.get("config.hardware.device", [])),
             extra_config=own_settings(settings_of(own.get("config.extraConfig", []))),
         )
+        return state, nodes
 
     def _read(self, objects: Sequence[Any]) -> list[VirtualMachine]:
         found = collector.these(self._session, objects, {vim.VirtualMachine: VM_PATHS})

@@ -37,7 +37,7 @@ from vrepl.vsphere.sandbox import Sandboxes
 from vrepl.vsphere.selecting import candidates
 from vrepl.vsphere.session import Session, SiteSettings
 from vrepl.vsphere.snapshots import Snapshots
-from vrepl.vsphere.tasks import Tasks
+from vrepl.vsphere.tasks import Tasks, running_among
 from vrepl.vsphere.tickets import ticket
 
 
@@ -157,6 +157,15 @@ class VsphereSite:
 
     def wait_for_tasks(self, vm_ref: str) -> None:
         self._tasks.wait_for_running(self._session.object(vim.VirtualMachine, vm_ref))
+
+    def read_vm_at_rest(self, vm_ref: str) -> VirtualMachine:
+        vm, tasks = self._inventory.read_vm_and_tasks(vm_ref)
+        if vm is not None and not tasks:
+            return vm
+        # What has ended just now may be missing in what was read of the VM in the same call.
+        if running_among(tasks):
+            self.wait_for_tasks(vm_ref)
+        return self._inventory.read_vm(vm_ref)
 
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
         return self._inventory.read_snapshot(snapshot_ref)

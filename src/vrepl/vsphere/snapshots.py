@@ -24,6 +24,8 @@ class Snapshots:
         self._session = session
         self._tasks = running
         self._inventory = inventory
+        self._tried: set[tuple[str, str]] = set()
+        """VMs and names that a snapshot was asked for already: a try that seemed to fail may have made it."""
 
     def create(
         self, vm_ref: str, name: str, description: str, *, quiesce: bool, within: float | None = None
@@ -34,9 +36,9 @@ class Snapshots:
         """
         vm = self._vm(vm_ref)
         what = f"create snapshot {name} of {vm_ref}"
-        before = {one.ref for one in self._all(vm_ref) if one.name == name}
-        if before:
-            raise VsphereError(f"{what}: a snapshot of that name exists", fault="DuplicateName")
+        if (vm_ref, name) in self._tried and any(one.name == name for one in self._all(vm_ref)):
+            raise _name_taken(what)
+        self._tried.add((vm_ref, name))
 
         def there() -> str | None:
             self._tasks.wait_for_running(vm)
@@ -52,7 +54,10 @@ class Snapshots:
         )
         snapshot_ref = made if isinstance(made, str) else ref_of(made)
         try:
-            return self._inventory.read_snapshot(snapshot_ref)
+            state, all_of_vm = self._inventory.read_snapshot_among(snapshot_ref)
+            if sum(one.name == name for one in all_of_vm) > 1:
+                raise _name_taken(what)
+            return state
         except VreplError:
             # Nobody else knows of it yet, so nobody else would remove it.
             self._remove_unread(vm_ref, snapshot_ref)
@@ -105,3 +110,7 @@ class Snapshots:
         if not found:
             raise NotFoundError(f"VM {vm_ref} is gone", hint="was it deleted or unregistered?")
         return snapshots_of(found[0].get("snapshot"))
+
+
+def _name_taken(what: str) -> VsphereError:
+    return VsphereError(f"{what}: a snapshot of that name exists", fault="DuplicateName")

@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -339,7 +339,13 @@ def _result(values: dict[str, Any], what: str) -> Any:
 
 def still_running(session: Session, entity: Any) -> list[Any]:
     """Tasks of an entity that have not ended; none if the entity is gone."""
-    found = collector.along(session, entity, "recentTask", {vim.Task: ["info.state"]})
+    # The entity's own property comes too: no answer at all would look like a session that has ended.
+    found = collector.along(session, entity, "recentTask", {vim.Task: ["info.state"], type(entity): ["name"]})
+    return running_among(found)
+
+
+def running_among(found: Sequence[collector.Found]) -> list[Any]:
+    """Tasks that have not ended, of what a collector found."""
     return [
         one.object for one in found if isinstance(one.object, vim.Task) and str(one.get("info.state")) not in _ENDED
     ]
