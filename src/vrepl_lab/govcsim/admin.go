@@ -104,6 +104,9 @@ func (l *Lab) status() any {
 	connections := map[string]int{"used": l.open, "peak": l.peak, "limit": l.settings.VCenterConnections}
 	l.mu.Unlock()
 	for _, h := range l.nfc {
+		if h.second {
+			continue // settings and status speak of the hosts that are said to be ready
+		}
 		h.mu.Lock()
 		hosts = append(hosts, host{h.name, h.usedKiB, h.peakKiB, h.limitKiB, h.listener != nil})
 		h.mu.Unlock()
