@@ -114,6 +114,28 @@ def test_a_clone_of_the_replica_is_passed_over_by_rebuild(runs: Runs) -> None:
     assert runs.replicate()["result"] == "success"
 
 
+@pytest.mark.slow
+def test_the_copy_that_a_test_of_a_failover_stands_on_is_passed_over_by_rebuild(runs: Runs) -> None:
+    """It is made of the replica, and vSphere gives a clone all of the replica's extraConfig."""
+    runs.replicate()
+    runs.json("failover", "test", "web-01", "--keep", "--yes")
+    try:
+        path = Path(runs.json("config", "show")["config"]["repository"]["path"])
+        with plain_api.session(runs.lab, "dr") as api:
+            copy = vm_named(api, "web-01-replica-test")
+            marks = {one.key for one in copy.config.extraConfig if one.key.startswith("vrepl.") and one.value}
+        assert marks
+        assert all(key.startswith("vrepl.test.") for key in marks)
+        shutil.rmtree(path)
+        rebuilt = runs.json("repository", "rebuild")["replicas"]
+        assert [(one["vm"], one["problem"]) for one in rebuilt] == [("web-01-replica", None)]
+        assert runs.replicate()["result"] == "success"
+    finally:
+        runs.json("failover", "test", "stop", "web-01", "--yes")
+    with plain_api.session(runs.lab, "dr") as api, pytest.raises(ValueError, match="got 0"):
+        vm_named(api, "web-01-replica-test")
+
+
 @pytest.mark.long
 def test_60_disks_on_one_vm_are_sealed_rebuilt_and_incremental(
     start_lab: Callable[[LabSpec], Lab], tmp_path: Path

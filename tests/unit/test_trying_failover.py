@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,10 @@ from vrepl.model.failover_tests import TestWish
 from vrepl.model.plans import HeartbeatGate, PortGate, ScriptGate, parse_gate
 from vrepl.report.failover import FailoverVm
 from vrepl.report.model import Result
+from vrepl.repository.commit_record import read_mark
 from vrepl.repository.failover import read_tests
+from vrepl.repository.rebuild import FoundReplica, rebuild
+from vrepl.repository.store import Repository
 from vrepl.transport.hooks import SimulatedKill
 
 ADAPTER = NetworkAdapter(4000, "Network adapter 1", "vmxnet3", "VM Network", "00:50:56:00:00:01", False)
@@ -189,6 +193,23 @@ def test_kept_it_stands_until_it_is_stopped_and_a_second_test_says_so(world: Wor
     assert stop(world).notes == ["thrown away: web-01-replica-test"]
     nothing_is_left(world)
     assert run_test(world).result is Result.SUCCESS
+
+
+def test_a_repository_lost_while_a_copy_is_kept_is_rebuilt_from_the_replica_alone(world: World) -> None:
+    run_test(world, TestWish(keep=True))
+    [clone] = clones(world)
+    [replica] = [vm for vm in world.target.vms.values() if vm is not clone]
+    shutil.rmtree(world.folder)
+    found = [
+        FoundReplica(world.target.name, vm) for vm in world.target.list_vms() if read_mark(vm.extra_config) is not None
+    ]
+    [rebuilt] = rebuild(Repository.open(world.folder), found)
+    assert (rebuilt.vm_name, rebuilt.problem) == (replica.name, "")
+    world.repository = Repository.open(world.folder)
+    assert world.run_vm().result is Result.SUCCESS
+    assert clones(world) == [clone]
+    stop(world)
+    nothing_is_left(world)
 
 
 @pytest.mark.slow
