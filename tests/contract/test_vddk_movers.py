@@ -73,13 +73,14 @@ def test_what_vddk_chats_about_is_no_news_to_an_operator(site: VddkSite, movers:
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign,assignment]
     logger = logging.getLogger("vrepl.mover")
-    level, logger.level = logger.level, logging.DEBUG
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
     logger.addHandler(handler)
     try:
         movers.transfer(site.order(), ignore)
     finally:
         logger.removeHandler(handler)
-        logger.level = level
+        logger.setLevel(level)
     assert any("CEIP" in record.getMessage() for record in records)
     assert [record.getMessage() for record in records if record.levelno >= logging.WARNING] == []
 
