@@ -112,6 +112,8 @@ def test_a_clone_of_the_replica_is_passed_over_by_rebuild(runs: Runs) -> None:
     assert found["web-01-replica"] is None
     assert "clone" in found["copy-of-web"]
     assert runs.replicate()["result"] == "success"
+    with plain_api.session(runs.lab, "dr") as api:
+        wait(vm_named(api, "copy-of-web").Destroy_Task())
 
 
 @pytest.mark.slow
