@@ -36,7 +36,8 @@ class Snapshots:
         """
         vm = self._vm(vm_ref)
         what = f"create snapshot {name} of {vm_ref}"
-        if (vm_ref, name) in self._tried and any(one.name == name for one in self._all(vm_ref)):
+        tried_before = (vm_ref, name) in self._tried
+        if tried_before and any(one.name == name for one in self._all(vm_ref)):
             raise _name_taken(what)
         self._tried.add((vm_ref, name))
 
@@ -55,8 +56,12 @@ class Snapshots:
         snapshot_ref = made if isinstance(made, str) else ref_of(made)
         try:
             state, all_of_vm = self._inventory.read_snapshot_among(snapshot_ref)
-            if sum(one.name == name for one in all_of_vm) > 1:
+            others = [one.ref for one in all_of_vm if one.name == name and one.ref != snapshot_ref]
+            if others and not tried_before:
                 raise _name_taken(what)
+            for late in others:
+                # What an earlier try of this process asked for and gave up waiting for came after all.
+                self.remove(vm_ref, late)
             return state
         except VreplError:
             # Nobody else knows of it yet, so nobody else would remove it.
