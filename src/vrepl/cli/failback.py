@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vrepl.cli.failover import Selected, chosen_replicas, finish, network_map_of, selection_at_site
-from vrepl.cli.parameters import DURATION
+from vrepl.cli.failover import (
+    Selected,
+    chosen_replicas,
+    finish,
+    network_map_of,
+    selection_at_site,
+    shutdown_limit_option,
+)
 from vrepl.cli.state import State, examples, json_option, pass_state
 from vrepl.errors import UsageError
 
@@ -41,9 +47,7 @@ def failback() -> None:
     ),
 )
 @selection_at_site
-@click.option(
-    "--shutdown-limit", type=DURATION, default=300.0, metavar="TIME", help="What the guest gets to shut down [5m]."
-)
+@shutdown_limit_option
 @click.option("--power-off", is_flag=True, help="Power off a guest that does not shut down in time.")
 @click.option("--new", is_flag=True, help="Into a new VM; everything crosses. For where the original is gone.")
 @click.option("--to-site", metavar="SITE", help="With --new: another site than the one where it was.")

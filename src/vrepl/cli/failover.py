@@ -98,6 +98,11 @@ def _selecting(command: Command, options: Sequence[Callable[[Any], Any]]) -> Com
     return chosen  # type: ignore[no-any-return]
 
 
+shutdown_limit_option = click.option(
+    "--shutdown-limit", type=DURATION, default=300.0, metavar="TIME", help="What a guest gets to shut down [5m]."
+)
+
+
 @click.group(
     short_help="Bring replicas into service.",
     epilog=examples(
@@ -122,9 +127,7 @@ def failover() -> None:
 @selection
 @click.option("--restore-point", metavar="ID", help="Of one VM; default: the newest.")
 @click.option("--planned", is_flag=True, help="Sync, shut the source's guest down, sync again: nothing is lost.")
-@click.option(
-    "--shutdown-limit", type=DURATION, default=300.0, metavar="TIME", help="What a guest gets to shut down [5m]."
-)
+@shutdown_limit_option
 @click.option("--source-is-down", is_flag=True, help="Go on although the source seems to run.")
 @click.option("--adopt", is_flag=True, help="Call it failed over if somebody powered it on by hand.")
 @click.option(
