@@ -32,6 +32,11 @@ def edit(name: str, document: str) -> Callable[[Callable[[Content], None]], None
     return note
 
 
+def other_digit(uuid: str) -> str:
+    """The same but for its last digit. It has to differ: replicas get a random UUID."""
+    return uuid[:-1] + ("7" if uuid[-1] != "7" else "8")
+
+
 @edit("change ID of the newest restore point", "restore-points/*.json")
 def _(content: Content) -> None:
     disk = content["restore_point"]["disks"][0]
@@ -46,12 +51,12 @@ def _(content: Content) -> None:
 
 @edit("a digit of source_instance_uuid", "replica.json")
 def _(content: Content) -> None:
-    content["source_instance_uuid"] = content["source_instance_uuid"][:-1] + "7"
+    content["source_instance_uuid"] = other_digit(content["source_instance_uuid"])
 
 
 @edit("a digit of target_instance_uuid", "replica.json")
 def _(content: Content) -> None:
-    content["target_instance_uuid"] = content["target_instance_uuid"][:-1] + "7"
+    content["target_instance_uuid"] = other_digit(content["target_instance_uuid"])
 
 
 @pytest.fixture
