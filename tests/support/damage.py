@@ -10,7 +10,8 @@ from typing import Any
 
 from tests.support.world import World, source
 from vrepl.extents import GRAIN
-from vrepl.report.model import Result, VerifyReport
+from vrepl.report.model import Result
+from vrepl.report.verification import VerifyReport
 from vrepl.repository.check import Severity, check
 from vrepl.repository.commit_record import read_mark
 from vrepl.repository.documents import with_checksum

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vrepl.config import LoadedConfig, load
 from vrepl.model import Consistency, DiskPoint, ReplicaRecord, RestorePoint, TransferKind
-from vrepl.report.model import DiskReport, ErrorReport, Result, RunReport, VmReport
+from vrepl.report.disk import DiskReport
+from vrepl.report.model import ErrorReport, Result, RunReport, VmReport
 from vrepl.repository.store import Repository, replica_id
 
 NOW = dt.datetime(2025, 3, 1, 22, 0, tzinfo=dt.UTC)

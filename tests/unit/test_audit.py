@@ -15,7 +15,8 @@ from vrepl.extents import GRAIN, Extent, subtract, total
 from vrepl.model import TransferKind
 from vrepl.planner import audit as planner
 from vrepl.planner.audit import AuditBook, DiskAudit, after_part, due_part, last_audited
-from vrepl.report.model import Result, RunReport, VmReport, VmVerification
+from vrepl.report.model import Result, RunReport, VmReport
+from vrepl.report.verification import VmVerification
 from vrepl.repository.audit_book import read_audit_book
 from vrepl.repository.check import Severity, check
 from vrepl.repository.store import Repository

@@ -15,9 +15,10 @@ from vrepl.model import Consistency, TransferKind
 from vrepl.ports import TransferProgress
 from vrepl.report import console
 from vrepl.report import format as words
+from vrepl.report.disk import DiskReport, SideTransport
 from vrepl.report.estimate import estimate, past_rates
 from vrepl.report.flow import Flow
-from vrepl.report.model import DiskReport, ErrorReport, Result, RunReport, SideTransport, VmReport
+from vrepl.report.model import ErrorReport, Result, RunReport, VmReport
 from vrepl.report.plan_view import show_plan
 from vrepl.report.progress import LogProgress
 

@@ -55,7 +55,8 @@ def verify(
     from vrepl.cli.running import events_for
     from vrepl.errors import RepositoryError, UsageError
     from vrepl.report.listing import find_replica
-    from vrepl.report.model import ErrorReport, Result, VmVerification
+    from vrepl.report.model import ErrorReport, Result
+    from vrepl.report.verification import VmVerification
 
     if restore_point is not None and len(vms) != 1:
         raise UsageError(

@@ -9,7 +9,7 @@ from vrepl.engine.events import Note
 from vrepl.engine.san_writing import move_side_by_side, write_over_san
 from vrepl.engine.undo import Undo
 from vrepl.model import Side
-from vrepl.report.model import DiskReport
+from vrepl.report.disk import DiskReport
 
 
 class Crossing:

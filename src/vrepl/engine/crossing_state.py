@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vrepl.model import TransportPlan
 from vrepl.ports import TransferResult
-from vrepl.report.model import SideTransport
+from vrepl.report.disk import SideTransport
 
 
 @dataclass(slots=True)

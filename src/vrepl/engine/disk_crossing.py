@@ -32,7 +32,7 @@ from vrepl.model import (
 )
 from vrepl.planner.disks import DiskDecision, issued_extents
 from vrepl.ports import DigestFiles, DiskAddress, SourceSite, TransferOrder, TransferProgress
-from vrepl.report.model import DiskReport
+from vrepl.report.disk import DiskReport
 from vrepl.repository.intent import DiskIntent, HotAddedDisks
 from vrepl.repository.transferlog import read_log
 

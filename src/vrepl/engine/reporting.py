@@ -9,7 +9,8 @@ from vrepl.errors import DiskError, NoSpaceError, NotReadyError, NotReplicableEr
 from vrepl.model import Disk, JobSettings, Side, TransportPlan, VirtualMachine
 from vrepl.planner.preflight import Conflict, ConflictKind
 from vrepl.planner.vm import DiskPlan, VmPlan
-from vrepl.report.model import DiskReport, ErrorReport, Result, SideTransport, VmReport
+from vrepl.report.disk import DiskReport, SideTransport
+from vrepl.report.model import ErrorReport, Result, VmReport
 
 
 def conflict_error(conflict: Conflict) -> VreplError:

@@ -27,7 +27,8 @@ from vrepl.model import DEFAULT_MODES, Datastore, JobSettings, TransferLimits, V
 from vrepl.planner.vm import VmPlan
 from vrepl.ports import Site
 from vrepl.report import format as words
-from vrepl.report.model import ErrorReport, Result, RunReport, VerifyReport, VmReport
+from vrepl.report.model import ErrorReport, Result, RunReport, VmReport
+from vrepl.report.verification import VerifyReport
 from vrepl.repository.replica_folder import ReplicaFolder
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ from vrepl.extents import GRAIN, Extent, align, intersect, subtract, total
 from vrepl.model import DiskPoint, Quiesce, RestorePoint, Side, SnapshotState, VirtualMachine
 from vrepl.planner.audit import after_whole
 from vrepl.planner.tracking import tracking_break
-from vrepl.report.model import DiskVerification, Result, VmVerification
+from vrepl.report.model import Result
+from vrepl.report.verification import DiskVerification, VmVerification
 from vrepl.repository.audit_book import read_audit_book, write_audit_book
 from vrepl.repository.intent import Intent
 from vrepl.repository.replica_folder import ReplicaFolder

@@ -17,7 +17,8 @@ from vrepl.errors import (
 )
 from vrepl.model import DiskPoint, RestorePoint, SnapshotState, VirtualMachine
 from vrepl.ports import TransferProgress
-from vrepl.report.model import DiskVerification, Result, VmVerification
+from vrepl.report.model import Result
+from vrepl.report.verification import DiskVerification, VmVerification
 from vrepl.repository.agreement import require_agreement
 from vrepl.repository.replica_folder import ReplicaFolder, Verification
 

@@ -11,7 +11,8 @@ from typing import Any
 from vrepl.printable import printable
 from vrepl.report import format as words
 from vrepl.report.chronicle import Age, RunFigures
-from vrepl.report.model import DiskReport, VmReport
+from vrepl.report.disk import DiskReport
+from vrepl.report.model import VmReport
 
 MOST_BARS = 40
 """More disks than these, the slowest are shown."""

@@ -14,14 +14,9 @@ from rich.text import Text
 
 from vrepl.printable import printable
 from vrepl.report import format as words
-from vrepl.report.model import (
-    DiskReport,
-    ErrorReport,
-    Result,
-    RunReport,
-    VerifyReport,
-    VmReport,
-)
+from vrepl.report.disk import DiskReport
+from vrepl.report.model import ErrorReport, Result, RunReport, VmReport
+from vrepl.report.verification import VerifyReport
 
 STYLES = {
     Result.SUCCESS: "green",

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vrepl.model import TransferKind
-from vrepl.report.model import DiskReport, RunReport
+from vrepl.report.disk import DiskReport
+from vrepl.report.model import RunReport
 
 Rates = Mapping[tuple[str, int], float]
 """VM and disk index -> bytes read a second."""

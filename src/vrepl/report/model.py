@@ -1,4 +1,4 @@
-"""The one report of a run (a plan, a verification) that every view shows: JSON, console, history.
+"""The one report of a run, or of a plan, that every view shows: JSON, console, history.
 
 The engine fills these in; `to_json` gives the documented shape (docs/json.md), `from_json` reads it back from
 the repository. Sizes are bytes, durations seconds, times UTC-aware. Within one FORMAT_VERSION keys are only
@@ -21,7 +21,8 @@ from vrepl.errors import (
     VreplError,
     exit_code_of_run,
 )
-from vrepl.model import Consistency, TransferKind
+from vrepl.model import Consistency
+from vrepl.report.disk import DiskReport
 
 FORMAT_VERSION = 1
 WORTH_NAMING = 0.05
@@ -39,113 +40,6 @@ class Result(StrEnum):
     SKIPPED = "skipped"
     INTERRUPTED = "interrupted"
     PLANNED = "planned"
-
-
-@dataclass(slots=True)
-class SideTransport:
-    """How one side of one disk was (or would be) reached."""
-
-    mode: str | None = None
-    """What VDDK really used; in a plan, the mode that would be tried first."""
-    reason: str = ""
-    """Why this mode."""
-    chosen: str | None = None
-    """The mode that was tried first, by rule."""
-    ruled_out: list[tuple[str, str]] = field(default_factory=list)
-    """(mode, why not) for the modes that the rules excluded."""
-    fallbacks: list[str] = field(default_factory=list)
-    """Modes that failed on the way, in words."""
-    engine: str | None = None
-    """`vddk` or `own`: whose code opens the disk; None where no mode reaches it, and in reports of older versions."""
-
-    def to_json(self) -> Json:
-        return {
-            "mode": self.mode,
-            "engine": self.engine,
-            "reason": self.reason,
-            "chosen": self.chosen,
-            "ruled_out": [{"mode": mode, "reason": reason} for mode, reason in self.ruled_out],
-            "fallbacks": list(self.fallbacks),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SideTransport:
-        return cls(
-            mode=data.get("mode"),
-            reason=data.get("reason", ""),
-            chosen=data.get("chosen"),
-            ruled_out=[(item["mode"], item["reason"]) for item in data.get("ruled_out", ())],
-            fallbacks=list(data.get("fallbacks", ())),
-            engine=data.get("engine"),
-        )
-
-
-@dataclass(slots=True)
-class DiskReport:
-    """One disk of one VM. In a plan, byte figures that cannot be known before a snapshot exists are None."""
-
-    index: int
-    label: str
-    kind: TransferKind
-    reason: str
-    """Why this kind: `no restore point yet`, `changed areas since …`, or what made CBT untrustworthy."""
-    capacity: int
-    bytes_read: int | None = None
-    bytes_moved: int | None = None
-    bytes_skipped: int | None = None
-    """Settled without a write: surely equal already."""
-    bytes_bound: int | None = None
-    """Plan: at most this much will be read."""
-    last_bytes_moved: int | None = None
-    """Plan: what the last run moved."""
-    resumed: bool = False
-    attempts: int = 0
-    seconds: float | None = None
-    waits: dict[str, float] = field(default_factory=dict)
-    """Seconds that the pipeline waited for: source, mover, network, target."""
-    source: SideTransport = field(default_factory=SideTransport)
-    target: SideTransport = field(default_factory=SideTransport)
-
-    def to_json(self) -> Json:
-        return {
-            "index": self.index,
-            "label": self.label,
-            "kind": self.kind.value,
-            "reason": self.reason,
-            "capacity": self.capacity,
-            "bytes_read": self.bytes_read,
-            "bytes_moved": self.bytes_moved,
-            "bytes_skipped": self.bytes_skipped,
-            "bytes_bound": self.bytes_bound,
-            "last_bytes_moved": self.last_bytes_moved,
-            "resumed": self.resumed,
-            "attempts": self.attempts,
-            "seconds": None if self.seconds is None else round(self.seconds, 3),
-            "waits": {stage: round(seconds, 3) for stage, seconds in self.waits.items()},
-            "transport": {"source": self.source.to_json(), "target": self.target.to_json()},
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> DiskReport:
-        transport = data.get("transport", {})
-        return cls(
-            index=data["index"],
-            label=data.get("label", ""),
-            kind=TransferKind(data["kind"]),
-            reason=data.get("reason", ""),
-            capacity=data["capacity"],
-            bytes_read=data.get("bytes_read"),
-            bytes_moved=data.get("bytes_moved"),
-            bytes_skipped=data.get("bytes_skipped"),
-            bytes_bound=data.get("bytes_bound"),
-            last_bytes_moved=data.get("last_bytes_moved"),
-            resumed=data.get("resumed", False),
-            attempts=data.get("attempts", 0),
-            seconds=data.get("seconds"),
-            waits=dict(data.get("waits", {})),
-            source=SideTransport.from_json(transport.get("source", {})),
-            target=SideTransport.from_json(transport.get("target", {})),
-        )
 
 
 @dataclass(slots=True)
@@ -457,86 +351,6 @@ class RunReport:
             new_vms=list(run.get("new_vms", ())),
             vanished_vms=list(run.get("vanished_vms", ())),
         )
-
-
-@dataclass(slots=True)
-class DiskVerification:
-    """One disk of a restore point, read back and compared with its digests."""
-
-    index: int
-    label: str
-    capacity: int
-    bytes_read: int
-    bad_extents: list[tuple[int, int]] = field(default_factory=list)
-    """(offset, length) in bytes of what differs."""
-    mode: str | None = None
-    seconds: float | None = None
-    bytes_zeroed: int = 0
-    """Against the source: reads as zeros now, and did not (a guest may have given it back); no difference."""
-    bytes_not_judged: int = 0
-    """Against the source: has no sure digest."""
-
-    def to_json(self) -> Json:
-        return {
-            "index": self.index,
-            "label": self.label,
-            "capacity": self.capacity,
-            "bytes_read": self.bytes_read,
-            "bad_extents": [{"offset": offset, "length": length} for offset, length in self.bad_extents],
-            "mode": self.mode,
-            "bytes_zeroed": self.bytes_zeroed,
-            "bytes_not_judged": self.bytes_not_judged,
-            "seconds": None if self.seconds is None else round(self.seconds, 3),
-        }
-
-
-@dataclass(slots=True)
-class VmVerification:
-    """A verified restore point of one VM: `success` only if every disk was read whole and agrees."""
-
-    name: str
-    result: Result
-    restore_point: str | None = None
-    replica: str | None = None
-    error: ErrorReport | None = None
-    disks: list[DiskVerification] = field(default_factory=list)
-
-    def to_json(self) -> Json:
-        return {
-            "name": self.name,
-            "replica": self.replica,
-            "result": self.result.value,
-            "error": self.error.message if self.error else None,
-            "hint": self.error.hint if self.error else None,
-            "restore_point": self.restore_point,
-            "disks": [disk.to_json() for disk in self.disks],
-        }
-
-
-@dataclass(slots=True)
-class VerifyReport:
-    started: dt.datetime
-    finished: dt.datetime
-    vms: list[VmVerification] = field(default_factory=list)
-    interrupted: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        if self.interrupted:
-            return 130
-        if len(self.vms) == 1 and self.vms[0].error is not None:
-            return self.vms[0].error.exit_code
-        failed = sum(vm.result in {Result.FAILED, Result.INTERRUPTED} for vm in self.vms)
-        skipped = sum(vm.result is Result.SKIPPED for vm in self.vms)
-        return exit_code_of_run(len(self.vms) - failed - skipped, failed, skipped)
-
-    def to_json(self) -> Json:
-        return {
-            "version": FORMAT_VERSION,
-            "started": time_to_json(self.started),
-            "finished": time_to_json(self.finished),
-            "vms": [vm.to_json() for vm in self.vms],
-        }
 
 
 def time_to_json(moment: dt.datetime | None) -> str | None:

@@ -7,8 +7,9 @@ from rich.text import Text
 
 from vrepl.report import format as words
 from vrepl.report.console import line, table
+from vrepl.report.disk import DiskReport, SideTransport
 from vrepl.report.estimate import expected_bytes
-from vrepl.report.model import DiskReport, RunReport, SideTransport
+from vrepl.report.model import RunReport
 
 
 def show_plan(out: Console, report: RunReport, *, reasons: bool = False) -> None:
