@@ -10,16 +10,9 @@ import pytest
 
 from vrepl.config import find, load, parse, search_path
 from vrepl.config.example import EXAMPLE
-from vrepl.config.model import (
-    GuestTable,
-    JobTable,
-    ProxyTable,
-    RetentionTable,
-    SecretTable,
-    SiteTable,
-    TransportTable,
-    VddkTable,
-)
+from vrepl.config.fields import SecretTable
+from vrepl.config.job import GuestTable, JobTable, RetentionTable, TransportTable
+from vrepl.config.model import ProxyTable, SiteTable, VddkTable
 from vrepl.config.show import effective
 from vrepl.config.units import format_rate, parse_duration, parse_rate, parse_window
 from vrepl.errors import ConfigError, NotFoundError, UsageError

@@ -11,7 +11,9 @@ import pytest
 
 from vrepl.cli import COMMANDS, main
 from vrepl.config import parse
-from vrepl.config.model import GuestTable, JobTable, ProxyTable, RepositoryTable, SecretTable, SiteTable, VddkTable
+from vrepl.config.fields import SecretTable
+from vrepl.config.job import GuestTable, JobTable
+from vrepl.config.model import ProxyTable, RepositoryTable, SiteTable, VddkTable
 from vrepl.vsphere.privileges import NEEDS, Role
 
 ROOT = Path(__file__).parents[2]

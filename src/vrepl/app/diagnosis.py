@@ -18,7 +18,7 @@ from vrepl import __version__
 from vrepl.app.composition import now, open_repository
 from vrepl.app.protection import protection
 from vrepl.config import LoadedConfig
-from vrepl.config.model import SecretTable
+from vrepl.config.fields import SecretTable
 from vrepl.config.show import effective, to_toml
 from vrepl.errors import RepositoryError, VreplError
 from vrepl.report.model import time_to_json

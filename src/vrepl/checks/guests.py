@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from vrepl.checks.facts import CheckedSite
 from vrepl.checks.privileges import check_privileges
 from vrepl.checks.result import CheckResult, Status
-from vrepl.config.model import GuestTable
+from vrepl.config.job import GuestTable
 from vrepl.model import VirtualMachine
 
 

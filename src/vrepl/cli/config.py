@@ -14,7 +14,7 @@ from vrepl.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vrepl.config.model import JobTable
+    from vrepl.config.job import JobTable
 
 
 @click.group(epilog=examples("vrepl config init && $EDITOR vrepl.toml && vrepl config validate"))

@@ -14,7 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vrepl.config.model import INLINE_HINT, Config, SelectTable
+from vrepl.config.fields import INLINE_HINT
+from vrepl.config.job import SelectTable
+from vrepl.config.model import Config
 from vrepl.config.references import near, reference_problems
 from vrepl.errors import ConfigError, NotFoundError, UsageError
 from vrepl.model import JobSettings

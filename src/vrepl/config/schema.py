@@ -6,7 +6,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from vrepl.config.model import BandwidthTable, Config, SecretTable
+from vrepl.config.fields import BandwidthTable, SecretTable
+from vrepl.config.model import Config
 
 WORDS: dict[str, Any] = {"type": "string"}
 DRAFT = "https://json-schema.org/draft/2020-12/schema"

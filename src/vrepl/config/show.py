@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vrepl.config.model import BandwidthTable, Config, SecretTable
+from vrepl.config.fields import BandwidthTable, SecretTable
+from vrepl.config.model import Config
 from vrepl.config.units import format_rate
 
 
