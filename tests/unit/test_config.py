@@ -12,11 +12,14 @@ from vrepl.config import find, load, parse, search_path
 from vrepl.config.example import EXAMPLE
 from vrepl.config.fields import SecretTable
 from vrepl.config.job import GuestTable, JobTable, RetentionTable, TransportTable
+from vrepl.config.load import LoadedConfig
 from vrepl.config.model import ProxyTable, SiteTable, VddkTable
-from vrepl.config.show import effective
+from vrepl.config.plan import PlanTable
+from vrepl.config.show import effective, to_toml
 from vrepl.config.units import format_rate, parse_duration, parse_rate, parse_window
 from vrepl.errors import ConfigError, NotFoundError, UsageError
 from vrepl.model import OnResize, Quiesce, RetentionPolicy, TransportMode
+from vrepl.model.plans import FailoverPlan, HeartbeatGate, PlanGroup, PlannedVm, PortGate
 
 MINIMAL = """
 [sites.prod]
@@ -276,8 +279,18 @@ def test_every_commented_key_of_the_example_may_be_taken_in(line: str) -> None:
 
 
 def test_the_example_explains_every_key() -> None:
-    tables = (SiteTable, VddkTable, ProxyTable, JobTable, GuestTable, RetentionTable, TransportTable, SecretTable)
-    keys = {key for table in tables for key in table.model_fields}
+    tables = (
+        SiteTable,
+        VddkTable,
+        ProxyTable,
+        JobTable,
+        GuestTable,
+        RetentionTable,
+        TransportTable,
+        SecretTable,
+        PlanTable,
+    )
+    keys = {key for table in (*tables, PlanTable) for key in table.model_fields}
     assert {key for key in keys if not re.search(rf"\b{key}\b", EXAMPLE)} == set()
 
 
@@ -328,3 +341,68 @@ def test_a_window_may_cross_midnight() -> None:
 def test_the_example_file_is_what_init_writes() -> None:
     shipped = Path(__file__).parents[2] / "examples" / "vrepl.toml"
     assert shipped.read_text(encoding="utf-8") == EXAMPLE
+
+
+PLAN = """
+[plans.site]
+gates = "heartbeat"
+before = "/usr/local/bin/tell begin"
+
+[[plans.site.groups]]
+name = "base"
+vms = ["db-01"]
+
+[[plans.site.groups]]
+vms = ["web-*", { name = "web-01", delay = "30s", gates = ["heartbeat", "port:443"], gate_timeout = "10m" }]
+delay = 5
+gates = []
+"""
+
+
+def test_a_plan_is_what_its_tables_say_and_what_a_vm_does_not_say_its_group_and_its_plan_do() -> None:
+    loaded = LoadedConfig(Path("/etc/vrepl/vrepl.toml"), parse(MINIMAL + PLAN, "vrepl.toml", Path("/etc/vrepl")))
+    [plan] = loaded.plans("dr")
+    assert loaded.plans("prod") == []
+    assert plan == FailoverPlan(
+        "site",
+        (
+            PlanGroup("base", (PlannedVm("db-01", 0, (HeartbeatGate(300),)),)),
+            PlanGroup(
+                "2",
+                (PlannedVm("web-*", 5), PlannedVm("web-01", 30, (HeartbeatGate(600), PortGate(443, 600)))),
+            ),
+        ),
+        before=("/usr/local/bin/tell", "begin"),
+    )
+    shown = to_toml(effective(loaded.config))
+    assert "begin" not in shown
+    again = LoadedConfig(loaded.path, parse(shown, "shown", Path("/")))
+    assert again.plans()[0].groups == plan.groups
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ('[{ vms = ["web-1"] }]', 'plans.site.groups.0.vms: no job replicates "web-1"; did you mean "web-01"?'),
+        (
+            '[{ vms = ["web-01"] }, { name = "app", vms = ["db-01", { name = "web-01" }] }]',
+            'plans.site: "web-01" is in 1 and app: a VM starts in one group',
+        ),
+        ('[{ vms = ["web-01", "web-01"] }]', 'plans.site: "web-01" is in group 1 twice'),
+        ('[{ vms = ["web-01"], name = "2" }, { vms = ["db-01"] }]', 'plans.site: two groups have the name "2"'),
+        ('[{ vms = ["web-01"], gates = "ping" }]', "plans.site.groups.0.gates: ping: expected heartbeat, port:NUMBER"),
+        ('[{ vms = ["web-01"], gate = "heartbeat" }]', 'plans.site.groups.0.gate: unknown key; did you mean "gates"?'),
+        ("[{ vms = [] }]", "plans.site.groups.0.vms: must not be empty"),
+        ("[]", "plans.site.groups: must not be empty"),
+    ],
+)
+def test_mistakes_of_a_plan(groups: str, expected: str) -> None:
+    (problem,) = problems_of(MINIMAL + f"[plans.site]\ngroups = {groups}\n")
+    assert problem.startswith(expected)
+
+
+def test_the_replicas_of_one_plan_are_at_one_site() -> None:
+    other = MINIMAL.split("[jobs.demo]")[1].replace('"web-01", "db-01"', '"mail-01"').replace('"dr"', '"prod"')
+    text = MINIMAL + "[jobs.mail]" + other.replace('source = "prod"', 'source = "dr"')
+    (problem,) = problems_of(text + '[plans.site]\ngroups = [{ vms = ["web-01", "mail-01"] }]\n')
+    assert problem == 'plans.site: the replicas of one plan are at one site; here are "web-01" at dr, "mail-01" at prod'

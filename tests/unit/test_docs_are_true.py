@@ -14,6 +14,7 @@ from vrepl.config import parse
 from vrepl.config.fields import SecretTable
 from vrepl.config.job import GuestTable, JobTable
 from vrepl.config.model import ProxyTable, RepositoryTable, SiteTable, VddkTable
+from vrepl.config.plan import PlanGroupTable, PlannedVmTable, PlanTable
 from vrepl.vsphere.privileges import NEEDS, Role
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,19 @@ def test_the_readmes_configuration_is_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [SiteTable, SecretTable, RepositoryTable, VddkTable, ProxyTable, JobTable, GuestTable]
+    "table",
+    [
+        SiteTable,
+        SecretTable,
+        RepositoryTable,
+        VddkTable,
+        ProxyTable,
+        JobTable,
+        GuestTable,
+        PlanTable,
+        PlanGroupTable,
+        PlannedVmTable,
+    ],
 )
 def test_every_key_is_documented(table: type) -> None:
     keys = set(table.model_fields)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A failover plan starts groups in order, holds delays, gates and hosts, and stops where something failed."""
+"""A failover plan starts groups in order, holds delays and gates, and stops where something failed."""
 
 from __future__ import annotations
 
@@ -7,21 +7,39 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vrepl.model.plans import FailoverPlan, HeartbeatGate, PlanGroup, PlannedVm, PortGate
-from vrepl.planner.plans import PlanStep, Progress, Stage, current_group, next_step
+from vrepl.model.plans import (
+    FailoverPlan,
+    HeartbeatGate,
+    OnGateFailure,
+    PlanGroup,
+    PlannedVm,
+    PortGate,
+    ScriptGate,
+)
+from vrepl.planner.plans import (
+    PlanStep,
+    Progress,
+    Stage,
+    current_group,
+    left_alone,
+    next_step,
+    plan_of_all,
+    resolved,
+    without_commands,
+)
 
 PLAN = FailoverPlan(
     "site",
     (
-        PlanGroup("base", (PlannedVm("dns", gate=HeartbeatGate(60)), PlannedVm("ad", delay=5))),
-        PlanGroup("app", (PlannedVm("db", gate=PortGate(5432, 100)), PlannedVm("web"))),
+        PlanGroup("base", (PlannedVm("dns", gates=(HeartbeatGate(60),)), PlannedVm("ad", delay=5))),
+        PlanGroup("app", (PlannedVm("db", gates=(PortGate(5432, 100),)), PlannedVm("web"))),
     ),
 )
 THERE = Progress(Stage.THERE)
 
 
 def step(progress: dict[str, Progress], now: float = 0.0, began: dict[int, float] | None = None) -> PlanStep:
-    return next_step(PLAN, progress, began if began is not None else {0: 0.0, 1: 0.0}, {}, now)
+    return next_step(PLAN, progress, began if began is not None else {0: 0.0, 1: 0.0}, now)
 
 
 def test_the_first_group_starts_and_a_delay_is_waited_for() -> None:
@@ -48,12 +66,70 @@ def test_a_plan_that_is_run_again_goes_on_after_what_is_there() -> None:
     assert step(dict.fromkeys(("dns", "ad", "db", "web"), THERE)) == PlanStep(ended=True)
 
 
-def test_power_ons_under_way_are_held_to_a_number_per_host() -> None:
-    plan = FailoverPlan("p", (PlanGroup("all", tuple(PlannedVm(f"vm{n}") for n in range(6))),), power_ons_per_host=2)
-    hosts = {f"vm{n}": f"esx{n % 2}" for n in range(6)}
-    assert next_step(plan, {}, {}, hosts, 0).start == ("vm0", "vm1", "vm2", "vm3")
-    busy = {"vm0": Progress(Stage.STARTING), "vm2": Progress(Stage.BOOTING), "vm1": THERE, "vm3": THERE}
-    assert next_step(plan, busy, {}, hosts, 0).start == ("vm4", "vm5")
+def test_a_vm_that_runs_already_knows_no_delay() -> None:
+    assert next_step(PLAN, {}, {0: 0.0}, 0.0, {"ad"}).start == ("dns", "ad")
+
+
+def test_a_plan_that_goes_on_gives_up_what_failed_and_begins_the_next_group_without_it() -> None:
+    plan = replace(PLAN, on_failure=OnGateFailure.CONTINUE)
+    late = {"dns": Progress(Stage.BOOTING, since=10), "ad": THERE}
+    found = next_step(plan, late, {0: 0.0, 1: 70.0}, 70)
+    assert (found.overdue, found.start, found.ended) == (("dns",), ("db", "web"), False)
+    gone = {"dns": Progress(Stage.FAILED), "ad": THERE, "db": Progress(Stage.FAILED), "web": THERE}
+    assert next_step(plan, gone, {}, 80).ended
+
+
+def test_several_gates_have_the_time_of_the_most_patient_one() -> None:
+    vm = PlannedVm("ad", gates=(HeartbeatGate(10), PortGate(389, 100)))
+    plan = FailoverPlan("p", (PlanGroup("all", (vm,)),))
+    booting = {"ad": Progress(Stage.BOOTING, since=0)}
+    assert next_step(plan, booting, {0: 0.0}, 99) == PlanStep(look_again_in=1)
+    assert next_step(plan, booting, {0: 0.0}, 100).overdue == ("ad",)
+
+
+def test_patterns_stand_for_replicas_that_no_group_names() -> None:
+    plan = FailoverPlan(
+        "p",
+        (
+            PlanGroup("first", (PlannedVm("db-*", delay=3), PlannedVm("gone"))),
+            PlanGroup("none", (PlannedVm("mail-*"),)),
+            PlanGroup("last", (PlannedVm("*"), PlannedVm("db-02"))),
+        ),
+    )
+    found = resolved(plan, ["web-01", "db-01", "db-02"])
+    assert [(group.name, [vm.name for vm in group.vms]) for group in found.groups] == [
+        ("first", ["db-01", "gone"]),
+        ("last", ["web-01", "db-02"]),
+    ]
+    assert found.groups[0].vms[0].delay == 3
+    assert not found.has_patterns
+
+
+def test_all_replicas_go_by_one_plan_after_another_and_then_what_no_plan_names() -> None:
+    second = FailoverPlan("web", (PlanGroup("1", (PlannedVm("dns"), PlannedVm("shop-*"))),), rank=1, after=("tell",))
+    whole = plan_of_all([second, replace(PLAN, power_ons_per_host=2)], ["web", "shop-1", "dns", "odd", "ad"])
+    assert [(group.name, [vm.name for vm in group.vms]) for group in whole.groups] == [
+        ("site/base", ["dns", "ad"]),
+        ("site/app", ["web"]),
+        ("web/1", ["shop-1"]),
+        ("the rest", ["odd"]),
+    ]
+    assert (whole.power_ons_per_host, whole.after) == (2, ())
+
+
+def test_what_a_failover_of_some_leaves_out() -> None:
+    assert left_alone(PLAN, {"web"}) == ("dns", "ad", "db")
+    assert left_alone(PLAN, {"other"}) == ()
+    assert left_alone(PLAN, {"dns", "ad", "db", "web", "other"}) == ()
+
+
+def test_without_its_commands_a_plan_keeps_what_else_it_asks() -> None:
+    gates = (HeartbeatGate(5), ScriptGate(("ask", "it")))
+    plan = FailoverPlan("p", (PlanGroup("g", (PlannedVm("vm", gates=gates),)),), before=("begin",), after=("end",))
+    assert plan.commands == (("begin",), ("ask", "it"), ("end",))
+    bare = without_commands(plan)
+    assert bare.commands == ()
+    assert bare.vms == (PlannedVm("vm", gates=(HeartbeatGate(5),)),)
 
 
 plans = st.builds(
@@ -65,32 +141,25 @@ plans = st.builds(
             for g, size in enumerate(sizes)
         )
     ),
-    st.integers(1, 3),
 )
 
 
 @given(plans, st.data())
-def test_whatever_happens_groups_start_in_order_limits_hold_and_all_start_once(
-    plan: FailoverPlan, data: st.DataObject
-) -> None:
+def test_whatever_happens_groups_start_in_order_and_all_start_once(plan: FailoverPlan, data: st.DataObject) -> None:
     progress: dict[str, Progress] = {}
     began: dict[int, float] = {}
-    hosts = {vm.name: f"esx{index % 2}" for index, vm in enumerate(plan.vms)}
     started: list[str] = []
     now = 0.0
     for _ in range(500):
         group = current_group(plan, progress)
         if group is not None:
             began.setdefault(group, now)
-        found = next_step(plan, progress, began, hosts, now)
+        found = next_step(plan, progress, began, now)
         if found.ended:
             break
         for name in found.start:
             started.append(name)
             progress[name] = Progress(Stage.STARTING, now)
-        for host in set(hosts.values()):
-            on_host = [n for n, p in progress.items() if p.stage is Stage.STARTING and hosts[n] == host]
-            assert len(on_host) <= plan.power_ons_per_host
         starting = sorted(name for name, one in progress.items() if one.stage is Stage.STARTING)
         name = data.draw(st.sampled_from(["", *starting]))
         if name:

@@ -114,6 +114,26 @@ source = ["san", "hotadd", "nbdssl"]
 target = ["san", "hotadd", "nbdssl"]
 fallback = true                # try the next mode when one fails; always reported
 
+# ---- Failover plans: what starts in which order (vrepl failover start --plan site); docs/failover.md --------------
+
+[plans.site]
+gates = "heartbeat"            # before the next group; or a list: heartbeat, port:N, script:COMMAND
+# gate_timeout = "5m"          # from power-on
+# power_ons_per_host = 4       # under way at once on one ESXi host
+# on_failure = "stop"          # or "continue": go on without what did not come up
+# before = "/usr/local/bin/announce-failover"   # a command of this machine before the first group
+# after = "/usr/local/bin/switch-dns"           # and once the last one is there
+# script_timeout = "5m"        # for each of the two
+
+[[plans.site.groups]]
+name = "databases"
+vms = [{ name = "db-01", gates = ["heartbeat", "port:5432"] }]
+
+[[plans.site.groups]]
+name = "web"
+vms = ["web-*"]                # a pattern means every replica that no group names
+delay = "30s"                  # from the moment that the group before is there
+
 # ---- Who is told how runs went: docs/monitoring.md --------------------------------------------------------------
 [notify]
 # on_finish = "/usr/local/bin/tell-me"                     # gets the report as JSON on standard input

@@ -20,7 +20,8 @@ from vrepl.config.model import Config
 from vrepl.config.references import near, reference_problems
 from vrepl.errors import ConfigError, NotFoundError, UsageError
 from vrepl.model import JobSettings
-from vrepl.model.selection import Selection
+from vrepl.model.plans import FailoverPlan
+from vrepl.model.selection import Selection, is_pattern
 
 VARIABLE = "VREPL_CONFIG"
 FILE_NAME = "vrepl.toml"
@@ -60,6 +61,12 @@ class LoadedConfig:
             )
         return [self.job(name) for name in (dict.fromkeys(names) or self.config.jobs)]
 
+    def plans(self, site: str | None = None) -> list[FailoverPlan]:
+        """All plans, in their order; `site`: those whose VMs have, or may have, their replicas there."""
+        jobs = [table.settings(name) for name, table in self.config.jobs.items()]
+        made = [table.plan(name, rank) for rank, (name, table) in enumerate(self.config.plans.items())]
+        return [plan for plan in made if site is None or not jobs or site in sites_of(plan, jobs)]
+
     def require_site(self, name: str) -> str:
         """The name itself. Raises NotFoundError with near names."""
         if name not in self.config.sites:
@@ -68,6 +75,12 @@ class LoadedConfig:
                 hint=f"sites in {self.path}: {', '.join(self.config.sites)}",
             )
         return name
+
+
+def sites_of(plan: FailoverPlan, jobs: typing.Sequence[JobSettings]) -> list[str]:
+    """Where the replicas of a plan's VMs are, by the jobs that may mean them."""
+    found = {job.target: None for job in jobs for name in plan.names if is_pattern(name) or job.may_mean(name)}
+    return list(found)
 
 
 def search_path(environment: Mapping[str, str] | None = None) -> list[Path]:
@@ -129,7 +142,7 @@ def parse(text: str, source: str, folder: Path) -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         # Only type, place and message are used: the input may be a password that stands where it should not.
-        problems += [_describe(detail) for detail in error.errors(include_url=False, include_input=False)]
+        problems += _mistakes(error)
     problems += reference_problems(raw)
     if config is not None:
         problems += _budget_problems(config)
@@ -146,8 +159,7 @@ def parse_selection(text: str) -> Selection:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"--select is no valid TOML: {error}", hint=hint) from error
     except ValidationError as error:
-        wrong = [_describe(detail) for detail in error.errors(include_url=False, include_input=False)]
-        raise UsageError(f"--select: {'; '.join(wrong)}", hint=hint) from error
+        raise UsageError(f"--select: {'; '.join(_mistakes(error))}", hint=hint) from error
     return table.selection()
 
 
@@ -170,6 +182,17 @@ def _budget_problems(config: Config) -> list[str]:
         if job.nfc_budget_mib < needed:
             problems.append(f"jobs.{name}.nfc_budget_mib: one disk's NFC buffers ([vddk]) take {needed:g} MiB of it")
     return problems
+
+
+def _mistakes(error: ValidationError) -> list[str]:
+    """One text each. A list of tables that are wrong is not also told to be too short."""
+    details = error.errors(include_url=False, include_input=False)
+    places = [detail["loc"] for detail in details]
+
+    def holds_others(place: tuple[int | str, ...]) -> bool:
+        return any(len(other) > len(place) and other[: len(place)] == place for other in places)
+
+    return [_describe(detail) for detail in details if detail["type"] != "too_short" or not holds_others(detail["loc"])]
 
 
 def _describe(detail: ErrorDetails) -> str:
@@ -217,8 +240,8 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
 
 
 def _table_in(annotation: Any) -> Any:
-    """The model within `Model`, `Model | None` or `dict[str, Model]`."""
-    if typing.get_origin(annotation) in {dict, typing.Union, types.UnionType}:
+    """The model within `Model`, `Model | None`, `dict[str, Model]` or `tuple[Model, ...]`."""
+    if typing.get_origin(annotation) in {dict, tuple, typing.Annotated, typing.Union, types.UnionType}:
         for argument in typing.get_args(annotation):
             found = _table_in(argument)
             if isinstance(found, type) and issubclass(found, BaseModel):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from vrepl.config.fields import BandwidthTable, FilePath, Name, SecretTable, Table, Wait, Words
 from vrepl.config.job import JobTable
+from vrepl.config.plan import PlanTable
 
 
 class SiteTable(Table):
@@ -114,6 +115,7 @@ class Config(Table):
     defaults: dict[str, Any] = Field(default_factory=dict)
     """Keys of every job that does not say otherwise; they are in the jobs already."""
     jobs: dict[str, JobTable] = Field(default_factory=dict)
+    plans: dict[Annotated[str, Field(pattern=r"^[^/]+$")], PlanTable] = Field(default_factory=dict)
     notify: NotifyTable = Field(default_factory=NotifyTable)
     metrics: MetricsTable = Field(default_factory=MetricsTable)
     report: ReportTable = Field(default_factory=ReportTable)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from vrepl.model.selection import is_pattern
@@ -22,7 +23,7 @@ def near(name: str, known: Iterable[str]) -> str:
 
 def reference_problems(raw: Mapping[str, Any]) -> list[str]:
     """Every mistake between tables, as `key path: what`."""
-    sites, proxies, jobs = (_tables(raw, key) for key in ("sites", "proxies", "jobs"))
+    sites, proxies, jobs, plans = (_tables(raw, key) for key in ("sites", "proxies", "jobs", "plans"))
     problems: list[str] = []
     for name, proxy in proxies.items():
         for site in _names(proxy.get("sites")):
@@ -35,6 +36,8 @@ def reference_problems(raw: Mapping[str, Any]) -> list[str]:
                 problems.append(f'jobs.{name}.{side}: there is no site "{wanted}"{near(wanted, sites)}')
         problems += _proxy_problems(f"jobs.{name}.proxy", job, sites, proxies)
     problems += _replica_problems(jobs)
+    for name, plan in plans.items():
+        problems += _plan_problems(f"plans.{name}", plan, jobs)
     return problems
 
 
@@ -94,6 +97,38 @@ def _replica_problems(jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
                     f'"{before[1]}"; a second replica takes a configuration with a repository of its own'
                 )
     return problems
+
+
+def _plan_problems(path: str, plan: Mapping[str, Any], jobs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """VMs that no job replicates, or that have their replicas at several sites. Without any job nobody knows."""
+    groups = plan.get("groups")
+    if not jobs or not isinstance(groups, list):
+        return []
+    problems: list[str] = []
+    sites: dict[str, str] = {}
+    for number, group in enumerate(groups):
+        vms = group.get("vms") if isinstance(group, Mapping) else None
+        for vm in vms if isinstance(vms, list) else []:
+            name = vm.get("name") if isinstance(vm, Mapping) else vm
+            if not isinstance(name, str) or is_pattern(name):
+                continue
+            targets = {str(job.get("target")) for job in jobs.values() if _may_mean(job, name)}
+            if not targets:
+                known = [one for job in jobs.values() for one in _names(job.get("vms"))]
+                problems.append(f'{path}.groups.{number}.vms: no job replicates "{name}"{near(name, known)}')
+            elif len(targets) == 1:
+                sites.setdefault(targets.pop(), name)
+    if len(sites) > 1:
+        where = ", ".join(f'"{name}" at {site}' for site, name in sites.items())
+        problems.append(f"{path}: the replicas of one plan are at one site; here are {where}")
+    return problems
+
+
+def _may_mean(job: Mapping[str, Any], name: str) -> bool:
+    """As `JobSettings.may_mean`: a job that selects VMs by what they are may mean any."""
+    select = job.get("select")
+    selects = isinstance(select, Mapping) and any(key != "exclude" for key in select)
+    return selects or any(fnmatchcase(name, one) or name == one for one in _names(job.get("vms")))
 
 
 def _tables(raw: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:

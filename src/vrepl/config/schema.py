@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from vrepl.config.fields import BandwidthTable, SecretTable
 from vrepl.config.model import Config
+from vrepl.config.plan import PlanGroupTable
 
 WORDS: dict[str, Any] = {"type": "string"}
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -30,11 +31,14 @@ def _tell_short_forms(schema: dict[str, Any]) -> None:
             if name in SHORT_FORMS:
                 table["properties"][name] = _or_words(value)
     tables[BandwidthTable.__name__]["properties"]["windows"]["additionalProperties"] = WORDS
+    vms = tables[PlanGroupTable.__name__]["properties"]["vms"]
+    vms["items"] = _or_words(vms["items"])
     tables[SecretTable.__name__] |= {"minProperties": 1, "maxProperties": 1}
 
 
 SHORT_FORMS = frozenset(
     {"rpo", "audit", "limit", "bandwidth", "command", "on_finish", "proxy", "host_pre_freeze", "host_post_thaw"}
+    | {"delay", "gates", "gate_timeout", "before", "after", "script_timeout"}
 )
 """Keys that take text for what is a number, a list or a table."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 from vrepl.config.fields import BandwidthTable, SecretTable
 from vrepl.config.model import Config
+from vrepl.config.plan import PlanTable
 from vrepl.config.units import format_rate
 
 
@@ -25,6 +27,8 @@ def effective(config: Config) -> dict[str, Any]:
             del values["jobs"][name]["proxy"]
             if job.proxy.source is not None:
                 values["jobs"][name]["proxy"] = job.proxy.source
+    for name, plan in config.plans.items():
+        values["plans"][name] = _plan(plan, values["plans"][name])
     notify = config.notify
     if notify.on_finish is not None:
         values["notify"]["on_finish"] = _masked(notify.on_finish)
@@ -37,6 +41,29 @@ def effective(config: Config) -> dict[str, Any]:
 def _secret(table: SecretTable) -> dict[str, Any]:
     reference = table.reference()
     return {reference.kind: _masked(reference.value) if reference.kind == "command" else reference.value[0]}
+
+
+def _plan(plan: PlanTable, values: dict[str, Any]) -> dict[str, Any]:
+    """With its commands masked, those of gates as well."""
+
+    def masked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: _gates(item) if key == "gates" else masked(item) for key, item in value.items()}
+        return [masked(item) for item in value] if isinstance(value, list) else value
+
+    made: dict[str, Any] = masked(values)
+    for key, command in (("before", plan.before), ("after", plan.after)):
+        if command is not None:
+            made[key] = _masked(command)
+    return made
+
+
+def _gates(texts: list[str]) -> list[str]:
+    kinds = [(text, *text.partition(":")) for text in texts]
+    return [
+        f"script:{shlex.join(_masked(tuple(shlex.split(rest))))}" if kind == "script" else text
+        for text, kind, _, rest in kinds
+    ]
 
 
 def _masked(command: tuple[str, ...]) -> list[str]:
@@ -54,7 +81,7 @@ def to_toml(values: dict[str, Any]) -> str:
     """TOML text of plain values: tables of tables get headers, small tables stay in their line."""
     lines: list[str] = []
     for name, table in values.items():
-        if all(isinstance(value, dict) for value in table.values()) and name in {"sites", "proxies", "jobs"}:
+        if all(isinstance(value, dict) for value in table.values()) and name in {"sites", "proxies", "jobs", "plans"}:
             for key, inner in table.items():
                 lines += _table(f"{name}.{_key(key)}", inner)
         else:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from vrepl.model.selection import is_pattern
+
+POWER_ONS_PER_HOST = 4
+"""Power-ons under way at one ESXi host, where nothing else is said."""
+GATE_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatGate:
     """VMware Tools of the VM report a green heartbeat."""
 
-    within: float = 300.0
+    within: float = GATE_SECONDS
     """Seconds after power-on."""
+    kind: Literal["heartbeat"] = "heartbeat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +28,8 @@ class PortGate:
     """The VM takes connections on a TCP port, at the address that its guest reports."""
 
     port: int
-    within: float = 300.0
+    within: float = GATE_SECONDS
+    kind: Literal["port"] = "port"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +37,30 @@ class ScriptGate:
     """A command on the machine that runs vrepl ends with 0; it is asked again until then."""
 
     command: tuple[str, ...]
-    within: float = 300.0
+    within: float = GATE_SECONDS
+    kind: Literal["script"] = "script"
 
 
 Gate = HeartbeatGate | PortGate | ScriptGate
 
 
+class OnGateFailure(StrEnum):
+    """What becomes of the rest of a plan when a VM of it does not come up."""
+
+    STOP = "stop"
+    CONTINUE = "continue"
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedVm:
-    """One VM of a group."""
+    """One VM of a group, or those that a pattern means."""
 
     name: str
+    """Of the source VM."""
     delay: float = 0.0
     """Seconds from the beginning of its group until it is powered on."""
-    gate: Gate | None = None
-    """None: powered on is enough."""
+    gates: tuple[Gate, ...] = ()
+    """It is there once each has let it pass; none: powered on is enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +73,46 @@ class PlanGroup:
 
 @dataclass(frozen=True, slots=True)
 class FailoverPlan:
-    """`[plans.NAME]` of the configuration; each replica also carries its own part of it."""
+    """`[plans.NAME]` of the configuration; a copy of it lies beside each of its replicas."""
 
     name: str
     groups: tuple[PlanGroup, ...]
-    power_ons_per_host: int = 4
+    power_ons_per_host: int = POWER_ONS_PER_HOST
     """Power-ons under way at one ESXi host at any time."""
     before: tuple[str, ...] = ()
     """Command on this machine before the first group; the plan ends where it fails."""
     after: tuple[str, ...] = field(default=())
     """Command on this machine once the last group is there."""
+    script_timeout: float = GATE_SECONDS
+    """Seconds that each of the two may take."""
+    on_failure: OnGateFailure = OnGateFailure.STOP
+    rank: int = 0
+    """Its place among the plans of its configuration: where all VMs are failed over, plans go in this order."""
 
     @property
     def vms(self) -> tuple[PlannedVm, ...]:
         return tuple(vm for group in self.groups for vm in group.vms)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(vm.name for vm in self.vms)
+
+    @property
+    def commands(self) -> tuple[tuple[str, ...], ...]:
+        """All that it runs on this machine."""
+        gates = (gate.command for vm in self.vms for gate in vm.gates if isinstance(gate, ScriptGate))
+        return tuple(dict.fromkeys(command for command in (self.before, *gates, self.after) if command))
 
     def group_of(self, vm: str) -> int | None:
         """Index of the VM's group; None for a VM that is not in the plan."""
         return next(
             (index for index, group in enumerate(self.groups) if any(one.name == vm for one in group.vms)), None
         )
+
+    @property
+    def has_patterns(self) -> bool:
+        """Whether it takes the names of a site's replicas to know all its VMs."""
+        return any(is_pattern(name) for name in self.names)
 
 
 def gate_text(gate: Gate) -> str:

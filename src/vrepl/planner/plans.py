@@ -1,18 +1,26 @@
 """What a failover plan does next: whom to start now, whom to ask, when to look again. Pure.
 
-A group begins when every VM of the group before is there; a VM starts its delay after that; power-ons under way are
-held to a number per host. What failed stops the plan: nothing more is started, what is under way is waited for. A plan
-that is run again goes on, since VMs that run are there as soon as their gate says so.
+A group begins when every VM of the group before is there; a VM starts its delay after that. What failed stops the
+plan (nothing more is started, what is under way is waited for), or is gone on without, as the plan says. A plan that is
+run again goes on, since VMs that run are there as soon as their gates say so. How many power-ons are under way at one
+host is not decided here: the engine holds them back where they are made, so that what comes before them goes on.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from fnmatch import fnmatchcase
 
-from vrepl.model.plans import FailoverPlan, PlannedVm
+from vrepl.model.plans import FailoverPlan, OnGateFailure, PlanGroup, PlannedVm, ScriptGate
+from vrepl.model.selection import is_pattern
+
+ALL = "all"
+"""Name of the plan that every replica of a site is failed over by."""
+REST = "the rest"
+"""Name of the group of VMs that no plan names."""
 
 
 class Stage(StrEnum):
@@ -22,9 +30,12 @@ class Stage(StrEnum):
     STARTING = "starting"
     """Failing over, up to its power-on."""
     BOOTING = "booting"
-    """Powered on; its gate has not let it pass yet."""
+    """Powered on; its gates have not let it pass yet."""
     THERE = "there"
     FAILED = "failed"
+
+
+UNDER_WAY = frozenset({Stage.STARTING, Stage.BOOTING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,7 @@ class PlanStep:
     start: tuple[str, ...] = ()
     """VMs to fail over now, in their order in the plan."""
     overdue: tuple[str, ...] = ()
-    """VMs whose gate has had its time: they have failed."""
+    """VMs whose gates have had their time: they have failed."""
     look_again_in: float | None = None
     """Seconds until something is due even if nothing else happens; None: only events matter."""
     ended: bool = False
@@ -56,47 +67,128 @@ def next_step(
     plan: FailoverPlan,
     progress: Mapping[str, Progress],
     began: Mapping[int, float],
-    hosts: Mapping[str, str],
     now: float,
+    running: AbstractSet[str] = frozenset(),
 ) -> PlanStep:
-    """`began`: when each group that has begun did, by its index. `hosts`: VM -> ESXi host that it starts on."""
-    stages = {vm.name: progress.get(vm.name, Progress(Stage.WAITING)) for vm in plan.vms}
+    """`began`: when each group that has begun did, by its index. `running`: VMs that run already, and know no delay."""
+    stages = {vm.name: progress.get(vm.name, WAITING) for vm in plan.vms}
     overdue = tuple(vm.name for vm in plan.vms if _is_overdue(vm, stages[vm.name], now))
-    failed = tuple(name for name, one in stages.items() if one.stage is Stage.FAILED) + overdue
-    under_way = [
-        name for name, one in stages.items() if one.stage in {Stage.STARTING, Stage.BOOTING} and name not in overdue
-    ]
+    failed = tuple(name for name, one in stages.items() if one.stage is Stage.FAILED or name in overdue)
     times = [
-        stages[vm.name].since + vm.gate.within - now
+        stages[vm.name].since + _patience(vm) - now
         for vm in plan.vms
-        if vm.gate is not None and stages[vm.name].stage is Stage.BOOTING and vm.name not in overdue
+        if vm.gates and stages[vm.name].stage is Stage.BOOTING and vm.name not in overdue
     ]
-    if failed:
-        return PlanStep(overdue=overdue, look_again_in=min(times, default=None), ended=not under_way, stopped_by=failed)
-    group = current_group(plan, progress)
+    if failed and plan.on_failure is OnGateFailure.STOP:
+        going = any(one.stage in UNDER_WAY for name, one in stages.items() if name not in overdue)
+        return PlanStep(overdue=overdue, look_again_in=min(times, default=None), ended=not going, stopped_by=failed)
+    given_up = dict.fromkeys(overdue, Progress(Stage.FAILED, now))
+    group = current_group(plan, {**progress, **given_up})
     if group is None:
-        return PlanStep(ended=True)
-    busy = Counter(hosts.get(name, "") for name, one in stages.items() if one.stage is Stage.STARTING)
+        return PlanStep(overdue=overdue, ended=True)
     start: list[str] = []
     for vm in plan.groups[group].vms:
         if stages[vm.name].stage is not Stage.WAITING:
             continue
-        due = began.get(group, now) + vm.delay - now
+        due = 0.0 if vm.name in running else began.get(group, now) + vm.delay - now
         if due > 0:
             times.append(due)
-        elif busy[hosts.get(vm.name, "")] < plan.power_ons_per_host:
-            busy[hosts.get(vm.name, "")] += 1
+        else:
             start.append(vm.name)
-    return PlanStep(start=tuple(start), look_again_in=min(times, default=None))
+    return PlanStep(start=tuple(start), overdue=overdue, look_again_in=min(times, default=None))
 
 
 def current_group(plan: FailoverPlan, progress: Mapping[str, Progress]) -> int | None:
-    """Index of the first group that is not all there; None: all are."""
+    """Index of the first group with VMs that are neither there nor, where the plan goes on without them, given up."""
+    settled = {Stage.THERE} | ({Stage.FAILED} if plan.on_failure is OnGateFailure.CONTINUE else set())
     for index, group in enumerate(plan.groups):
-        if any(progress.get(vm.name, Progress(Stage.WAITING)).stage is not Stage.THERE for vm in group.vms):
+        if any(progress.get(vm.name, WAITING).stage not in settled for vm in group.vms):
             return index
     return None
 
 
+WAITING = Progress(Stage.WAITING)
+
+
+def _patience(vm: PlannedVm) -> float:
+    return max(gate.within for gate in vm.gates)
+
+
 def _is_overdue(vm: PlannedVm, progress: Progress, now: float) -> bool:
-    return vm.gate is not None and progress.stage is Stage.BOOTING and now - progress.since >= vm.gate.within
+    return bool(vm.gates) and progress.stage is Stage.BOOTING and now - progress.since >= _patience(vm)
+
+
+# -- which VMs a plan means -----------------------------------------------------------------------------------------
+
+
+def resolved(plan: FailoverPlan, known: Iterable[str]) -> FailoverPlan:
+    """The plan with names of VMs in the place of patterns.
+
+    `known`: the source VMs of all replicas. A VM is in the group that names it, else in the first one with a pattern
+    that means it. A name that is not known stays: that it has no replica is told when its turn comes. A group without
+    a VM is left out.
+    """
+    free = dict.fromkeys(known)
+    for name in plan.names:
+        free.pop(name, None)
+    groups: list[PlanGroup] = []
+    for group in plan.groups:
+        vms: list[PlannedVm] = []
+        for vm in group.vms:
+            if not is_pattern(vm.name):
+                vms.append(vm)
+                continue
+            for name in [name for name in free if fnmatchcase(name, vm.name)]:
+                del free[name]
+                vms.append(replace(vm, name=name))
+        if vms:
+            groups.append(replace(group, vms=tuple(vms)))
+    return replace(plan, groups=tuple(groups))
+
+
+def narrowed(plan: FailoverPlan, names: AbstractSet[str]) -> FailoverPlan:
+    """The plan with only these of its VMs."""
+    groups = (replace(group, vms=tuple(vm for vm in group.vms if vm.name in names)) for group in plan.groups)
+    return replace(plan, groups=tuple(group for group in groups if group.vms))
+
+
+def plan_of_all(plans: Sequence[FailoverPlan], known: Sequence[str]) -> FailoverPlan:
+    """One plan of every replica of a site: the plans one after another, then what none of them names.
+
+    A VM that several plans have is in the group of the first one. Only VMs that are known are in it; scripts before and
+    after belong to their own plans alone, and are left out. The tightest limit of power-ons counts, and what stops any
+    of the plans stops them all.
+    """
+    left = dict.fromkeys(known)
+    groups: list[PlanGroup] = []
+    for plan in sorted(plans, key=lambda one: (one.rank, one.name)):
+        for group in narrowed(resolved(plan, known), left.keys()).groups:
+            groups.append(replace(group, name=f"{plan.name}/{group.name}"))
+            for vm in group.vms:
+                del left[vm.name]
+    if left:
+        groups.append(PlanGroup(REST, tuple(PlannedVm(name) for name in left)))
+    stops = not plans or any(plan.on_failure is OnGateFailure.STOP for plan in plans)
+    whole = FailoverPlan(ALL, tuple(groups), on_failure=OnGateFailure.STOP if stops else OnGateFailure.CONTINUE)
+    return whole if not plans else replace(whole, power_ons_per_host=min(one.power_ons_per_host for one in plans))
+
+
+def without_commands(plan: FailoverPlan) -> FailoverPlan:
+    """The plan as it runs where none of its commands may be run on this machine."""
+    groups = tuple(
+        replace(
+            group,
+            vms=tuple(
+                replace(vm, gates=tuple(gate for gate in vm.gates if not isinstance(gate, ScriptGate)))
+                for vm in group.vms
+            ),
+        )
+        for group in plan.groups
+    )
+    return replace(plan, groups=groups, before=(), after=())
+
+
+def left_alone(plan: FailoverPlan, chosen: AbstractSet[str]) -> tuple[str, ...]:
+    """VMs of the plan that a failover of only some of it leaves out; none where it touches none, or all."""
+    left = tuple(name for name in plan.names if name not in chosen)
+    return left if len(left) < len(plan.names) else ()
