@@ -36,6 +36,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
+from vrepl.model.addresses import GuestNetwork
 from vrepl.model.guests import GuestLogin, GuestProcess, ProgramEnd, Script
 from vrepl.model.selection import Candidate
 from vrepl.ports import DiskAddress, SiteConnection
@@ -137,6 +138,8 @@ class MemoryVm:
     heartbeat: str = "green"
     """Once it is powered on."""
     address: str = ""
+    guest: GuestNetwork | None = None
+    """What its Tools report while it runs."""
     files: dict[str, bytes] = field(default_factory=dict)
     """Beside it on its datastore: what no revert takes back."""
 
@@ -311,7 +314,8 @@ class MemorySite:
         pass
 
     def read_vm_at_rest(self, vm_ref: str) -> VirtualMachine:
-        return self.read_vm(vm_ref)
+        vm = self._vm(vm_ref)
+        return replace(self.read_vm(vm_ref), guest=vm.guest if vm.power is PowerState.ON else None)
 
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
         self._call("read_snapshot")

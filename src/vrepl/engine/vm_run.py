@@ -14,6 +14,7 @@ from vrepl.engine.crossing import Crossing
 from vrepl.engine.deciding import find_changes
 from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute, DiskMove
 from vrepl.engine.failover.guard import Ready, replica_ready, undo_overdue
+from vrepl.engine.failover.settings import keep_settings
 from vrepl.engine.gate import snapshot_demand
 from vrepl.engine.guest_freeze import GuestScripts, guest_frozen, thaw_after_the_dead
 from vrepl.engine.holding import replica_held
@@ -28,7 +29,7 @@ from vrepl.engine.recovery import Original, Seen, forget_lost_restore_points
 from vrepl.engine.sealing import prune, seal
 from vrepl.engine.source_snapshot import TakenSnapshot, snapshot_window, temporary_snapshot
 from vrepl.engine.vm_work import VmWork
-from vrepl.errors import RESUME_HINT, CbtError, NoSpaceError, NotFoundError, UsageError
+from vrepl.errors import RESUME_HINT, CbtError, NoSpaceError, NotFoundError, UsageError, VreplError
 from vrepl.model import Datastore, DiskPoint, Quiesce, ReplicaRecord, RestorePoint, Side, VirtualMachine
 from vrepl.planner.knowledge import ReplicaKnowledge
 from vrepl.planner.vm import ReplicaAction, VmPlan, plan_vm
@@ -158,11 +159,20 @@ class VmRun:
                 ready.check()
                 self._seal(folder, replica, taken, moves, crossing, ready)
             audit.settle(moves, taken.point_id)
+            work.enter("settings for a failover", even_when_stopped=True)
+            self._keep_settings(folder, plan.vm, replica.vm)
             work.enter("retention", even_when_stopped=True)
             if known.lost_restore_points:
                 forget_lost_restore_points(folder, context.target.read_vm(replica.vm.ref))
             self._prune(folder, replica.vm.ref, folder.restore_points())
             self._consolidate_in_the_end(plan.vm)
+
+    def _keep_settings(self, folder: ReplicaFolder, source: VirtualMachine, replica: VirtualMachine) -> None:
+        """Not worth a failed run: the restore point is sealed."""
+        try:
+            keep_settings(self._context, folder, source, replica)
+        except VreplError as error:
+            self._work.note(f"what a failover needs to know could not be kept beside the replica: {error.message}")
 
     def _prepare_replica(self, folder: ReplicaFolder, plan: VmPlan, known: ReplicaKnowledge) -> PreparedReplica:
         if plan.action is ReplicaAction.UPDATE and known.replica is not None:

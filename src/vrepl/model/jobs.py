@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
+from vrepl.model.addresses import FailoverPolicy
 from vrepl.model.guests import GuestPolicy
 from vrepl.model.replicas import ReplicaPlacement
 from vrepl.model.selection import Selection, is_pattern
@@ -122,6 +123,7 @@ class JobSettings:
     quiesce: Quiesce = Quiesce.PREFER
     enable_cbt: EnableCbt = EnableCbt.ALWAYS
     guest: GuestPolicy = field(default_factory=GuestPolicy)
+    failover: FailoverPolicy = field(default_factory=FailoverPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     source_modes: tuple[TransportMode, ...] = DEFAULT_MODES
     target_modes: tuple[TransportMode, ...] = DEFAULT_MODES

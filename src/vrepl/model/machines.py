@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vrepl.extents import Extent
+from vrepl.model.addresses import GuestNetwork
 
 
 class PowerState(StrEnum):
@@ -156,6 +157,8 @@ class VirtualMachine:
     devices_left_behind: tuple[str, ...] = ()
     """What a guest can feel and no replica gets, such as `PCI passthrough device`; each kind once."""
     virtual_tpm: bool = False
+    guest: GuestNetwork | None = None
+    """What its guest reports; None where it reports nothing, and in reads that do not ask (only one "at rest" does)."""
     extra_config: Mapping[str, str] = field(default_factory=dict)
     """Only the `vrepl.*` keys."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vrepl.model import ReplicaState
 from vrepl.model.failover import FailoverRecord
+from vrepl.model.failover_settings import FailoverSettings
 from vrepl.model.failover_tests import FailoverTest, ReplicaTests
 from vrepl.repository.documents import DamagedError, DocumentType
 
@@ -17,6 +18,8 @@ FAILOVER_DOCUMENT = DocumentType(FailoverRecord)
 FILE = "failover.json"
 TESTS_DOCUMENT = DocumentType(ReplicaTests)
 TESTS_FILE = "failover-tests.json"
+SETTINGS_DOCUMENT = DocumentType(FailoverSettings)
+SETTINGS_FILE = "failover-settings.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +61,13 @@ def save_tests(folder: ReplicaFolder, tests: ReplicaTests) -> None:
 def read_tests(folder: ReplicaFolder) -> ReplicaTests | None:
     """None: it was never tested. Raises as `read_failover`."""
     return TESTS_DOCUMENT.read(folder.path / TESTS_FILE)
+
+
+def save_settings(folder: ReplicaFolder, settings: FailoverSettings) -> None:
+    """What lies beside the replica, so that a run knows it without asking."""
+    SETTINGS_DOCUMENT.write(folder.path / SETTINGS_FILE, settings)
+
+
+def read_settings(folder: ReplicaFolder) -> FailoverSettings | None:
+    """None: no run has written them yet. Raises as `read_failover`."""
+    return SETTINGS_DOCUMENT.read(folder.path / SETTINGS_FILE)

@@ -6,12 +6,14 @@ import difflib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vrepl.errors import NotFoundError, VreplError
 from vrepl.model import Snapshot, SnapshotState, VirtualMachine
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim
+from vrepl.vsphere.guest_network import GUEST_PATHS, guest_network
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.translation import (
     VM_PATHS,
@@ -97,13 +99,13 @@ class Inventory:
         return vms[0]
 
     def read_vm_and_tasks(self, vm_ref: str) -> tuple[VirtualMachine | None, list[collector.Found]]:
-        """The VM, None if it is gone, and its recent tasks with their states, in one call."""
+        """The VM with what its guest reports (None: gone), and its recent tasks with their states, in one call."""
         vm = self._session.object(vim.VirtualMachine, vm_ref)
-        wanted = {vim.VirtualMachine: VM_PATHS, vim.Task: ["info.state"]}
+        wanted = {vim.VirtualMachine: [*VM_PATHS, *GUEST_PATHS], vim.Task: ["info.state"]}
         found = collector.along(self._session, vm, "recentTask", wanted)
         own = [one for one in found if one.ref == vm_ref]
         names = self.names_for(own)
-        read = [virtual_machine(one.ref, one.values, names) for one in own]
+        read = [replace(virtual_machine(one.ref, one.values, names), guest=guest_network(one.values)) for one in own]
         return (read[0] if read else None), [one for one in found if one.ref != vm_ref]
 
     def read_vms(self, vm_refs: Sequence[str]) -> list[VirtualMachine]:

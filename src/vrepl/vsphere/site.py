@@ -6,6 +6,7 @@ import datetime as dt
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vrepl.model import (
@@ -165,7 +166,8 @@ class VsphereSite:
         # What has ended just now may be missing in what was read of the VM in the same call.
         if running_among(tasks):
             self.wait_for_tasks(vm_ref)
-        return self._inventory.read_vm(vm_ref)
+        now = self._inventory.read_vm(vm_ref)
+        return now if vm is None else replace(now, guest=vm.guest)
 
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
         return self._inventory.read_snapshot(snapshot_ref)

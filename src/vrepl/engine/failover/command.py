@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vrepl.engine.context import FailoverContext
 from vrepl.engine.failover.driver import FailoverDriver
 from vrepl.engine.failover.replicas import FoundReplica, find_replicas
+from vrepl.engine.failover.settings import ReplicaSettings
 from vrepl.engine.failover.standing import names_of, standing_clones
 from vrepl.engine.failover.states import ReplicaStates
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import LockedError, VreplError
 from vrepl.model import SnapshotState, VirtualMachine
-from vrepl.model.failover import Commit, FailoverRecord, Wish
+from vrepl.model.failover import Commit, FailoverRecord, Start, Wish
 from vrepl.report.failover import FailoverReport, FailoverVm
 from vrepl.repository.failover import save_failover
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -44,12 +45,14 @@ class Failovers:
     shutdown_seconds: float = 300.0
     power_ons_per_host: int = POWER_ONS_PER_HOST
     states: ReplicaStates = field(init=False)
+    settings: ReplicaSettings = field(init=False)
     _hosts: dict[str, threading.Semaphore] = field(init=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         services = self.context.services
         self.states = ReplicaStates(self.context.target, f"{services.new_id()}{services.new_id()}")
+        self.settings = ReplicaSettings(self.context.target)
 
     def find(self) -> list[FoundReplica]:
         """Every replica at the target."""
@@ -82,10 +85,11 @@ class Failovers:
             last[0] = self.states.read(replica.vm) or replica.never_failed_over
             folder = self._folder(last[0])
             driver = self._driver(replica, work, folder, last)
+            wanted = self._as_settings_say(replica, wish, work)
             if isinstance(wish, Commit):  # nothing else minds a test
                 driver.tests = lambda: names_of(standing_clones(self.context.target, replica.vm))
-            with self._held(driver, folder, replica, last, wish):
-                last[0], _ = driver.go(replica.vm.ref, last[0], wish)
+            with self._held(driver, folder, replica, last, wanted):
+                last[0], _ = driver.go(replica.vm.ref, last[0], wanted)
 
         outcome = work.outcome(go)
         record = last[0]
@@ -99,6 +103,17 @@ class Failovers:
             error=outcome.error,
             notes=work.notes,
         )
+
+    def _as_settings_say(self, replica: FoundReplica, wish: Wish, work: VmWork) -> Wish:
+        """What the operator leaves open is as the job wants it, whose word lies beside the replica."""
+        if not isinstance(wish, Start) or wish.networks:
+            return wish
+        try:
+            settings = self.settings.read(replica.vm)
+        except VreplError as error:
+            work.note(f"what the job says of failovers cannot be read beside the replica: {error.message}")
+            return wish
+        return replace(wish, networks=settings.policy.networks) if settings is not None else wish
 
     def _driver(
         self, replica: FoundReplica, work: VmWork, folder: ReplicaFolder | None, last: list[FailoverRecord]
