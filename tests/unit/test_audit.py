@@ -210,6 +210,32 @@ def _newest(world: World) -> str:
     return folder_of(world).restore_points()[-1].id
 
 
+def test_an_alarm_looks_for_what_else_was_missed(world: World) -> None:
+    """The older lie lies where the audit comes by later: the points that it made wrong are doubtful all the same."""
+    for _ in range(8):
+        run(world)  # the audit begins its disk anew
+    miss(world, 38)
+    run(world)
+    miss(world, 20)
+    for _ in range(11):
+        report = run(world)
+        if report.alarm:
+            break
+    assert report.audit is not None
+    assert report.audit.bytes_missed == 2 * GRAIN
+    assert any(f"{2 * GRAIN} bytes" in note for note in report.notes)
+    assert equal(world)
+    folder = folder_of(world)
+    truth = {20: source(world).disks[0].disk.content()[20 * GRAIN], 38: 250}
+    missed_38 = {
+        point.id
+        for point in folder.restore_points()[12:-1]
+        if world.restore_point_contents()[point.id][0][38 * GRAIN] != truth[38]
+    }
+    assert missed_38
+    assert all(folder.doubt(name) is not None for name in missed_38)
+
+
 def test_what_a_guest_gave_back_is_no_alarm_and_is_settled(world: World) -> None:
     world.source.cbt_misses = lambda index, offset: True
     world.source.guest_unmap(source(world), 0, Extent(3 * GRAIN, 2 * GRAIN))
@@ -321,6 +347,21 @@ def test_verify_source_tells_what_it_did_not_judge(world: World) -> None:
     found = verify_source(world)
     assert found.result is Result.SUCCESS
     assert found.disks[0].bytes_not_judged > 0
+
+
+def test_what_changed_since_is_neither_judged_nor_taken_for_audited(world: World) -> None:
+    world.source.guest_write(source(world), 0, 25 * GRAIN, b"told" * 16384)
+    found = verify_source(world)
+    assert found.result is Result.SUCCESS
+    assert found.disks[0].bytes_changed == 2 * GRAIN, "and grain 30, which the last run left behind"
+    assert found.disks[0].not_judged_extents == [(25 * GRAIN, GRAIN), (30 * GRAIN, GRAIN)]
+    json = found.to_json()["disks"][0]
+    assert json["not_judged_extents"][0] == {"offset": 25 * GRAIN, "length": GRAIN}
+    audit = read_audit_book(folder_of(world).path)[0].disks[2000]
+    newest = folder_of(world).restore_points()[-1].id
+    audited = [Extent(part.offset, part.length) for part in audit.parts if part.restore_point_id == newest]
+    assert subtract([Extent(0, CAPACITY)], audited) == [Extent(25 * GRAIN, GRAIN), Extent(30 * GRAIN, GRAIN)]
+    assert not due_part(audit, 10 * DAY, world.clock.now), "the whole pass counts for the audit within runs"
 
 
 def test_verify_source_says_where_change_tracking_tells_nothing(world: World) -> None:

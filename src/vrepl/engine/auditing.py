@@ -105,22 +105,37 @@ class RunAudit:
         report.bytes_recorded += total(found.unknown)
         report.bytes_zeroed += total(found.zeroed)
         if found.missed:
-            return self._alarm(move, audit, found)
+            return self._alarm(move, audit, part, found)
         settled = union(found.unknown, found.zeroed)
         if settled:
             regions = union(move.regions, align(settled, GRAIN, capacity))
             return replace(move, regions=regions)
         return move
 
-    def _alarm(self, move: DiskMove, audit: DiskAudit, found: Finding) -> DiskMove:
+    def _doubt(self, move: DiskMove, audit: DiskAudit, missed: Sequence[Extent]) -> list[str]:
+        now = self.context.services.clock()
+        return doubt(self.folder, self.points, move.key, move.read_disk, audit, missed, now)
+
+    def _alarm(self, move: DiskMove, audit: DiskAudit, part: Sequence[Extent], found: Finding) -> DiskMove:
         disk = move.read_disk
         assert self.report is not None
-        self.report.bytes_missed += total(found.missed)
-        names = doubt(self.folder, self.points, move.key, disk, audit, found.missed, self.context.services.clock())
+        doubtful = set(self._doubt(move, audit, found.missed))
+        # Who lied once is not believed elsewhere: what else was missed decides which restore points are doubtful.
+        # A comparison does not tell, for it writes what was missed beside what change tracking did tell.
+        rest = align(subtract([Extent(0, disk.capacity)], union(move.regions, part)), GRAIN, disk.capacity)
+        more = read_part(self.context, move.read_vm, move.read_snapshot, disk, move.parent_digests, rest)
+        self.report.bytes_read += more.bytes_read
+        self.report.bytes_zeroed += total(more.zeroed)
+        self.report.bytes_recorded += total(more.unknown)
+        if more.missed:
+            doubtful |= set(self._doubt(move, audit, more.missed))
+        missed = union(found.missed, more.missed)
+        self.report.bytes_missed += total(missed)
+        names = [point.id for point in self.points if point.id in doubtful]
         self.report.doubtful += [name for name in names if name not in self.report.doubtful]
         reason = "the audit found changes that change tracking had missed"
         self.note(
-            f"{disk.title}: {reason} ({total(found.missed)} bytes, the first at {found.missed[0].offset}): the whole "
+            f"{disk.title}: {reason} ({total(missed)} bytes, the first at {missed[0].offset}): the whole "
             f"disk is compared, and these restore points are doubtful: {', '.join(names) or 'none'}"
         )
         last = self.points[-1]

@@ -20,9 +20,9 @@ from vrepl.engine.recovery import Original
 from vrepl.engine.source_snapshot import temporary_snapshot
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotFoundError, NotReadyError, VerificationError
-from vrepl.extents import GRAIN, Extent, align, intersect, subtract, total
+from vrepl.extents import GRAIN, Extent, align, intersect, subtract, total, union
 from vrepl.model import DiskPoint, Quiesce, RestorePoint, Side, SnapshotState, VirtualMachine
-from vrepl.planner.audit import after_whole
+from vrepl.planner.audit import after_reading
 from vrepl.planner.tracking import tracking_break
 from vrepl.report.model import Result
 from vrepl.report.verification import DiskVerification, VmVerification
@@ -118,7 +118,8 @@ def _verify_disk(
     changed = changed_extents(
         lambda start: context.source.changed_areas(vm.ref, state.ref, disk.key, start, since), disk.capacity
     )
-    unchanged = subtract([Extent(0, disk.capacity)], align(changed, GRAIN, disk.capacity))
+    changed = align(changed, GRAIN, disk.capacity)
+    unchanged = subtract([Extent(0, disk.capacity)], changed)
     part = _sampled(unchanged, disk.capacity, sample, random.Random(f"{context.run_id} {disk.key}"))  # noqa: S311
     services.events.disk_started(vm.name, point.index, disk.title, "verify", "what change tracking calls unchanged")
     found = read_part(context, vm, state, disk, digests, part)
@@ -127,9 +128,12 @@ def _verify_disk(
     now = services.clock()
     if found.missed:
         doubt(folder, points, disk.key, disk, audit, found.missed, now)
-    elif part == unchanged and not found.unknown and not found.zeroed:
-        whole = after_whole(disk.capacity, audit, now, points[-1].id)
-        write_audit_book(folder.path, replace(book, disks={**book.disks, disk.key: whole}))
+    else:
+        judged = subtract(part, union(found.unknown, found.zeroed))
+        noted = after_reading(disk.capacity, audit, judged, points[0].time, points[-1].id)
+        if judged == unchanged:  # what changed since is read by the next run all the same
+            noted = replace(noted, paid=now, position=0)
+        write_audit_book(folder.path, replace(book, disks={**book.disks, disk.key: noted}))
     return DiskVerification(
         index=point.index,
         label=point.label,
@@ -138,6 +142,8 @@ def _verify_disk(
         bad_extents=[(extent.offset, extent.length) for extent in found.missed],
         bytes_zeroed=total(found.zeroed),
         bytes_not_judged=total(found.unknown),
+        bytes_changed=total(changed),
+        not_judged_extents=[(extent.offset, extent.length) for extent in union(changed, found.unknown)],
     )
 
 

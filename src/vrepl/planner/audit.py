@@ -89,6 +89,15 @@ def after_whole(capacity: int, before: DiskAudit | None, now: dt.datetime, resto
     return DiskAudit(capacity, now, 0, rounds, (AuditedPart(0, capacity, restore_point_id),))
 
 
+def after_reading(
+    capacity: int, before: DiskAudit | None, judged: Sequence[Extent], started: dt.datetime, restore_point_id: str
+) -> DiskAudit:
+    """The audit once `judged` was read out of turn and found right: what is due in turn stays due."""
+    if before is None or before.capacity != capacity:
+        before = DiskAudit(capacity, started)
+    return _noted(before, judged, restore_point_id)
+
+
 def _noted(audit: DiskAudit, part: Sequence[Extent], restore_point_id: str) -> DiskAudit:
     kept = [
         AuditedPart(left.offset, left.length, one.restore_point_id)

@@ -16,7 +16,7 @@ from vrepl.printable import printable
 from vrepl.report import format as words
 from vrepl.report.disk import DiskReport
 from vrepl.report.model import ErrorReport, Result, RunReport, VmReport
-from vrepl.report.verification import VerifyReport
+from vrepl.report.verification import DiskVerification, VerifyReport
 
 STYLES = {
     Result.SUCCESS: "green",
@@ -249,5 +249,19 @@ def show_verification(out: Console, report: VerifyReport) -> None:
             )
     out.print(figures)
     for vm in report.vms:
+        for disk in vm.disks:
+            if said := _not_judged(disk):
+                line(out, f"{vm.name}, {disk.label}: {said}")
         if vm.error is not None:
             show_error(out, vm.name, vm.error)
+
+
+def _not_judged(disk: DiskVerification) -> str:
+    """What a verification against the source can say neither good nor bad of; empty where that is nothing."""
+    parts = (
+        (disk.bytes_changed, "changed at the source since (the next run brings it)"),
+        (disk.bytes_not_judged, "without a sure digest"),
+        (disk.bytes_zeroed, "zeros now, and not then (a guest may have given it back)"),
+    )
+    said = [f"{words.size(size)} {why}" for size, why in parts if size]
+    return f"not judged: {'; '.join(said)}" if said else ""

@@ -25,6 +25,10 @@ class DiskVerification:
     """Against the source: reads as zeros now, and did not (a guest may have given it back); no difference."""
     bytes_not_judged: int = 0
     """Against the source: has no sure digest."""
+    bytes_changed: int = 0
+    """Against the source: change tracking calls it changed since, so it was not read; the next run brings it."""
+    not_judged_extents: list[tuple[int, int]] = field(default_factory=list)
+    """(offset, length) in bytes of both: nothing is said of the restore point there."""
 
     def to_json(self) -> Json:
         return {
@@ -36,6 +40,8 @@ class DiskVerification:
             "mode": self.mode,
             "bytes_zeroed": self.bytes_zeroed,
             "bytes_not_judged": self.bytes_not_judged,
+            "bytes_changed": self.bytes_changed,
+            "not_judged_extents": [{"offset": offset, "length": length} for offset, length in self.not_judged_extents],
             "seconds": None if self.seconds is None else round(self.seconds, 3),
         }
 
