@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
+from tests.support.pages import PAGES, ROOT, Block, blocks_of
 from vrepl.cli import COMMANDS, main
 from vrepl.config import parse
 from vrepl.config.fields import SecretTable
 from vrepl.config.job import GuestTable, JobTable
-from vrepl.config.model import ProxyTable, RepositoryTable, SiteTable, VddkTable
+from vrepl.config.model import Config, ProxyTable, RepositoryTable, SiteTable, VddkTable
 from vrepl.config.plan import PlanGroupTable, PlannedVmTable, PlanTable
+from vrepl.config.show import to_toml
 from vrepl.vsphere.privileges import NEEDS, Role
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 
@@ -34,12 +37,6 @@ def test_the_page_lists_the_privileges_that_check_asks_for() -> None:
 
 
 ROLES = (Role.SOURCE, Role.TARGET, Role.HOTADD_PROXY)
-
-
-def test_the_readmes_configuration_is_valid() -> None:
-    lines = README[README.index("    [sites.prod]") : README.index("**4. Check")]
-    text = "\n".join(line.removeprefix("    ") for line in lines.splitlines())
-    assert set(parse(text, "README.md", Path("/")).jobs) == {"web"}
 
 
 @pytest.mark.parametrize(
@@ -72,14 +69,11 @@ def test_every_command_stands_in_the_readme() -> None:
             assert all(inner in commands for inner in command.commands), name
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMAND = re.compile(r"^ {4,}(?:\.venv/bin/|/usr/local/bin/)?vrepl +(.+)$", re.M)
-
-
 def command_lines() -> list[str]:
-    """Every line of a block that begins with `vrepl`, without the words beside it."""
-    found = [line for page in PAGES for line in COMMAND.findall(page.read_text(encoding="utf-8"))]
-    return sorted({re.split(r" {2,}| *\\?$", line)[0].strip() for line in found})
+    """Every line of a block that calls vrepl, without what is around it."""
+    lines = [line for page in PAGES for block in blocks_of(page) for line in block.commands]
+    found = [re.match(r"(?:\w+=\S+ )*(?:[\w./-]*/)?vrepl +([^>|#]+)", line) for line in lines]
+    return sorted({match[1].strip() for match in found if match})
 
 
 @pytest.mark.parametrize("line", command_lines())
@@ -96,3 +90,40 @@ def test_every_command_of_the_pages_is_one(line: str) -> None:
         context = inner.make_context(name, left, parent=context)
         command = inner
     assert command is not main
+
+
+WEB = {"source": "prod", "target": "dr", "vms": ["web-01", "db-01"], "target_datastore": "dr-vmfs-01"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_is_typed_by_a_test_or_says_why_not(page: Path) -> None:
+    """tests/live types the commands of docs/*.md and README on a lab; what belongs into the configuration is valid."""
+    for block in blocks_of(page):
+        if block.not_run is None and block.is_configuration:
+            for text in alternatives(block):
+                assert valid_in_a_configuration(text), str(block)
+        else:
+            assert block.not_run or block.commands, f"{block}: neither commands nor settings; does it want a mark?"
+
+
+def alternatives(block: Block) -> list[str]:
+    """The block as one text; where its lines are ways to write one setting, each of them."""
+    keys = [line.split(" = ")[0] for line in block.lines if " = " in line and not line.startswith("[")]
+    if len(keys) == len(block.lines) > len(set(keys)):
+        return list(block.lines)
+    return ["\n".join(block.lines)]
+
+
+def valid_in_a_configuration(text: str) -> bool:
+    """Settings without a table are a job's; a table of a job that is not whole stands in one that is."""
+    told = tomllib.loads(text)
+    if not any(isinstance(value, dict) and name in Config.model_fields for name, value in told.items()):
+        told = {"jobs": {"web": told}}
+    site = {"server": "vc", "user": "u", "password": {"file": "f"}}
+    values: dict[str, Any] = {"sites": {"prod": site, "dr": site}, "repository": {"path": "r"}, "jobs": {"web": WEB}}
+    for name, table in told.items():
+        if name in {"sites", "proxies", "jobs"}:
+            base = WEB if name == "jobs" else {}
+            table = {key: {**base, **inner} for key, inner in table.items()}
+        values[name] = {**values.get(name, {}), **table}
+    return bool(parse(to_toml(values), "page", Path("/")).sites)
