@@ -175,6 +175,12 @@ SETTINGS: dict[str, Setting] = {
         "nfc_trouble",
         one_of("none", "first-certificate", "second-certificate", "told-certificate", "cut", "lie"),
     ),
+    "hotadd_delay_ms": Setting(
+        "milliseconds from a disk's HotAdd until the proxy's guest sees the device", "hotadd_delay_ms", count
+    ),
+    "hotadd_rescan": Setting(
+        "yes | no: the guest sees a device only once it has scanned its SCSI host", "hotadd_rescan", switch
+    ),
     "quiesce": Setting("ok | fail: what a quiesced snapshot ends with", "quiesce", one_of("ok", "fail")),
     "snapshot_ms": Setting("milliseconds that each snapshot task takes longer", "snapshot_ms", count),
     "task_ms": Setting("milliseconds that each task takes longer", "task_ms", count),

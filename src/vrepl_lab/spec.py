@@ -181,6 +181,7 @@ def proxy_vm() -> VmSpec:
         bios_uuid=str(uuid.uuid5(uuid.NAMESPACE_DNS, PROXY_VM)),
         cpus=2,
         memory_mib=2048,
+        extra_config={"disk.EnableUUID": "TRUE"},
     )
 
 

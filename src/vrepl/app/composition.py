@@ -280,7 +280,7 @@ def mover_settings(loaded: LoadedConfig, machine: ProxyMachine, readback: str = 
     )
     if machine.engine is DataEngine.VDDK:
         return settings
-    return replace(settings, libdir=None, engine="vrepl.nfc.engine:start", readback=readback)
+    return replace(settings, libdir=None, engine="vrepl.own_engine:start", readback=readback, sysroot=machine.sysroot)
 
 
 def local_time_of_day() -> dt.time:
@@ -292,9 +292,16 @@ def make_movers(
     loaded: LoadedConfig, route: Route, sites: Sites, local_time: Callable[[], dt.time] = local_time_of_day
 ) -> VddkMovers:
     """Data movers with the VDDK of this route's machines, held to its limits as they are at each moment."""
+    from vrepl.app.attachments import Attachments
     from vrepl.movers.pool import VddkMovers
     from vrepl.transport.rates import tightest
 
+    attachments = Attachments(
+        sites,
+        lambda name: route.machine(name).sysroot,
+        lambda name: proxy_machine(loaded, name or None).sysroot,
+        lambda: open_repository(loaded).id,
+    )
     return VddkMovers(
         lambda name: sites(name).connection(),
         lambda name: mover_settings(loaded, route.machine(name), route.readback),
@@ -302,6 +309,7 @@ def make_movers(
         pair=route.parted,
         bandwidth=lambda: tightest(route.limits, local_time()),
         tickets=lambda request: sites(request.site).nfc_ticket(request.vm_ref, request.path, writable=request.writable),
+        attachments=attachments,
     )
 
 

@@ -1,6 +1,6 @@
 """What opens disks in a data mover, as a Protocol: VDDK, or an engine of vrepl's own. One engine a process.
 
-An engine is a module-level function `start(settings, log, tickets) -> DiskEngine`, named to the worker as
+An engine is a module-level function `start(settings, log, tickets, desk) -> DiskEngine`, named to the worker as
 `package.module:name`, so that a mover imports the one that it is told to and nothing of the others: VDDK and the
 system's OpenSSL cannot share a process. All methods are called from the mover's main thread, which owns what they open.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vrepl.ports import DiskAddress, SiteConnection, TicketSource
+from vrepl.ports import ControlDesk, DiskAddress, SiteConnection, TicketSource
 from vrepl.transport.disk import DiskWriter
 
 Log = Callable[[str, str], None]
@@ -42,6 +42,8 @@ class EngineSettings:
     """NFC buffers per disk."""
     readback: str = "sample"
     """How much of what an engine of vrepl's own wrote is read back: `sample` or `all`."""
+    sysroot: Path = Path("/")
+    """Under which this machine's `dev` and `sys` lie."""
 
 
 class DiskEngine(Protocol):
@@ -71,5 +73,6 @@ class DiskEngine(Protocol):
         ...
 
 
-StartEngine = Callable[[EngineSettings, Log, TicketSource], DiskEngine]
-"""The control process answers for tickets: it alone is logged in. One is asked for whenever a disk is opened."""
+StartEngine = Callable[[EngineSettings, Log, TicketSource, ControlDesk], DiskEngine]
+"""The control process alone is logged in: it gives tickets, one whenever a disk is opened over the network, and its
+desk attaches disks to the VM that this machine is. To be asked from the main thread."""

@@ -3,7 +3,7 @@
 To the mover:    {"id": 7, "op": "transfer", …}; "stop" and "set_rate" have no id and are obeyed at once
                  {"op": "ticket", "id": 3, "ok": {…} | "error": {…}}, the answer to what the mover asked
 From the mover:  {"id": 7, "ok": …} | {"id": 7, "error": {…}} | {"event": "progress" | "log", …}
-                 {"event": "ticket", "id": 3, "request": {…}}
+                 {"event": "ticket" | "attach" | "detach" | "allocated", "id": 3, "request": {…}}
 
 Passwords and tickets travel here and nowhere else.
 """
@@ -19,7 +19,10 @@ from vrepl.errors import MoverError
 from vrepl.movers import encoding
 from vrepl.movers.engine import EngineSettings
 from vrepl.ports import (
+    AllocatedExtents,
+    AttachedDisk,
     DiskAddress,
+    DiskRequest,
     NfcTicket,
     SiteConnection,
     TicketRequest,
@@ -51,6 +54,9 @@ Message = (
     | SiteConnection
     | TicketRequest
     | DiskAddress
+    | DiskRequest
+    | AttachedDisk
+    | AllocatedExtents
     | TransferOrder
     | TransferProgress
     | TransferResult
@@ -65,12 +71,19 @@ M = TypeVar(
     SiteConnection,
     TicketRequest,
     DiskAddress,
+    DiskRequest,
+    AttachedDisk,
+    AllocatedExtents,
     TransferOrder,
     TransferProgress,
     TransferResult,
     VerifyOrder,
     VerifyResult,
 )
+
+
+ASKED = ("ticket", "attach", "detach", "allocated")
+"""What a mover asks of the control process in the middle of a request."""
 
 
 def to_line(message: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from vrepl.errors import MoverError, StreamLostError, VreplError
 from vrepl.movers.messages import Json
 from vrepl.movers.process import MoverProcess, MoverSettings, Spawner, no_tickets
-from vrepl.ports import TicketSource
+from vrepl.ports import DiskAttachments, TicketSource
 
 
 class MoverPair:
@@ -23,15 +23,20 @@ class MoverPair:
         spawner: Spawner,
         *,
         tickets: TicketSource = no_tickets,
+        attachments: DiskAttachments | None = None,
     ) -> None:
         """Start both. Raises as MoverProcess."""
         self.settings = (source, target)
         near, far = socket.socketpair()
         with near, far:
             self._streams = near.fileno(), far.fileno()
-            self.source = MoverProcess(source, spawner, pass_fds=[near.fileno()], tickets=tickets)
+            self.source = MoverProcess(
+                source, spawner, pass_fds=[near.fileno()], tickets=tickets, attachments=attachments
+            )
             try:
-                self.target = MoverProcess(target, spawner, pass_fds=[far.fileno()], tickets=tickets)
+                self.target = MoverProcess(
+                    target, spawner, pass_fds=[far.fileno()], tickets=tickets, attachments=attachments
+                )
             except BaseException:
                 self.source.close()
                 raise

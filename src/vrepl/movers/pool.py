@@ -16,6 +16,7 @@ from vrepl.movers.pair import MoverPair
 from vrepl.movers.process import MoverProcess, MoverSettings, Spawner, no_tickets
 from vrepl.ports import (
     DiskAddress,
+    DiskAttachments,
     SiteConnection,
     TicketSource,
     TransferOrder,
@@ -61,13 +62,14 @@ class VddkMovers:
         pair: bool = False,
         bandwidth: Callable[[], int | None] = lambda: None,
         tickets: TicketSource = no_tickets,
+        attachments: DiskAttachments | None = None,
     ) -> None:
         """`connections` and `settings` by site name; asked at each call, from its thread.
 
         `settings_of_proxy`: by the name of a configured proxy, for what a run over another one left; raises UsageError.
         `pair`: a mover for each side of a transfer even where one could do both. `bandwidth`: bytes/s that all
         transfers and verifications together may move now (None: no limit); asked about once a second, so it may
-        follow the clock. `tickets`: for engines of vrepl's own; from any thread.
+        follow the clock. `tickets` and `attachments`: for engines of vrepl's own; from any thread.
         """
         self._connections = connections
         self._settings = settings
@@ -76,6 +78,7 @@ class VddkMovers:
         self._lock = threading.Lock()
         self._pair = pair
         self._tickets = tickets
+        self._attachments = attachments
         self._rate = SharedRate(bandwidth)
         self._idle: list[tuple[Key, MoverProcess | MoverPair]] = []
         self._busy: set[MoverProcess | MoverPair] = set()
@@ -125,9 +128,14 @@ class VddkMovers:
             settings = self._settings(site)
         else:
             settings = self._settings_of_proxy(proxy)
+        ours = 0
+        if self._attachments is not None:
+            ours = self._attachments.clean_up(site, vm_ref, proxy)
+        if settings.libdir is None:
+            return ours
         cleaned, remaining = self._undo(site, "cleanup", settings, vm_ref=vm_ref)
         logger.debug("cleaning up after HotAdd of %s at %s: %d detached, %d remain", vm_ref, site, cleaned, remaining)
-        return int(cleaned)
+        return ours + int(cleaned)
 
     def warm_up(self, *sites: str) -> None:
         """Start what transfers between these (source, target) take, and keep it, or a mover for one site.
@@ -254,7 +262,7 @@ class VddkMovers:
                 return self._request((settings,), operation, [site], None, **arguments)
             except InterruptedRunError:
                 pass  # stopped just now
-        mover = MoverProcess(settings, self._spawner, tickets=self._tickets)
+        mover = MoverProcess(settings, self._spawner, tickets=self._tickets, attachments=self._attachments)
         try:
             mover.give_up_in(UNDO_SECONDS)
             with self._lock:
@@ -307,5 +315,5 @@ class VddkMovers:
 
     def _start(self, settings: Key) -> MoverProcess | MoverPair:
         if len(settings) == 2:
-            return MoverPair(*settings, self._spawner, tickets=self._tickets)
-        return MoverProcess(settings[0], self._spawner, tickets=self._tickets)
+            return MoverPair(*settings, self._spawner, tickets=self._tickets, attachments=self._attachments)
+        return MoverProcess(settings[0], self._spawner, tickets=self._tickets, attachments=self._attachments)

@@ -22,7 +22,7 @@ from vrepl.errors import DiskError, InterruptedRunError, LibraryError, MoverErro
 from vrepl.movers import messages
 from vrepl.movers.engine import EngineSettings
 from vrepl.movers.messages import Initialise, Json
-from vrepl.ports import NfcTicket, TicketRequest, TicketSource
+from vrepl.ports import AttachedDisk, DiskAttachments, DiskRequest, NfcTicket, TicketRequest, TicketSource
 from vrepl.state_folder import state_folder
 from vrepl.stream.error_json import error_from_json, error_to_json
 from vrepl.transport.pipeline import Tuning
@@ -62,7 +62,8 @@ class MoverSettings:
     open_lookup: str = "vrepl.repository.digests:open_lookup"
     log_writer: str = "vrepl.repository.transferlog:TransferLogWriter"
     readback: str = "sample"
-    """As in `EngineSettings`."""
+    sysroot: Path = Path("/")
+    """Both as in `EngineSettings`."""
 
     def smaller(self) -> MoverSettings | None:
         """Half the NFC buffers, by size first; None when they cannot be smaller."""
@@ -84,7 +85,7 @@ class MoverSettings:
         return Initialise(
             engine=self.engine,
             engine_settings=EngineSettings(
-                self.libdir, state_folder, self.buffer_units, self.buffer_count, self.readback
+                self.libdir, state_folder, self.buffer_units, self.buffer_count, self.readback, self.sysroot
             ),
             tuning=Tuning(buffers=self.ring, hashers=self.hashers),
             open_lookup=self.open_lookup,
@@ -160,9 +161,14 @@ class MoverProcess:
         *,
         pass_fds: Sequence[int] = (),
         tickets: TicketSource = no_tickets,
+        attachments: DiskAttachments | None = None,
     ) -> None:
-        """Start and initialise. `tickets` is asked from threads of its own. Raises LibraryError, or MoverError."""
+        """Start and initialise. `tickets` and `attachments` are asked from threads of their own.
+
+        Raises LibraryError, or MoverError.
+        """
         self._tickets = tickets
+        self._attachments = attachments
         self.settings = settings
         self._inbox = _Inbox()
         self._stderr: deque[str] = deque(maxlen=20)
@@ -306,7 +312,7 @@ class MoverProcess:
                 stream.flush()
         except (OSError, ValueError) as error:
             self._inbox.replies.put(None)
-            if message["op"] in {"stop", "exit", "set_rate", "ticket"}:
+            if message["op"] in {"stop", "exit", "set_rate", *messages.ASKED}:
                 raise MoverError("the data mover is gone") from error
 
     def _next_reply(self) -> Json | None:
@@ -337,9 +343,9 @@ class MoverProcess:
                         if message["kind"] != "log":
                             self._warnings.append(message["text"])
                         logger.log(LEVELS.get(message["kind"], logging.DEBUG), "%s", message["text"])
-                    case "ticket":
+                    case what if what in messages.ASKED:
                         threading.Thread(
-                            target=self._give_ticket, args=(message,), name="nfc-ticket", daemon=True
+                            target=self._give_answer, args=(message,), name=f"mover-{what}", daemon=True
                         ).start()
                     case _:
                         self._inbox.replies.put(message)
@@ -371,18 +377,31 @@ class MoverProcess:
                 tracing.hide(message["ok"]["session_id"])
             tracing.event(what, {"mover": self.pid, "message": message})
 
-    def _give_ticket(self, message: Json) -> None:
-        """Thread: what the mover needs to open a disk, which goes into its pipe and nowhere else."""
-        answer: Json = {"op": "ticket", "id": message["id"]}
+    def _give_answer(self, message: Json) -> None:
+        """Thread: what the mover asked for; a ticket goes into its pipe and nowhere else."""
+        answer: Json = {"op": message["event"], "id": message["id"]}
         try:
-            answer["ok"] = messages.encode(self._tickets(messages.decode(TicketRequest, message["request"])))
+            answer["ok"] = self._answer_to(message["event"], message["request"])
         except VreplError as error:
             answer["error"] = error_to_json(error)
         except Exception as error:  # the mover waits for an answer
-            logger.exception("no ticket for data mover %d", self.pid)
+            logger.exception("data mover %d gets no answer to %s", self.pid, message["event"])
             answer["error"] = error_to_json(MoverError(f"{type(error).__name__}: {error}"))
         with suppress(MoverError):
             self._send(answer)
+
+    def _answer_to(self, what: str, request: Json) -> Json:
+        if what == "ticket":
+            return messages.encode(self._tickets(messages.decode(TicketRequest, request)))
+        if self._attachments is None:
+            raise DiskError("nobody attaches disks here", code=13)
+        desk = self._attachments.desk(lambda: self._process.poll() is None)
+        if what == "attach":
+            return messages.encode(desk.attach(messages.decode(DiskRequest, request)))
+        if what == "allocated":
+            return messages.encode(desk.allocated(messages.decode(DiskRequest, request)))
+        desk.detach(messages.decode(AttachedDisk, request))
+        return {}
 
     def _listen(self) -> None:
         """Thread: whatever the mover and its libraries print."""

@@ -28,7 +28,10 @@ from vrepl.movers.engine import DiskEngine, StartEngine
 from vrepl.movers.messages import Initialise, Json
 from vrepl.movers.probe import probe_disk
 from vrepl.ports import (
+    AllocatedExtents,
+    AttachedDisk,
     DiskAddress,
+    DiskRequest,
     NfcTicket,
     SiteConnection,
     TicketRequest,
@@ -93,8 +96,8 @@ class Mover:
         self._stopped = False
         self._secrets: set[str] = set()
         self._streams: dict[int, socket.socket] = {}
-        self._tickets: SimpleQueue[Json] = SimpleQueue()
-        self._tickets_asked = 0
+        self._answers: SimpleQueue[Json] = SimpleQueue()
+        self._asked = 0
         self._read_throttle, self._write_throttle = Throttle(), Throttle()
         self._operations: dict[str, Callable[[Json], Any]] = {
             "init": self._init,
@@ -138,8 +141,8 @@ class Mover:
                     self._stop()
                 case "set_rate":
                     self._set_rates(request)
-                case "ticket":
-                    self._tickets.put(request)
+                case what if what in messages.ASKED:
+                    self._answers.put(request)
                 case _:
                     self._requests.put(request)
 
@@ -163,7 +166,7 @@ class Mover:
         self._records = Records(_named(settings.open_lookup), _log_opener(_named(settings.log_writer)))
         self._tuning = settings.tuning
         start: StartEngine = _named(settings.engine)
-        self._engine = start(settings.engine_settings, self._log, self._ask_ticket)
+        self._engine = start(settings.engine_settings, self._log, self._ask_ticket, self)
         return self._engine.about
 
     def _transfer(self, request: Json) -> Json:
@@ -216,17 +219,34 @@ class Mover:
             raise MoverError("the data mover was not initialised")
         return self._records
 
+    # -- what the engine asks of the control process, from the main thread; raises what it raised there ------------
+
+    def attach(self, request: DiskRequest) -> AttachedDisk:
+        """As `ports.ControlDesk`."""
+        return messages.decode(AttachedDisk, self._ask("attach", request))
+
+    def detach(self, disk: AttachedDisk) -> None:
+        """As `ports.ControlDesk`."""
+        self._ask("detach", disk)
+
+    def allocated(self, request: DiskRequest) -> AllocatedExtents:
+        """As `ports.ControlDesk`."""
+        return messages.decode(AllocatedExtents, self._ask("allocated", request))
+
     def _ask_ticket(self, request: TicketRequest) -> NfcTicket:
-        """Of the control process, from the main thread. Raises what it raised."""
-        self._tickets_asked += 1
-        self._pipes.send({"event": "ticket", "id": self._tickets_asked, "request": messages.encode(request)})
-        while (answer := self._tickets.get())["id"] != self._tickets_asked:
+        ticket = messages.decode(NfcTicket, self._ask("ticket", request))
+        self._secrets.add(ticket.session_id)
+        return ticket
+
+    def _ask(self, what: str, request: messages.Message) -> Json:
+        self._asked += 1
+        self._pipes.send({"event": what, "id": self._asked, "request": messages.encode(request)})
+        while (answer := self._answers.get())["id"] != self._asked:
             pass
         if "error" in answer:
             raise error_from_json(answer["error"])
-        ticket = messages.decode(NfcTicket, answer["ok"])
-        self._secrets.add(ticket.session_id)
-        return ticket
+        ok: Json = answer["ok"]
+        return ok
 
     def _sites(self, request: Json) -> dict[str, SiteConnection]:
         sites = {name: messages.decode(SiteConnection, value) for name, value in request["sites"].items()}

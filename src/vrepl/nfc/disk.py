@@ -13,6 +13,7 @@ from queue import SimpleQueue
 
 from vrepl.errors import DiskError, VreplError
 from vrepl.extents import Extent, intersect
+from vrepl.movers.allocation import Allocation
 from vrepl.nfc import frames
 from vrepl.nfc.codes import CONNECTION_LOST, OUT_OF_RANGE, READ_ONLY, refused
 from vrepl.nfc.frames import FrameError, Refusal
@@ -121,8 +122,10 @@ class NfcDisk:
         readback: Readback = Readback.SAMPLE,
         compression: int = frames.STORED,
         chance: Callable[[int], int] = secrets.randbelow,
+        tracked: Allocation = lambda: None,
     ) -> None:
-        """Raises DiskError and below."""
+        """`tracked`: what is allocated, where the host does not tell. Raises DiskError and below."""
+        self._tracked = tracked
         self._open_session = open_session
         self._path = path
         self.mode = mode
@@ -158,7 +161,11 @@ class NfcDisk:
                 break
             yield from intersect(found, [extent])
             position += length
-        yield from intersect([Extent(position, max(extent.end - position, 0))], [extent])
+        left = [Extent(position, max(extent.end - position, 0))]
+        if not self._may_ask_allocation:
+            known = self._tracked()
+            left = left if known is None else intersect(known, left)
+        yield from intersect(left, [extent])
 
     def submit_read(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
         file = self._file_for(offset, length, done, writing=False)

@@ -7,12 +7,21 @@ from collections.abc import Callable
 
 from vrepl.errors import DiskError, TransportModeError, VreplError
 from vrepl.model import TransportMode
+from vrepl.movers.allocation import Allocation, tracked_allocation
 from vrepl.movers.engine import EngineSettings, Log
 from vrepl.nfc import authd, frames
 from vrepl.nfc.disk import NfcDisk
 from vrepl.nfc.readback import Readback
 from vrepl.nfc.session import Limits, Session
-from vrepl.ports import DiskAddress, NfcTicket, SiteConnection, TicketRequest, TicketSource
+from vrepl.ports import (
+    ControlDesk,
+    DiskAddress,
+    DiskRequest,
+    NfcTicket,
+    SiteConnection,
+    TicketRequest,
+    TicketSource,
+)
 
 NETWORK_MODES = (TransportMode.NBDSSL, TransportMode.NBD)
 COMPRESSIONS = {"none": frames.STORED, "zlib": frames.ZLIB, "skipz": frames.SKIPZ}
@@ -21,12 +30,16 @@ COMPRESSIONS = {"none": frames.STORED, "zlib": frames.ZLIB, "skipz": frames.SKIP
 class NfcEngine:
     """A `movers.engine.DiskEngine`."""
 
-    def __init__(self, settings: EngineSettings, log: Log, tickets: TicketSource) -> None:
+    def __init__(
+        self, settings: EngineSettings, log: Log, tickets: TicketSource, desk: ControlDesk | None = None
+    ) -> None:
+        """`desk`: asked what is allocated where a host does not tell."""
         self._limits = Limits(
             min(settings.buffer_units * frames.CHUNK, frames.LARGEST_PIECE), max(settings.buffer_count, 1)
         )
-        del log
+        self._log = log
         self._tickets = tickets
+        self._desk = desk
         self._readback = Readback(settings.readback)
 
     @property
@@ -50,6 +63,7 @@ class NfcEngine:
                 writable=writable,
                 readback=self._readback,
                 compression=COMPRESSIONS[site.nfc_compression],
+                tracked=self._tracked(address),
             )
         except DiskError as error:
             if len(address.modes) > 1 and type(error) is DiskError:
@@ -82,6 +96,12 @@ class NfcEngine:
     def exit(self) -> None:
         """Sessions end with their disks."""
 
+    def _tracked(self, address: DiskAddress) -> Allocation:
+        if self._desk is None:
+            return lambda: None
+        request = DiskRequest(address.site, address.vm_ref, address.snapshot_ref, address.path, False)
+        return tracked_allocation(self._desk, request, address.capacity, self._log)
+
     def _opener(self, address: DiskAddress, site: SiteConnection, mode: TransportMode) -> Callable[[bool], Session]:
         def open_session(writable: bool) -> Session:
             ticket = self._ticket(address, site, writable)
@@ -103,6 +123,6 @@ class NfcEngine:
             raise DiskError(f"no ticket for {address.path}: {error.message}", code=3014, hint=error.hint) from error
 
 
-def start(settings: EngineSettings, log: Log, tickets: TicketSource) -> NfcEngine:
+def start(settings: EngineSettings, log: Log, tickets: TicketSource, desk: ControlDesk | None = None) -> NfcEngine:
     """Nothing is loaded, and nothing can fail yet."""
-    return NfcEngine(settings, log, tickets)
+    return NfcEngine(settings, log, tickets, desk)

@@ -29,6 +29,9 @@ class ProxyVm:
     encrypted: bool = False
     datastore_refs: frozenset[str] = frozenset()
     """MoRefs of the datastores that its own disks lie on."""
+    disk_uuids: bool = False
+    """Whether its guest is told which virtual disk is which (`disk.EnableUUID`)."""
+    has_snapshots: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +101,29 @@ def choose_modes(
     return TransportPlan(tuple(usable), tuple(ruled_out), proxy.engine)
 
 
-OWN_MODES = (TransportMode.NBDSSL, TransportMode.NBD)
+OWN_MODES = (TransportMode.HOTADD, TransportMode.NBDSSL, TransportMode.NBD)
 """What vrepl's own engine reaches disks over."""
 
 
 def _obstacle(mode: TransportMode, question: DiskQuestion, proxy: ProxyFacts) -> str | None:
     if proxy.engine is DataEngine.OWN and mode not in OWN_MODES:
         return f"it takes VDDK ({proxy.engine_reason})"
-    return _OBSTACLES[mode](question, proxy)
+    obstacle = _OBSTACLES[mode](question, proxy)
+    if obstacle is None and proxy.engine is DataEngine.OWN and mode is TransportMode.HOTADD and proxy.vm is not None:
+        return own_hotadd_obstacle(proxy.vm)
+    return obstacle
+
+
+def own_hotadd_obstacle(vm: ProxyVm) -> str | None:
+    """What keeps vrepl's own engine from attaching disks to a proxy that VDDK would take."""
+    if not vm.disk_uuids:
+        return (
+            f"the proxy VM {vm.name} does not tell its guest which disk is which: set disk.EnableUUID = TRUE while it "
+            "is off (empty disks cannot be told apart by what is on them)"
+        )
+    if vm.has_snapshots:
+        return f"the proxy VM {vm.name} has snapshots, and another would take along what hangs on it"
+    return None
 
 
 def _merit(mode: TransportMode, question: DiskQuestion, proxy: ProxyFacts) -> str:

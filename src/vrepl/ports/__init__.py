@@ -10,6 +10,13 @@ from vrepl.ports.ambient import (
     Clock,
     NewId,
 )
+from vrepl.ports.attachments import (
+    AllocatedExtents,
+    AttachedDisk,
+    ControlDesk,
+    DiskAttachments,
+    DiskRequest,
+)
 from vrepl.ports.modes import (
     ModeChooser,
 )
@@ -54,13 +61,18 @@ from vrepl.ports.tickets import (
 
 __all__ = [
     "AccessGuard",
+    "AllocatedExtents",
+    "AttachedDisk",
     "ChangeTracking",
     "ChangedBlocks",
     "Clock",
+    "ControlDesk",
     "DataMovers",
     "DigestFiles",
     "DigestLookup",
     "DiskAddress",
+    "DiskAttachments",
+    "DiskRequest",
     "HotAddCleanup",
     "Inventory",
     "ModeChooser",

@@ -129,6 +129,11 @@ def find_proxy_vm(proxy: str, machine: uuid.UUID | None, vms: Iterable[VirtualMa
             disk_paths=frozenset(disk.path for disk in vm.disks),
             encrypted=any(disk.encrypted for disk in vm.disks),
             datastore_refs=frozenset(disk.datastore_ref for disk in vm.disks if disk.datastore_ref),
+            disk_uuids=any(
+                key.lower() == "disk.enableuuid" and value.lower() == "true"
+                for key, value in vm.hardware.extra_config.items()
+            ),
+            has_snapshots=bool(vm.snapshots),
         ),
         "",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vrepl.errors import LibraryError
 from vrepl.movers.engine import EngineSettings, Log
-from vrepl.ports import DiskAddress, SiteConnection, TicketSource
+from vrepl.ports import ControlDesk, DiskAddress, SiteConnection, TicketSource
 from vrepl.vddk import handles
 from vrepl.vddk.disk import AsyncDisk, DirectDisk
 from vrepl.vddk.library import Library, find_library
@@ -40,9 +40,9 @@ class VddkEngine:
         self._library.exit()
 
 
-def start(settings: EngineSettings, log: Log, tickets: TicketSource) -> VddkEngine:
-    """Load and initialise VDDK, which gets its tickets itself. Raises LibraryError."""
-    del tickets
+def start(settings: EngineSettings, log: Log, tickets: TicketSource, desk: ControlDesk) -> VddkEngine:
+    """Load and initialise VDDK, which gets its tickets and attaches disks by itself. Raises LibraryError."""
+    del tickets, desk
     if settings.libdir is None:
         raise LibraryError("no folder of VDDK is configured", hint="[vddk] libdir")
     path = find_library(settings.libdir)

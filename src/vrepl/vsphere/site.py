@@ -24,6 +24,7 @@ from vrepl.model.selection import Candidate
 from vrepl.ports import NfcTicket, SiteConnection
 from vrepl.vsphere import cbt, datastores, facts, tls
 from vrepl.vsphere.api import vim
+from vrepl.vsphere.attachments import ProxyDisks
 from vrepl.vsphere.datastore_files import DatastoreFiles
 from vrepl.vsphere.facts import EsxiHost
 from vrepl.vsphere.guest import Guests
@@ -67,6 +68,7 @@ class VsphereSite:
         self._replicas = Replicas(self._session, self._tasks, self._inventory, self._places, new_uuid=new_uuid)
         self._sandbox = Sandboxes(self._session, self._tasks, self._inventory)
         self._files = DatastoreFiles(self._session)
+        self.proxy_disks = ProxyDisks(self._session, self._tasks)
         self._reconciler = Reconciler(self._session, self._tasks, self._inventory, self._places)
 
     # --- the site itself

@@ -40,6 +40,7 @@ type Lab struct {
 	uses     map[string][]use      // by moref value of the running VM
 	spaceAt  time.Time
 
+	devices blockDevices
 	nfc     map[string]*nfcHost // by host name
 	nfcPort int
 	library *labSettings // what libvixDiskLib obeys
@@ -74,6 +75,8 @@ type settings struct {
 	ClockOffsetS       float64            `json:"clock_offset_s"`
 	MissingPrivileges  []string           `json:"missing_privileges"`
 	FreeBytes          map[string]int64   `json:"free_bytes"`
+	HotAddDelayMS      int                `json:"hotadd_delay_ms"`
+	HotAddRescan       bool               `json:"hotadd_rescan"`
 	unkind
 }
 

@@ -112,7 +112,8 @@ func newLab(o options, dir, password, seed string, standalone bool) *Lab {
 	l := &Lab{
 		site: o.site, dir: dir, root: filepath.Dir(dir), seed: seed, user: o.user, password: password,
 		settings: defaultSettings(), vms: map[string]*vmState{}, links: map[string]*link{}, handles: map[*handle]struct{}{},
-		stores: map[string]*datastore{}, prepared: map[string]string{}, uses: map[string][]use{}, nfc: map[string]*nfcHost{},
+		devices: blockDevices{all: map[string]*blockDevice{}},
+		stores:  map[string]*datastore{}, prepared: map[string]string{}, uses: map[string][]use{}, nfc: map[string]*nfcHost{},
 		library:  mapSettings(filepath.Join(dir, "settings.bin")),
 		powerOns: newGates(), standalone: standalone,
 	}

@@ -52,6 +52,10 @@ func (l *Lab) powerOn(ctx *simulator.Context, vm *simulator.VirtualMachine, st *
 			return
 		}
 		l.refreshLinks(ctx, vm, st, nil)
+		if err := l.replug(vm); err != nil {
+			fault = systemError(err)
+			return
+		}
 		run := st.fresh()
 		bootTime(ctx, vm, true)
 		if boots(l, vm, st) {
@@ -107,6 +111,9 @@ func (l *Lab) powerOff(ctx *simulator.Context, vm *simulator.VirtualMachine) typ
 	wireControllers(vm.Config.Hardware.Device)
 	l.state(vm.Self).fresh()
 	bootTime(ctx, vm, false)
+	if err := l.replug(vm); err != nil {
+		return systemError(err)
+	}
 	l.noteUses(vm)
 	l.setTools(ctx, vm, false)
 	return nil

@@ -121,6 +121,9 @@ func (l *Lab) reconfigure(
 			}
 		}
 	}
+	if err := l.replug(vm); err != nil { // before others may open what the VM has let go
+		return systemError(err)
+	}
 	return l.adopt(ctx, vm, st, before)
 }
 
