@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vrepl.errors import EXIT_INTERRUPTED, exit_code_of_run
 from vrepl.report.model import FORMAT_VERSION, ErrorReport, Json, Result
+from vrepl.report.plan import PlanReport, show_plan
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,6 +92,8 @@ class FailoverReport:
 
     vms: list[FailoverVm] = field(default_factory=list)
     interrupted: bool = False
+    plan: PlanReport | None = None
+    """Where a plan said in which order."""
 
     @property
     def exit_code(self) -> int:
@@ -101,10 +104,13 @@ class FailoverReport:
             return self.vms[0].error.exit_code
         count = {result: sum(vm.result is result for vm in self.vms) for result in Result}
         failed = count[Result.FAILED] + count[Result.INTERRUPTED]
+        if self.plan is not None and self.plan.error:
+            failed += 1
         return exit_code_of_run(count[Result.SUCCESS], failed, count[Result.SKIPPED])
 
     def to_json(self) -> Json:
-        return {"version": FORMAT_VERSION, "vms": [vm.to_json() for vm in self.vms]}
+        told = {"version": FORMAT_VERSION, "vms": [vm.to_json() for vm in self.vms]}
+        return told if self.plan is None else {**told, "plan": self.plan.to_json()}
 
 
 def show_failover(out: Console, report: FailoverReport) -> None:
@@ -123,6 +129,8 @@ def show_failover(out: Console, report: FailoverReport) -> None:
             vm.name, vm.replica, vm.state, vm.restore_point or "–", words.duration(vm.seconds), vm.result.value
         )
     out.print(listing)
+    if report.plan is not None:
+        show_plan(out, report.plan)
     if any(vm.test is not None for vm in report.vms):
         out.print(_checks(report))
     for vm in report.vms:

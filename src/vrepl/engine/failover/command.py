@@ -19,6 +19,7 @@ from vrepl.engine.vm_work import VmWork
 from vrepl.errors import LockedError, VreplError
 from vrepl.model import SnapshotState, VirtualMachine
 from vrepl.model.failover import Commit, FailoverRecord, Start, Wish
+from vrepl.model.plans import POWER_ONS_PER_HOST
 from vrepl.report.failover import FailoverReport, FailoverVm
 from vrepl.repository.failover import save_failover
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -27,7 +28,6 @@ from vrepl.repository.store import Repository
 SIDE_BY_SIDE = 16
 """Replicas that are worked at at a time; what is slow, power-on, has a limit of its own per host."""
 MOST_SIDE_BY_SIDE = 64
-POWER_ONS_PER_HOST = 4
 RUN_ENDS_WITHIN = 120.0
 """Seconds: a run on this machine that holds the replica sees the new state at its next step, and ends."""
 
@@ -67,12 +67,20 @@ class Failovers:
     def run(self, replicas: Sequence[FoundReplica], wish_for: Callable[[FoundReplica], Wish]) -> FailoverReport:
         """Never raises for one VM's sake."""
         report = FailoverReport()
-        hosts = len({one.vm.host for one in replicas})
-        workers = max(SIDE_BY_SIDE, 2 * self.power_ons_per_host * hosts)  # the next ones get ready meanwhile
-        with ThreadPoolExecutor(min(workers, MOST_SIDE_BY_SIDE), thread_name_prefix="failover") as pool:
+        with ThreadPoolExecutor(self.side_by_side(replicas), thread_name_prefix="failover") as pool:
             report.vms = list(pool.map(lambda one: self.run_one(one, wish_for(one)), replicas))
         report.interrupted = self.context.services.stop.is_set()
         return report
+
+    def side_by_side(self, replicas: Sequence[FoundReplica]) -> int:
+        """How many are worked at at a time: while some are powered on the next ones get ready."""
+        hosts = len({one.vm.host for one in replicas})
+        return min(max(SIDE_BY_SIDE, 2 * self.power_ons_per_host * hosts), MOST_SIDE_BY_SIDE)
+
+    def limit_power_ons(self, per_host: int) -> None:
+        """Before any was made."""
+        self.power_ons_per_host = per_host
+        self._hosts.clear()
 
     def run_one(self, replica: FoundReplica, wish: Wish) -> FailoverVm:
         """One replica, as far as it goes; never raises."""
