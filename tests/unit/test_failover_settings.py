@@ -13,6 +13,7 @@ from tests.support.world import World, folder_of
 from vrepl.engine.failover.settings import SLOTS, ReplicaSettings
 from vrepl.errors import VsphereError
 from vrepl.extents import GRAIN
+from vrepl.model import NetworkAdapter
 from vrepl.model.addresses import AddressPolicy, AddressRule, FailoverPolicy, GuestAdapter, GuestNetwork
 from vrepl.model.failover_settings import FailoverSettings
 from vrepl.report.model import Result
@@ -21,7 +22,7 @@ from vrepl.vsphere.guest_network import guest_network
 
 GUEST = GuestNetwork(
     "web-01", "example.com", ("10.1.0.53",), ("example.com",),
-    (GuestAdapter(4000, "00:50:56:00:00:01", ("10.1.0.5/24",), gateways=("10.1.0.1",)),),
+    (GuestAdapter(4000, "00:50:56:00:00:01", addresses=("10.1.0.5/24",), gateways=("10.1.0.1",)),),
 )  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def test_what_the_guest_does_not_tell_now_stays_known(kept: Kept) -> None:
     kept.source.guest = None
     kept.run()
     silent = replace(GUEST.adapters[0], addresses=(), gateways=())
-    second = GuestAdapter(4001, "00:50:56:00:00:02", ("10.9.0.5/24",))
+    second = GuestAdapter(4001, "00:50:56:00:00:02", addresses=("10.9.0.5/24",))
     kept.source.guest = replace(GUEST, host_name="", adapters=(silent, second))
     kept.run()
     found = kept.read()
@@ -147,6 +148,12 @@ def test_rules_for_other_vms_stay_at_home(kept: Kept) -> None:
     assert found.policy == FailoverPolicy({"idle": "VM Network"}, AddressPolicy(rules=(mine,)))
 
 
+HARDWARE = [
+    NetworkAdapter(key, "", "vmxnet3", "lan", f"00:50:56:00:00:0{letter}", mac_is_static=False)
+    for key, letter in zip(range(4000, 4004), "abcd", strict=True)
+]
+
+
 def card(key: int, *addresses: tuple[str, int, str | None, str | None], dhcp: bool | None = None) -> Like:
     config = Like(
         ipAddress=[
@@ -186,16 +193,17 @@ def test_what_tools_report() -> None:
         ],
         "guest.ipStack": [stack],
     }
-    found = guest_network(values)
+    found = guest_network(values, HARDWARE)
     assert found is not None
     assert (found.host_name, found.domain, found.dns, found.search_domains) == (
         "web-01", "example.com", ("10.1.0.53",), ("a", "b"),
     )  # fmt: skip
-    assert [one.key for one in found.adapters] == [4000, 4001, 4002]
-    first, second, third = found.adapters
+    assert [one.key for one in found.adapters] == [4000, 4001, 4002, 4003]
+    first, second, third, _ = found.adapters
     assert (first.addresses, first.dhcp_v4, first.dhcp_v6) == (("2001:db8::250/64", "10.9.0.5/24"), True, True)
     assert first.gateways == ("fe80::1",)
     assert (second.addresses, second.dhcp_v4, second.gateways) == (("10.1.0.5/24", "10.1.0.6/24"), False, ("10.1.0.1",))
     assert (third.addresses, third.dhcp_v4, third.dhcp_v6) == ((), True, None)
-    assert guest_network({"guest.net": [card(-1, ("172.17.0.1", 16, None, None))]}) is None
-    assert guest_network({}) is None
+    assert found.adapters[3] == GuestAdapter(4003, "00:50:56:00:00:0d", "lan")
+    assert guest_network({"guest.net": [card(-1, ("172.17.0.1", 16, None, None))]}, HARDWARE) is None
+    assert guest_network({}, HARDWARE) is None

@@ -101,6 +101,19 @@ logins = { "web-*" = { user = "vrepl", password = { file = "/etc/vrepl/secrets/g
 # quiesce_tries = 1            # quiesced snapshots to try
 # quiesce_timeout = "15m"      # for each
 
+[jobs.web.failover]
+# networks = { "Idle" = "VM Network" }   # replica's network = network while it is failed over
+# Addresses of guests at the target, by vCenter's guest customisation; the first rule that means an address counts:
+# the host's part is kept, gateways and name servers follow.
+# addresses = ["10.1.0.0/16 -> 10.2.0.0/16", { network = "storage", new = "dhcp" }]
+# { vms = "db-01", new = "10.2.9.5/24", gateway = "10.2.9.1" } is a rule for one VM.
+# dns = ["10.2.0.53"]          # instead of what the rules make of the guest's own
+# dns_suffixes = ["dr.example.com"]
+# domain = "example.com"       # of Linux guests that report none
+# on_address_failure = "start" # with the addresses that it has; or "stop": it stays off
+# address_wait = "10m"         # from power-on until it must report its new addresses
+# sysprep = { time_zone = 85, workgroup = "WORKGROUP" }   # Windows: a new SID, and out of its domain
+
 [jobs.web.retention]
 last = 7                       # 1..28; all of these together are at most 28
 # hourly = 0

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
+from vrepl.config.failover import FailoverTable
 from vrepl.config.fields import BandwidthTable, Duration, FilePath, Name, Names, SecretTable, Table, Words
 from vrepl.model import (
     EnableCbt,
@@ -177,6 +178,7 @@ class JobTable(Table):
     rpo: Duration | None = None
     every: Duration | None = None
     audit: Literal["off"] | Duration = 30 * 86400.0
+    failover: FailoverTable = Field(default_factory=FailoverTable)
     retention: RetentionTable = Field(default_factory=RetentionTable)
     transport: TransportTable = Field(default_factory=TransportTable)
     on_resize: OnResize = OnResize.REFUSE
@@ -238,6 +240,7 @@ class JobTable(Table):
             audit=None if self.audit == "off" else dt.timedelta(seconds=self.audit),
             enable_cbt=self.enable_cbt,
             guest=self.guest.policy(),
+            failover=self.failover.policy(),
             retention=self.retention.policy(),
             source_modes=self.transport.source,
             target_modes=self.transport.target,

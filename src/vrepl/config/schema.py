@@ -6,6 +6,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from vrepl.config.failover import FailoverTable
 from vrepl.config.fields import BandwidthTable, SecretTable
 from vrepl.config.model import Config
 from vrepl.config.plan import PlanGroupTable
@@ -33,6 +34,8 @@ def _tell_short_forms(schema: dict[str, Any]) -> None:
     tables[BandwidthTable.__name__]["properties"]["windows"]["additionalProperties"] = WORDS
     vms = tables[PlanGroupTable.__name__]["properties"]["vms"]
     vms["items"] = _or_words(vms["items"])
+    rules = tables[FailoverTable.__name__]["properties"]["addresses"]
+    rules["items"] = _or_words(rules["items"])
     tables[SecretTable.__name__] |= {"minProperties": 1, "maxProperties": 1}
 
 

@@ -17,6 +17,8 @@ class GuestAdapter:
     key: int
     """vSphere's device key of the virtual adapter, which the replica's has too."""
     mac: str
+    network: str = ""
+    """Name of the network that it is on at the source."""
     addresses: tuple[str, ...] = ()
     """With their prefixes, the first one of each kind being the one that counts. None that a guest makes up itself."""
     dhcp_v4: bool | None = None
@@ -84,6 +86,15 @@ class AddressRule:
 
 
 @dataclass(frozen=True, slots=True)
+class SyspreppedWindows:
+    """What Sysprep asks for. It gives Windows a new SID and takes it out of its domain: somebody must want it."""
+
+    time_zone: int
+    """Index of Microsoft's list, as vSphere takes it: 85 is GMT."""
+    workgroup: str = "WORKGROUP"
+
+
+@dataclass(frozen=True, slots=True)
 class AddressPolicy:
     """How a job's guests get their addresses at a failover. Without rules they keep what they have."""
 
@@ -96,6 +107,10 @@ class AddressPolicy:
     domain: str | None = None
     """DNS domain of Linux guests that report none."""
     on_failure: OnAddressFailure = OnAddressFailure.START
+    wait: float = 600.0
+    """Seconds from power-on in which a guest must report its new addresses."""
+    sysprep: SyspreppedWindows | None = None
+    """None: Windows guests keep their addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +120,70 @@ class FailoverPolicy:
     networks: Mapping[str, str] = field(default_factory=dict)
     """Network of the replica -> network that it is connected to while it is failed over."""
     addresses: AddressPolicy = field(default_factory=AddressPolicy)
+
+
+class GuestFamily(StrEnum):
+    """Which of vCenter's two ways of customisation a guest takes."""
+
+    LINUX = "linux"
+    WINDOWS = "windows"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterAddresses:
+    """What one adapter of a guest has, or is to get. Address texts, or `dhcp`, or `auto` (IPv6)."""
+
+    key: int
+    """Device key at the VM that it is meant for."""
+    v4: str | None
+    """With its prefix; None: no IPv4."""
+    v6: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    dns: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """`10.2.0.5/24, fd00:2::5/64`"""
+        return ", ".join([*([self.v4] if self.v4 else []), *self.v6]) or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class AddressChange:
+    """One adapter, before and after."""
+
+    label: str
+    before: str
+    after: str
+    changes: bool
+    """Whether a rule means it; the others are given what they have, as customisation wants all."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressPlan:
+    """What a guest is given at its next power-on."""
+
+    family: GuestFamily
+    host_name: str
+    domain: str
+    adapters: tuple[AdapterAddresses, ...]
+    """All of the VM's, in the order of their device keys."""
+    dns: tuple[str, ...] = ()
+    dns_suffixes: tuple[str, ...] = ()
+    sysprep: SyspreppedWindows | None = None
+    changes: tuple[AddressChange, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What may not be as somebody expects."""
+
+    @property
+    def expected(self) -> frozenset[str]:
+        """Addresses, without prefixes, that the guest reports once it has them; those by DHCP nobody knows."""
+        texts = [text for one in self.adapters for text in (one.v4, *one.v6)]
+        return frozenset(text.partition("/")[0] for text in texts if text and "/" in text)
+
+
+@dataclass(frozen=True, slots=True)
+class AddressConflict:
+    """Why a guest cannot be given the addresses that rules say, and what would help."""
+
+    reason: str
+    hint: str

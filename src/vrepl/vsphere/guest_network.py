@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from vrepl.model import NetworkAdapter
 from vrepl.model.addresses import GuestAdapter, GuestNetwork
 
 GUEST_PATHS = ("guest.hostName", "guest.net", "guest.ipStack")
@@ -21,18 +23,24 @@ _MADE_UP = {"random"}
 """Privacy addresses (RFC 3041), and IPv4 addresses of 169.254/16: others on the next day."""
 
 
-def guest_network(values: Mapping[str, Any]) -> GuestNetwork | None:
-    """From the values of GUEST_PATHS; None where the guest reports no adapter."""
+def guest_network(values: Mapping[str, Any], hardware: Sequence[NetworkAdapter]) -> GuestNetwork | None:
+    """From the values of GUEST_PATHS; None where the guest reports no adapter.
+
+    `hardware`: the VM's adapters; one that the guest says nothing of has no addresses.
+    """
     cards = list(values.get("guest.net") or ())
     if not any(_key(card) > 0 for card in cards):
         return None
     stacks = list(values.get("guest.ipStack") or ())
     routes = [route for stack in stacks for route in _default_routes(stack)]
-    adapters = [
-        _adapter(card, [gateway for gateway, device in routes if _leads_by(card, str(number), gateway, device, cards)])
+    found = {
+        _key(card): _adapter(
+            card, [gateway for gateway, device in routes if _leads_by(card, str(number), gateway, device, cards)]
+        )
         for number, card in enumerate(cards)
         if _key(card) > 0
-    ]
+    }
+    adapters = [replace(found.get(one.key, GuestAdapter(one.key, one.mac)), network=one.network) for one in hardware]
     own = next((stack.dnsConfig for stack in stacks if getattr(stack, "dnsConfig", None) is not None), None)
     full_name = str(values.get("guest.hostName") or "")
     first, _, rest = full_name.partition(".")

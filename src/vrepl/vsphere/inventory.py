@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -105,7 +105,7 @@ class Inventory:
         found = collector.along(self._session, vm, "recentTask", wanted)
         own = [one for one in found if one.ref == vm_ref]
         names = self.names_for(own)
-        read = [replace(virtual_machine(one.ref, one.values, names), guest=guest_network(one.values)) for one in own]
+        read = [_with_guest(virtual_machine(one.ref, one.values, names), one.values) for one in own]
         return (read[0] if read else None), [one for one in found if one.ref != vm_ref]
 
     def read_vms(self, vm_refs: Sequence[str]) -> list[VirtualMachine]:
@@ -148,6 +148,10 @@ class Inventory:
         # What the user may not see stays unknown, and must not cost a listing at each read.
         stale = self._monotonic() - self._names_read > NAMES_NEW
         return self.names(fresh=True) if stale and any(_unknown(one, names) for one in found) else names
+
+
+def _with_guest(vm: VirtualMachine, values: Mapping[str, Any]) -> VirtualMachine:
+    return replace(vm, guest=guest_network(values, vm.hardware.network_adapters))
 
 
 def _unknown(found: collector.Found, names: Names) -> bool:
