@@ -17,7 +17,8 @@ from vrepl.errors import (
     TransientDiskError,
     TransportModeError,
 )
-from vrepl.movers.process import MoverSettings, mover_environment
+from vrepl.movers.environment import mover_environment
+from vrepl.movers.process import MoverSettings
 from vrepl.vddk import abi
 from vrepl.vddk.codes import MEANINGS, error_of
 from vrepl.vddk.library import Library, candidates, find_library

@@ -1,9 +1,10 @@
 """What crosses a data mover's pipes: one JSON object per line, and the values in it.
 
 To the mover:    {"id": 7, "op": "transfer", …}; "stop" and "set_rate" have no id and are obeyed at once
-                 {"op": "ticket", "id": 3, "ok": {…} | "error": {…}}, the answer to what the mover asked
+                 {"op": "ticket" | "answer", "id": 3, "ok": {…} | "error": {…}}, to what the mover asked
 From the mover:  {"id": 7, "ok": …} | {"id": 7, "error": {…}} | {"event": "progress" | "log", …}
                  {"event": "ticket" | "attach" | "detach" | "allocated", "id": 3, "request": {…}}
+                 {"event": "ask", "id": 4, "question": "log.allow", …}, from a mover on another machine
 
 Passwords and tickets travel here and nowhere else.
 """
@@ -21,6 +22,7 @@ from vrepl.movers.engine import EngineSettings
 from vrepl.ports import (
     AllocatedExtents,
     AttachedDisk,
+    DigestFiles,
     DiskAddress,
     DiskRequest,
     NfcTicket,
@@ -46,6 +48,10 @@ class Initialise:
     tuning: Tuning
     open_lookup: str
     log_writer: str
+    """Both `RECORDS_ASKED`: the records lie with the control process, and are asked of it."""
+
+
+RECORDS_ASKED = "asked of the control process"
 
 
 Message = (
@@ -53,6 +59,7 @@ Message = (
     | NfcTicket
     | SiteConnection
     | TicketRequest
+    | DigestFiles
     | DiskAddress
     | DiskRequest
     | AttachedDisk
@@ -70,6 +77,7 @@ M = TypeVar(
     NfcTicket,
     SiteConnection,
     TicketRequest,
+    DigestFiles,
     DiskAddress,
     DiskRequest,
     AttachedDisk,

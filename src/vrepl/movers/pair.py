@@ -5,41 +5,35 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from vrepl.errors import MoverError, StreamLostError, VreplError
+from vrepl.errors import MoverError, StreamLostError, UsageError, VreplError
+from vrepl.movers.host_spec import STREAM
+from vrepl.movers.launching import Launcher
 from vrepl.movers.messages import Json
 from vrepl.movers.process import MoverProcess, MoverSettings, Spawner, no_tickets
 from vrepl.ports import DiskAttachments, TicketSource
+from vrepl.stream.end import StreamEnd
+
+
+class Authority(Protocol):
+    """As `proxy.certificates.StreamAuthority`."""
+
+    @property
+    def pem(self) -> str: ...
+
+    def certify(self, name: str) -> tuple[str, str]: ...
 
 
 class MoverPair:
     """As `MoverProcess`, for transfers; the pipeline runs in the source's mover."""
 
-    def __init__(
-        self,
-        source: MoverSettings,
-        target: MoverSettings,
-        spawner: Spawner,
-        *,
-        tickets: TicketSource = no_tickets,
-        attachments: DiskAttachments | None = None,
-    ) -> None:
-        """Start both. Raises as MoverProcess."""
-        self.settings = (source, target)
-        near, far = socket.socketpair()
-        with near, far:
-            self._streams = near.fileno(), far.fileno()
-            self.source = MoverProcess(
-                source, spawner, pass_fds=[near.fileno()], tickets=tickets, attachments=attachments
-            )
-            try:
-                self.target = MoverProcess(
-                    target, spawner, pass_fds=[far.fileno()], tickets=tickets, attachments=attachments
-                )
-            except BaseException:
-                self.source.close()
-                raise
+    def __init__(self, source: MoverProcess, target: MoverProcess, streams: tuple[int, int]) -> None:
+        """`streams`: the descriptors of the stream's ends, each in its own process."""
+        self.settings = (source.settings, target.settings)
+        self.source, self.target = source, target
+        self._streams = streams
         self._clean = True
 
     @property
@@ -91,3 +85,88 @@ class MoverPair:
             self.target.request("serve", address=address, sites=sites, stream=self._streams[1], writable=True)
         except VreplError as error:
             failures.append(error)
+
+
+def local_pair(
+    source: MoverSettings,
+    target: MoverSettings,
+    spawner: Spawner,
+    *,
+    tickets: TicketSource = no_tickets,
+    attachments: DiskAttachments | None = None,
+) -> MoverPair:
+    """Both on this machine, joined by a pair of sockets. Raises as MoverProcess."""
+    near, far = socket.socketpair()
+    with near, far:
+        streams = near.fileno(), far.fileno()
+        reading = MoverProcess(source, spawner, pass_fds=[near.fileno()], tickets=tickets, attachments=attachments)
+        try:
+            writing = MoverProcess(target, spawner, pass_fds=[far.fileno()], tickets=tickets, attachments=attachments)
+        except BaseException:
+            reading.close()
+            raise
+    return MoverPair(reading, writing, streams)
+
+
+@dataclass(frozen=True, slots=True)
+class EndPlace:
+    """Where one mover of a pair is to run."""
+
+    settings: MoverSettings
+    launcher: Launcher
+
+
+def distant_pair(
+    source: EndPlace,
+    target: EndPlace,
+    spawner: Spawner,
+    authority: Authority,
+    name: str,
+    *,
+    tickets: TicketSource = no_tickets,
+    attachments: DiskAttachments | None = None,
+    encrypted: bool = True,
+) -> MoverPair:
+    """On two machines, joined by one TLS connection with certificates of this run.
+
+    The target's end listens if others may connect to it, else the source's. `name`: of this pair, unique in its run.
+    Raises as MoverProcess, and UsageError where neither end may be connected to.
+    """
+    listening, connecting = (target, source) if target.launcher.listens else (source, target)
+    if not listening.launcher.listens:
+        raise UsageError(
+            f"no byte stream from {_called(source)} to {_called(target)}: neither may be connected to",
+            hint="let one of the two proxies listen (listen = true), and open its ports",
+        )
+    names = {id(listening): f"{name} listening", id(connecting): f"{name} connecting"}
+
+    def start(place: EndPlace, other: EndPlace, port: int) -> MoverProcess:
+        certificate, key = authority.certify(names[id(place)])
+        listens = place is listening
+        first, last = place.launcher.ports
+        end = StreamEnd(
+            peer=names[id(other)],
+            certificate=certificate,
+            key=key,
+            authority=authority.pem,
+            address=None if listens else other.launcher.address,
+            port=first if listens else port,
+            last_port=last if listens else 0,
+            encrypted=encrypted,
+        )
+        return MoverProcess(
+            place.settings, spawner, tickets=tickets, attachments=attachments, launcher=place.launcher, stream=end
+        )
+
+    first = start(listening, connecting, 0)
+    try:
+        second = start(connecting, listening, first.port)
+    except BaseException:
+        first.close()
+        raise
+    reading, writing = (second, first) if listening is target else (first, second)
+    return MoverPair(reading, writing, (STREAM, STREAM))
+
+
+def _called(place: EndPlace) -> str:
+    return f"proxy {place.launcher.machine}" if place.launcher.machine else "this machine"

@@ -1,4 +1,4 @@
-"""`ports.DataMovers` over child processes that hold VDDK. Movers stay warm between disks."""
+"""`ports.DataMovers` over processes that hold a disk engine, here or elsewhere. Movers stay warm between disks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from itertools import count
 from typing import Any
 
-from vrepl.errors import DiskError, InterruptedRunError, NfcMemoryError
+from vrepl.errors import DiskError, InterruptedRunError, MoverError, NfcMemoryError
 from vrepl.extents import total
 from vrepl.movers import messages
+from vrepl.movers.launching import Launcher, LocalLauncher
 from vrepl.movers.messages import Json
-from vrepl.movers.pair import MoverPair
+from vrepl.movers.pair import Authority, EndPlace, MoverPair, distant_pair, local_pair
 from vrepl.movers.process import MoverProcess, MoverSettings, Spawner, no_tickets
 from vrepl.ports import (
     DiskAddress,
@@ -50,6 +53,15 @@ def is_scattered(order: TransferOrder) -> bool:
     return count >= SCATTERED_REGIONS and total(order.regions) <= count * SCATTERED_LENGTH
 
 
+def _no_authority() -> Authority:
+    raise MoverError("nobody certifies streams between machines here")
+
+
+def _where(settings: MoverSettings) -> tuple[object, ...]:
+    """What one mover has one of."""
+    return settings.machine, settings.libdir, settings.engine
+
+
 class VddkMovers:
     """Each running call has a mover of its own; idle ones are kept and taken again by what they were started with."""
 
@@ -63,13 +75,16 @@ class VddkMovers:
         bandwidth: Callable[[], int | None] = lambda: None,
         tickets: TicketSource = no_tickets,
         attachments: DiskAttachments | None = None,
+        launchers: Callable[[str | None], Launcher] = lambda _machine: LocalLauncher(),
+        authority: Callable[[], Authority] = _no_authority,
     ) -> None:
         """`connections` and `settings` by site name; asked at each call, from its thread.
 
         `settings_of_proxy`: by the name of a configured proxy, for what a run over another one left; raises UsageError.
         `pair`: a mover for each side of a transfer even where one could do both. `bandwidth`: bytes/s that all
         transfers and verifications together may move now (None: no limit); asked about once a second, so it may
-        follow the clock. `tickets` and `attachments`: for engines of vrepl's own; from any thread.
+        follow the clock. `tickets` and `attachments`: for engines of vrepl's own; from any thread. `launchers`: by a
+        machine's name; `authority`: makes what signs the certificates of streams between machines.
         """
         self._connections = connections
         self._settings = settings
@@ -79,6 +94,9 @@ class VddkMovers:
         self._pair = pair
         self._tickets = tickets
         self._attachments = attachments
+        self._launchers = launchers
+        self._authority = cache(authority)
+        self._pairs = count(1)
         self._rate = SharedRate(bandwidth)
         self._idle: list[tuple[Key, MoverProcess | MoverPair]] = []
         self._busy: set[MoverProcess | MoverPair] = set()
@@ -207,7 +225,7 @@ class VddkMovers:
         each = [self._smaller.get(site) or self._settings(site) for site in sites]
         if scattered:
             each = [settings.scattered() for settings in each]
-        if len(each) == 2 and (self._pair or each[0].libdir != each[1].libdir or each[0].engine != each[1].engine):
+        if len(each) == 2 and (self._pair or _where(each[0]) != _where(each[1])):
             return each[0], each[1]
         return (min(each, key=lambda settings: settings.nfc_mib),)
 
@@ -262,7 +280,7 @@ class VddkMovers:
                 return self._request((settings,), operation, [site], None, **arguments)
             except InterruptedRunError:
                 pass  # stopped just now
-        mover = MoverProcess(settings, self._spawner, tickets=self._tickets, attachments=self._attachments)
+        mover = self._start_one(settings)
         try:
             mover.give_up_in(UNDO_SECONDS)
             with self._lock:
@@ -314,6 +332,23 @@ class VddkMovers:
         raise InterruptedRunError("stopped")
 
     def _start(self, settings: Key) -> MoverProcess | MoverPair:
-        if len(settings) == 2:
-            return MoverPair(*settings, self._spawner, tickets=self._tickets, attachments=self._attachments)
-        return MoverProcess(settings[0], self._spawner, tickets=self._tickets, attachments=self._attachments)
+        if len(settings) == 1:
+            return self._start_one(settings[0])
+        source, target = settings
+        if source.machine is None and target.machine is None:
+            return local_pair(source, target, self._spawner, tickets=self._tickets, attachments=self._attachments)
+        return distant_pair(
+            EndPlace(source, self._launchers(source.machine)),
+            EndPlace(target, self._launchers(target.machine)),
+            self._spawner,
+            self._authority(),
+            f"pair {next(self._pairs)}",
+            tickets=self._tickets,
+            attachments=self._attachments,
+        )
+
+    def _start_one(self, settings: MoverSettings) -> MoverProcess:
+        launcher = self._launchers(settings.machine)
+        return MoverProcess(
+            settings, self._spawner, tickets=self._tickets, attachments=self._attachments, launcher=launcher
+        )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -21,9 +19,12 @@ from vrepl import trace
 from vrepl.errors import DiskError, InterruptedRunError, LibraryError, MoverError, VreplError
 from vrepl.movers import messages
 from vrepl.movers.engine import EngineSettings
-from vrepl.movers.messages import Initialise, Json
+from vrepl.movers.launching import Launched, Launcher, LocalLauncher
+from vrepl.movers.messages import RECORDS_ASKED, Initialise, Json
+from vrepl.movers.record_keeper import RecordKeeper
 from vrepl.ports import AttachedDisk, DiskAttachments, DiskRequest, NfcTicket, TicketRequest, TicketSource
 from vrepl.state_folder import state_folder
+from vrepl.stream.end import StreamEnd
 from vrepl.stream.error_json import error_from_json, error_to_json
 from vrepl.transport.pipeline import Tuning
 
@@ -38,10 +39,12 @@ START_SECONDS = 60.0
 LEVELS = {"log": logging.DEBUG, "warn": logging.INFO, "panic": logging.ERROR}
 """VDDK's own lines. Its warnings speak of much that is no news (cron would mail it every run): what fails comes back as
 an error of the call; the lines stand in the log file, and what a mover warned of last in the error if it dies."""
+THERE = Path("~/.local/state/vrepl")
+"""The state folder on another machine: that of the user whom ssh logs in."""
+ALIVE_SECONDS = 10.0
+"""Between signs of life to a mover on another machine, which ends without them (`worker.LEASE_SECONDS`)."""
 SCATTERED_UNITS = 4
 """256 KiB: the NFC buffer size for many small calls. A call takes whole buffers, however few bytes it moves."""
-INHERITED = ("PATH", "HOME", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "PYTHONPATH", "VIRTUAL_ENV")
-"""Environment variables that a mover gets; others may hold secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class MoverSettings:
     readback: str = "sample"
     sysroot: Path = Path("/")
     """Both as in `EngineSettings`."""
+    machine: str | None = None
+    """The proxy that it runs on; None: this machine."""
 
     def smaller(self) -> MoverSettings | None:
         """Half the NFC buffers, by size first; None when they cannot be smaller."""
@@ -85,11 +90,16 @@ class MoverSettings:
         return Initialise(
             engine=self.engine,
             engine_settings=EngineSettings(
-                self.libdir, state_folder, self.buffer_units, self.buffer_count, self.readback, self.sysroot
+                self.libdir,
+                state_folder if self.machine is None else THERE,
+                self.buffer_units,
+                self.buffer_count,
+                self.readback,
+                self.sysroot,
             ),
             tuning=Tuning(buffers=self.ring, hashers=self.hashers),
-            open_lookup=self.open_lookup,
-            log_writer=self.log_writer,
+            open_lookup=self.open_lookup if self.machine is None else RECORDS_ASKED,
+            log_writer=self.log_writer if self.machine is None else RECORDS_ASKED,
         )
 
     @property
@@ -115,19 +125,19 @@ class Spawner:
     """
 
     def __init__(self) -> None:
-        self._work: SimpleQueue[tuple[Callable[[], subprocess.Popen[bytes]], SimpleQueue[Any]] | None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[Callable[[], Launched], SimpleQueue[Any]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="mover-spawner", daemon=True)
         self._thread.start()
 
-    def start(self, call: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-        """Make the call on the spawner's thread. Raises OSError."""
+    def start(self, call: Callable[[], Launched]) -> Launched:
+        """Make the call on the spawner's thread. Raises what it raises."""
         answers: SimpleQueue[Any] = SimpleQueue()
         self._work.put((call, answers))
         answer = answers.get()
         if isinstance(answer, BaseException):
             raise answer
-        process: subprocess.Popen[bytes] = answer
-        return process
+        launched: Launched = answer
+        return launched
 
     def end(self) -> None:
         """Ends the thread, and with it what it started that still runs."""
@@ -139,7 +149,7 @@ class Spawner:
             call, answers = work
             try:
                 answers.put(call())
-            except OSError as error:
+            except (OSError, VreplError) as error:
                 answers.put(error)
 
 
@@ -162,11 +172,16 @@ class MoverProcess:
         pass_fds: Sequence[int] = (),
         tickets: TicketSource = no_tickets,
         attachments: DiskAttachments | None = None,
+        launcher: Launcher | None = None,
+        stream: StreamEnd | None = None,
     ) -> None:
         """Start and initialise. `tickets` and `attachments` are asked from threads of their own.
 
-        Raises LibraryError, or MoverError.
+        `launcher`: of the settings' machine. `stream`: its end of a stream between two machines. Raises LibraryError,
+        or MoverError.
         """
+        self._records = RecordKeeper()
+        self._gone = threading.Event()
         self._tickets = tickets
         self._attachments = attachments
         self.settings = settings
@@ -178,13 +193,20 @@ class MoverProcess:
         self._warnings: deque[str] = deque(maxlen=5)
         self._refusal: VreplError | None = None
         try:
-            self._process = spawner.start(lambda: self._popen(pass_fds))
+            begin = launcher or LocalLauncher()
+            if settings.machine is None:
+                launched = spawner.start(lambda: begin.start(settings.libdir, pass_fds=pass_fds, stream=stream))
+            else:
+                launched = begin.start(settings.libdir, stream=stream)
         except OSError as error:
             raise MoverError(f"a data mover cannot be started: {error}") from error
+        self._process, self.port = launched.process, launched.port
         self._reader = threading.Thread(target=self._read, name="mover-reader", daemon=True)
         self._listener = threading.Thread(target=self._listen, name="mover-stderr", daemon=True)
         self._reader.start()
         self._listener.start()
+        if settings.machine is not None:
+            threading.Thread(target=self._show_life, name="mover-alive", daemon=True).start()
         try:
             self.about = self.request("init", settings=messages.encode(settings.initialise(state_folder())))
         except MoverError as error:
@@ -292,17 +314,6 @@ class MoverProcess:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _popen(self, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "vrepl.movers.worker", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=mover_environment(self.settings.libdir, os.environ),
-            start_new_session=True,  # Ctrl-C at the terminal is for the control process alone
-            pass_fds=pass_fds,
-        )
-
     def _send(self, message: Mapping[str, Any]) -> None:
         self._trace("to_mover", message)
         try:
@@ -312,7 +323,7 @@ class MoverProcess:
                 stream.flush()
         except (OSError, ValueError) as error:
             self._inbox.replies.put(None)
-            if message["op"] in {"stop", "exit", "set_rate", *messages.ASKED}:
+            if message["op"] in {"stop", "exit", "set_rate", "ask", "alive", *messages.ASKED}:
                 raise MoverError("the data mover is gone") from error
 
     def _next_reply(self) -> Json | None:
@@ -343,6 +354,8 @@ class MoverProcess:
                         if message["kind"] != "log":
                             self._warnings.append(message["text"])
                         logger.log(LEVELS.get(message["kind"], logging.DEBUG), "%s", message["text"])
+                    case "ask":
+                        self._answer_question(message)
                     case what if what in messages.ASKED:
                         threading.Thread(
                             target=self._give_answer, args=(message,), name=f"mover-{what}", daemon=True
@@ -356,7 +369,10 @@ class MoverProcess:
             logger.exception("messages of data mover %d cannot be read any more", self.pid)
             self._stderr.append(f"{type(error).__name__}: {error}")
             self.kill()
-        self._inbox.replies.put(None)
+        finally:
+            self._gone.set()
+            self._records.close()
+            self._inbox.replies.put(None)
 
     def _tell(self, report: Callable[[Json], None], progress: Json) -> None:
         """Whoever hears of the progress may refuse that it goes on: then it stops as when the operator asks for it."""
@@ -376,6 +392,22 @@ class MoverProcess:
             if message.get("op") == "ticket" and "ok" in message:
                 tracing.hide(message["ok"]["session_id"])
             tracing.event(what, {"mover": self.pid, "message": message})
+
+    def _answer_question(self, asked: Json) -> None:
+        """What only the control process has; the mover waits for it."""
+        answer: Json = {"op": "ask", "id": asked["id"]}
+        try:
+            answer["ok"] = self._records.answer(asked["question"], asked)
+        except VreplError as error:
+            answer["error"] = error_to_json(error)
+        with suppress(MoverError):
+            self._send(answer)
+
+    def _show_life(self) -> None:
+        """Thread."""
+        while not self._gone.wait(ALIVE_SECONDS):
+            with suppress(MoverError):
+                self._send({"op": "alive"})
 
     def _give_answer(self, message: Json) -> None:
         """Thread: what the mover asked for; a ticket goes into its pipe and nowhere else."""
@@ -423,12 +455,3 @@ class MoverProcess:
         if stream is None:
             raise AssertionError("the mover was started with pipes")
         return stream
-
-
-def mover_environment(libdir: Path | None, environment: Mapping[str, str]) -> dict[str, str]:
-    """A mover's whole environment: VDDK's own libraries first, and nothing that may hold a secret."""
-    kept = {name: environment[name] for name in INHERITED if name in environment}
-    if libdir is None:
-        return kept | {"PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}
-    folders = [str(libdir / "lib64"), str(libdir)]
-    return kept | {"LD_LIBRARY_PATH": ":".join(folders), "PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}

@@ -17,7 +17,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from queue import SimpleQueue
 from typing import Any
@@ -25,7 +28,7 @@ from typing import Any
 from vrepl.errors import InterruptedRunError, MoverError, VreplError
 from vrepl.movers import messages
 from vrepl.movers.engine import DiskEngine, StartEngine
-from vrepl.movers.messages import Initialise, Json
+from vrepl.movers.messages import RECORDS_ASKED, Initialise, Json
 from vrepl.movers.probe import probe_disk
 from vrepl.ports import (
     AllocatedExtents,
@@ -52,6 +55,9 @@ PR_SET_PDEATHSIG = 1
 GARBAGE_THRESHOLD = 20_000
 """Objects. Blocks are full of small tuples that refer to nothing in a circle: with Python's 700 a tenth of the
 interpreter's time goes into looking for circles among them."""
+LEASE_SECONDS = 150.0
+"""A mover on another machine that hears nothing for so long ends: shorter than ssh takes to give up a connection
+(`proxy.ssh`), so that none writes on when another has taken its place."""
 ORPHANED = 3
 """Exit status of a mover whose parent has gone."""
 
@@ -98,6 +104,8 @@ class Mover:
         self._streams: dict[int, socket.socket] = {}
         self._answers: SimpleQueue[Json] = SimpleQueue()
         self._asked = 0
+        self._alive_at = 0.0
+        self._lease: threading.Thread | None = None
         self._read_throttle, self._write_throttle = Throttle(), Throttle()
         self._operations: dict[str, Callable[[Json], Any]] = {
             "init": self._init,
@@ -141,10 +149,20 @@ class Mover:
                     self._stop()
                 case "set_rate":
                     self._set_rates(request)
-                case what if what in messages.ASKED:
+                case what if what == "ask" or what in messages.ASKED:
                     self._answers.put(request)
+                case "alive":
+                    self._alive_at = time.monotonic()
+                    if self._lease is None:
+                        self._lease = threading.Thread(target=self._end_with_lease, name="lease", daemon=True)
+                        self._lease.start()
                 case _:
                     self._requests.put(request)
+
+    def _end_with_lease(self) -> None:
+        while (left := self._alive_at + LEASE_SECONDS - time.monotonic()) > 0:
+            time.sleep(left)
+        os._exit(ORPHANED)
 
     def _stop(self) -> None:
         with self._lock:
@@ -163,11 +181,20 @@ class Mover:
 
     def _init(self, request: Json) -> Json:
         settings = messages.decode(Initialise, request["settings"])
-        self._records = Records(_named(settings.open_lookup), _log_opener(_named(settings.log_writer)))
+        self._records = self._records_of(settings)
         self._tuning = settings.tuning
         start: StartEngine = _named(settings.engine)
-        self._engine = start(settings.engine_settings, self._log, self._ask_ticket, self)
+        engine_settings = settings.engine_settings
+        its_own = replace(engine_settings, state_folder=engine_settings.state_folder.expanduser())
+        self._engine = start(its_own, self._log, self._ask_ticket, self)
         return self._engine.about
+
+    def _records_of(self, settings: Initialise) -> Records:
+        if settings.log_writer != RECORDS_ASKED:
+            return Records(_named(settings.open_lookup), _log_opener(_named(settings.log_writer)))
+        from vrepl.movers.asked_records import AskedLog, AskedLookup
+
+        return Records(partial(AskedLookup, self._ask_question), partial(AskedLog, self._ask_question))
 
     def _transfer(self, request: Json) -> Json:
         order = messages.decode(TransferOrder, request["order"])
@@ -239,14 +266,21 @@ class Mover:
         return ticket
 
     def _ask(self, what: str, request: messages.Message) -> Json:
+        ok: Json = self._answer_to({"event": what, "request": messages.encode(request)})
+        return ok
+
+    def _ask_question(self, question: str, **arguments: Any) -> Any:
+        """What a mover on another machine does not have."""
+        return self._answer_to({"event": "ask", "question": question} | arguments)
+
+    def _answer_to(self, message: Json) -> Any:
         self._asked += 1
-        self._pipes.send({"event": what, "id": self._asked, "request": messages.encode(request)})
+        self._pipes.send(message | {"id": self._asked})
         while (answer := self._answers.get())["id"] != self._asked:
             pass
         if "error" in answer:
             raise error_from_json(answer["error"])
-        ok: Json = answer["ok"]
-        return ok
+        return answer["ok"]
 
     def _sites(self, request: Json) -> dict[str, SiteConnection]:
         sites = {name: messages.decode(SiteConnection, value) for name, value in request["sites"].items()}
