@@ -41,6 +41,8 @@ def status(state: State, context: click.Context, nagios: bool, watch: bool, noti
     What needs attention comes first. The age counts from when the source was snapshotted. Connects to nothing. Exit
     code 3 where an objective is missed, the last run of a VM failed, or its restore point was read back and differs.
 
+    On a terminal that is too low for them all, VMs that need nothing are counted, not listed; -v lists them.
+
     A run tells how it went by itself; --notify, from cron, is for runs that do not come.
     """
     if watch and (nagios or state.json):
@@ -58,7 +60,7 @@ def status(state: State, context: click.Context, nagios: bool, watch: bool, noti
     def show(out: Console) -> None:
         from vrepl.report.status_view import show_status
 
-        show_status(out, protection, running)
+        show_status(out, protection, running, all_vms=state.verbose > 0)
 
     state.result({**protection.to_json(), "jobs": _jobs(state, running)}, show)
     context.exit(protection.exit_code)
@@ -103,7 +105,7 @@ def _watch(state: State) -> int:
         while True:
             if out.is_terminal:
                 out.clear()
-            show_status(out, protection, running)
+            show_status(out, protection, running, all_vms=state.verbose > 0)
             out.print(f"\nat {moment(protection.now)}; Ctrl-C ends")
             time.sleep(WATCH_SECONDS)
             protection, running = _gather(state)

@@ -18,7 +18,7 @@ INLINE_HINT = 'a password never stands in the file; write e.g. { file = "/etc/vr
 class Table(BaseModel):
     """A TOML table: unknown keys are mistakes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def _path(value: Any) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
+from rich.segment import Segment
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -64,6 +66,10 @@ class Listing:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         kept = self._fitting(options.max_width)
+        widths = [self._widest(number) for number in kept]
+        if sum(widths) + self._gap * (len(kept) - 1) <= options.max_width:
+            yield from self._lines(console, kept, widths, "-" if options.ascii_only else "─")
+            return
         made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, collapse_padding=self._dense)
         for number in kept:
             name = self._columns[number]
@@ -72,6 +78,32 @@ class Listing:
         for row in self._rows:
             made.add_row(*(row[number] for number in kept))
         yield made
+
+    @property
+    def _gap(self) -> int:
+        return 2 if self._dense else 3
+
+    def _lines(self, console: Console, kept: Sequence[int], widths: Sequence[int], rule: str) -> Iterator[Segment]:
+        """The table where nothing is to be folded. A `Table` measures and wraps each cell, which takes long."""
+        styles: dict[str | Style, Style] = {}
+        gap = Segment(" " * self._gap)
+
+        def row(cells: Sequence[Text]) -> Iterator[Segment]:
+            for place, (number, width) in enumerate(zip(kept, widths, strict=True)):
+                cell = cells[number]
+                space = " " * (width - cell_len(cell.plain))
+                right = self._columns[number] in self._right
+                style = styles.get(cell.style) or styles.setdefault(cell.style, console.get_style(cell.style))
+                if place:
+                    yield gap
+                yield Segment(space + cell.plain if right else cell.plain + space, style)
+            yield Segment.line()
+
+        yield from row([Text(name, style="table.header") for name in self._columns])
+        yield Segment(rule * (sum(widths) + self._gap * (len(kept) - 1)))
+        yield Segment.line()
+        for cells in self._rows:
+            yield from row(cells)
 
     def _is_whole(self, column: str) -> bool:
         return column in self._right or column in WHOLE
@@ -88,8 +120,12 @@ class Listing:
     def _least(self, number: int) -> int:
         """Characters that a column takes at least."""
         name = self._columns[number]
-        widest = max((cell_len(row[number].plain) for row in self._rows), default=0)
-        return max(cell_len(name), widest if self._is_whole(name) else min(widest, FOLDED))
+        widest = self._widest(number)
+        return widest if self._is_whole(name) else max(cell_len(name), min(widest, FOLDED))
+
+    def _widest(self, number: int) -> int:
+        """Characters that a column takes if nothing of it is folded."""
+        return max(cell_len(self._columns[number]), *(cell_len(row[number].plain) for row in self._rows), 0)
 
 
 def table(*columns: str, right: tuple[str, ...] = (), gives_way: tuple[str, ...] = (), dense: bool = False) -> Listing:

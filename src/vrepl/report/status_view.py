@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
@@ -19,38 +21,78 @@ NEED_STYLES = {
     Need.NOTHING: "green",
 }
 
+LINES_BESIDE = 12
+"""Of a terminal, that are left for what stands below the table."""
 
-def show_status(out: Console, protection: Protection, running_jobs: dict[str, str]) -> None:
-    """`running_jobs`: job -> the process that runs it."""
+
+def show_status(out: Console, protection: Protection, running_jobs: dict[str, str], *, all_vms: bool = False) -> None:
+    """`running_jobs`: job -> the process that runs it.
+
+    On a terminal that is too low for every VM, those that need nobody are only counted, unless `all_vms`.
+    """
     if not protection.vms:
         console.line(out, "no job has a VM yet; `vrepl config init -` prints a configuration with one")
     else:
-        listing = console.table(
-            "VM", "Job", "State", "Last good", "Objective", "Audited", "Tested", "Result",
-            right=("Last good",),
-            gives_way=("Audited", "Tested", "Job", "Objective", "State"),
-            dense=True,
-        )  # fmt: skip
-        for vm in protection.vms:
-            listing.add_row(
-                vm.name, vm.job, _state(vm), _age(vm, protection), _objective(vm, protection), _audited(vm),
-                _tested(vm, protection),
-                _result(vm),
-            )  # fmt: skip
-        out.print(listing)
-        for vm in protection.vms:
-            complaint = protection.complaint(vm)
-            if complaint is not None:
-                console.line(out, f"{vm.name}: {complaint}", NEED_STYLES[vm.need(protection.now)])
-                if vm.failed and vm.hint:
-                    console.line(out, f"  hint: {vm.hint}")
+        shown = protection.vms
+        if out.is_terminal and not all_vms and len(shown) > out.height - LINES_BESIDE:
+            shown = [vm for vm in shown if vm.need(protection.now) is not Need.NOTHING]
+        _show_table(out, protection, shown)
+        _show_complaints(out, protection)
         if all(vm.restore_point is None for vm in protection.vms):
             console.line(out, "nothing has been replicated yet; `vrepl plan` shows what would be done")
+        _show_count(out, protection, len(protection.vms) - len(shown))
     for job, owner in running_jobs.items():
         console.line(out, f"job {job} is running: {owner}")
     if protection.without_job:
         names = ", ".join(protection.without_job)
         console.line(out, f"replicas without a job: {names}; `vrepl replicas remove VM` removes one")
+
+
+def _show_table(out: Console, protection: Protection, vms: Sequence[VmProtection]) -> None:
+    if not vms:
+        return
+    listing = console.table(
+        "VM", "Job", "State", "Last good", "Objective", "Audited", "Tested", "Result",
+        right=("Last good",),
+        gives_way=("Audited", "Tested", "Job", "Objective", "State"),
+        dense=True,
+    )  # fmt: skip
+    for vm in vms:
+        listing.add_row(
+            vm.name, vm.job, _state(vm), _age(vm, protection), _objective(vm, protection), _audited(vm),
+            _tested(vm, protection),
+            _result(vm),
+        )  # fmt: skip
+    out.print(listing)
+
+
+def _show_complaints(out: Console, protection: Protection) -> None:
+    """A line for each VM that needs somebody; what several failed of is said once, with all their names."""
+    alike: dict[tuple[str, str | None] | str, list[VmProtection]] = {}
+    for vm in protection.vms:
+        if protection.complaint(vm) is not None:
+            cause = (vm.error, vm.hint) if vm.failed and vm.error else f"{vm.job} {vm.name}"
+            alike.setdefault(cause, []).append(vm)
+    for vms in alike.values():
+        first = vms[0]
+        style = NEED_STYLES[first.need(protection.now)]
+        if len(vms) == 1:
+            console.line(out, f"{first.name}: {protection.complaint(first)}", style)
+        else:
+            console.line(out, f"{len(vms)} VMs: last run failed: {first.error}", style)
+            console.line(out, f"  {', '.join(vm.name for vm in vms)}")
+        if first.failed and first.hint:
+            console.line(out, f"  hint: {first.hint}")
+
+
+def _show_count(out: Console, protection: Protection, left_out: int) -> None:
+    total = len(protection.vms)
+    well = sum(vm.need(protection.now) in {Need.NOTHING, Need.IN_USE} for vm in protection.vms)
+    said = f"{'all' if well == total else well} of {total} VMs need nothing" if total > 1 else ""
+    if left_out:
+        said += f"; {left_out} of them are not listed: `vrepl status -v` lists every VM"
+    if said:
+        console.line(out, said)
 
 
 def _state(vm: VmProtection) -> str:

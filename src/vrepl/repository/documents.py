@@ -21,7 +21,7 @@ from blake3 import blake3
 from pydantic import TypeAdapter, ValidationError
 
 from vrepl.errors import RepositoryError
-from vrepl.repository.files import create_bytes, naming, remove_file, replace_bytes
+from vrepl.repository.files import create_bytes, failure, remove_file, replace_bytes
 
 __all__ = ["DamagedError", "DocumentType", "Read", "from_value", "read_json", "remove_file", "to_value"]
 
@@ -170,12 +170,11 @@ def from_value(kind: type[Document], value: Any) -> Document:
 def read_json(path: Path) -> Content | None:
     """The object in a JSON file; None if there is no such file. Raises DamagedError if it is no JSON object."""
     try:
-        with naming(path, "read"):
-            text = path.read_bytes()
-    except RepositoryError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise failure(error, path, "read") from error
     return parse_json(path, text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -372,7 +373,11 @@ class ReplicaFolder:
     def _restore_point_ids(self) -> list[str]:
         directory = self.path / "restore-points"
         with naming(directory, "list"):
-            return sorted(path.stem for path in directory.glob("*.json"))
+            try:
+                names = os.listdir(directory)
+            except FileNotFoundError:
+                return []
+        return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
     def _valid(self, restore_point_id: str) -> str:
         if not _NAME.fullmatch(restore_point_id):
