@@ -23,9 +23,10 @@ from vrepl.model.failover import (
     StartFailback,
     UndoFailback,
 )
+from vrepl.planner.conflicts import ConflictKind, FailoverConflict
 from vrepl.planner.disks import UnfinishedDisk
 from vrepl.planner.failback import Cross, FailbackReady, PowerOnOriginal, PowerOnReplica, SeenFailback, advance_failback
-from vrepl.planner.failover import ConflictKind, FailoverConflict, SeenReplica
+from vrepl.planner.failover import SeenReplica
 from vrepl.planner.homeward import Ask, Homeward, HomewardWay, Read, choose_way, decide_homeward, ran_since, read_whole
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

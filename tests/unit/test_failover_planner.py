@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from tests.support.memory_site import HARDWARE
 from vrepl.model import PowerState, ReplicaState, Snapshot, VirtualMachine
 from vrepl.model.failover import FAILOVER_BASE, KEPT_STATE, Commit, FailoverRecord, Start, Undo, Wish
+from vrepl.planner.conflicts import ConflictKind, FailoverConflict, is_overdue, refuses_runs
 from vrepl.planner.failover import (
     Act,
-    ConflictKind,
     Done,
-    FailoverConflict,
     KeepState,
     MergeSnapshots,
     PowerOff,
@@ -31,8 +30,6 @@ from vrepl.planner.failover import (
     ShutDownGuest,
     StandOn,
     advance,
-    is_overdue,
-    refuses_runs,
 )
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

@@ -85,7 +85,6 @@ def tests_at(failovers: Failovers) -> FailoverTests:
         LocalProbe(),
         process_name(),
         process_has_ended,
-        power_ons=threading.Semaphore(failovers.power_ons_per_host),
     )
 
 

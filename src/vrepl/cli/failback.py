@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
-from vrepl.cli.failover import (
+from vrepl.cli.replica_selection import (
     Selected,
     chosen_replicas,
     finish,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vrepl.app.failback import WayHome
     from vrepl.engine.failback.command import Failbacks, NewPlace
     from vrepl.engine.failover.replicas import FoundReplica
+    from vrepl.report.failover import FailoverReport
 
 
 @click.group(
@@ -113,15 +114,9 @@ def undo(state: State, context: click.Context, selected: Selected) -> None:
 
     Only what ran at home since is lost; the replica goes on where its guest was shut down.
     """
-    with _home(state, selected) as (failbacks, _):
-        chosen = chosen_replicas(
-            failbacks.failovers,
-            selected,
-            "power off {} at home, and start it again at site {}",
-            failbacks.is_on_its_way,
-        )
-        report = failbacks.undo(chosen)
-    finish(state, context, report)
+    _with_those_on_their_way(
+        state, context, selected, "power off {} at home, and start it again at site {}", lambda one: one.undo
+    )
 
 
 @failback.command(
@@ -137,14 +132,21 @@ def commit(state: State, context: click.Context, selected: Selected) -> None:
 
     What the replica was when its guest was shut down stays as a restore point. This cannot be undone.
     """
+    _with_those_on_their_way(
+        state, context, selected, "let {} stay at home, and replicate to site {} again", lambda one: one.commit
+    )
+
+
+def _with_those_on_their_way(
+    state: State,
+    context: click.Context,
+    selected: Selected,
+    question: str,
+    act: Callable[[Failbacks], Callable[[Sequence[FoundReplica]], FailoverReport]],
+) -> None:
+    """What ends a failback, one way or the other."""
     with _home(state, selected) as (failbacks, _):
-        chosen = chosen_replicas(
-            failbacks.failovers,
-            selected,
-            "let {} stay at home, and replicate to site {} again",
-            failbacks.is_on_its_way,
-        )
-        report = failbacks.commit(chosen)
+        report = act(failbacks)(chosen_replicas(failbacks.failovers, selected, question, failbacks.is_on_its_way))
     finish(state, context, report)
 
 

@@ -23,7 +23,8 @@ from vrepl.model.failover import (
     StartFailback,
     UndoFailback,
 )
-from vrepl.planner.failover import ConflictKind, Done, FailoverConflict, SeenReplica, changed, under_way
+from vrepl.planner.conflicts import ConflictKind, FailoverConflict, changed, under_way
+from vrepl.planner.failover import Done, SeenReplica
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from vrepl.model.failover import (
     StartFailback,
     UndoFailback,
 )
+from vrepl.planner.conflicts import FailoverConflict
 from vrepl.planner.failback import (
     Cross,
     DestroyOriginal,
@@ -55,7 +56,7 @@ from vrepl.planner.failback import (
     SnapshotOriginal,
     advance_failback,
 )
-from vrepl.planner.failover import Done, FailoverConflict
+from vrepl.planner.failover import Done
 
 MADE_KEY = "vrepl.failback"
 """extraConfig of a VM that a failback made, until it is committed: what is undone may be destroyed."""

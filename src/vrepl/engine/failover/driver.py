@@ -12,10 +12,10 @@ from vrepl.engine.marks import FailoverMark
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError, VreplError
 from vrepl.model.failover import FAILOVER_BASE, KEPT_STATE, FailoverRecord, Wish
+from vrepl.planner.conflicts import FailoverConflict
 from vrepl.planner.failover import (
     Act,
     Done,
-    FailoverConflict,
     KeepState,
     MergeSnapshots,
     PowerOff,

@@ -17,7 +17,7 @@ from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError
 from vrepl.model import VirtualMachine
 from vrepl.model.failover import FAILOVER_BASE, KEPT_STATE, FailoverRecord, Undo
-from vrepl.planner.failover import is_overdue, refuses_runs
+from vrepl.planner.conflicts import is_overdue, refuses_runs
 from vrepl.planner.knowledge import ReplicaKnowledge
 from vrepl.repository.failover import save_failover
 from vrepl.repository.replica_folder import ReplicaFolder
