@@ -36,7 +36,7 @@ fmt: $(STAMP) ## put the code into its form
 	$(BIN)/ruff format src tests benchmarks
 
 fast: $(STAMP) ## unit tests without the slow ones
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not long and not lab' tests/unit
+	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile fast -m 'not slow and not long and not lab' tests/unit
 
 test: lint ## lint and the whole test suite (lab tests are skipped where the lab cannot be built)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

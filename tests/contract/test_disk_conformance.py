@@ -255,7 +255,7 @@ def lab_nfc(lab: Lab) -> Iterator[Subject]:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def conformance_lab(start_shared_lab: Callable[[LabSpec], Lab]) -> Lab:
     disk = DiskSpec(CAPACITY, content="empty")
     made = start_shared_lab(LabSpec.of_vms(VmSpec(CONFORMING, disks=(disk,), power="poweredOff", tools="notRunning")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 from vrepl import errors
@@ -40,6 +41,7 @@ def words(node: ast.expr | None) -> str | None:
     return None
 
 
+@cache
 def messages() -> Found:
     known = kinds()
     found: Found = defaultdict(dict)

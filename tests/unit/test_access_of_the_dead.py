@@ -44,6 +44,7 @@ def moments(world: World) -> int:
     return len(passed)
 
 
+@pytest.mark.slow
 def test_a_run_that_died_anywhere_and_lost_its_repository_blocks_nothing(tmp_path: Path) -> None:
     count = 1
     number = 0

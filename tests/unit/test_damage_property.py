@@ -206,6 +206,7 @@ def try_bit(scene: tuple[str, Path], folder: Path, seed: int) -> None:
         raise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checksum", [False, True], ids=["damaged", "checksum made right again"])
 def test_any_field_of_any_document(
     scene: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory, checksum: bool
@@ -214,6 +215,7 @@ def test_any_field_of_any_document(
         try_document(scene, tmp_path_factory.mktemp("damaged") / "repository", seed, checksum)
 
 
+@pytest.mark.slow
 def test_any_bit_of_any_binary_file(scene: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
     for seed in range(20):
         try_bit(scene, tmp_path_factory.mktemp("damaged") / "repository", seed)
