@@ -122,7 +122,7 @@ def test_disk_resized(runs: Runs, prod: Any, answer: str) -> None:
         return
     runs.write(40, index=1)
     report = runs.replicate()
-    assert kinds(report) == ["incremental", "full"]
+    assert (kinds(report), report["disks"][1]["bytes_moved"]) == (["incremental", "compare"], GRAIN)
     assert noted(report, "was resized")
     assert_replicated(runs, report)
     assert runs.restore_point(first["id"], 1) == before

@@ -191,6 +191,10 @@ class MemorySite:
         """Characters that a snapshot's description keeps."""
         self.value_limit: int | None = None
         """Characters that an extraConfig value keeps."""
+        self.loose_disks: dict[str, MemoryDisk] = {}
+        """Files of disks that were taken off a VM, or are copies: what nothing refers to has to be deleted."""
+        self.copy_fault: Exception | None = None
+        """What copying a disk fails with."""
         self.survives: Callable[[int], bool] = lambda number: False
         """Which of its unflushed writes (by number) reach the disk when a data mover dies."""
 
@@ -534,13 +538,74 @@ class MemorySite:
         disk.key = 2000 + wanted.unit_number
         disk.base_path = disk.base_path.replace(".vmdk", f"-{next(self._numbers)}.vmdk")
         vm.disks.append(disk)
+        vm.disks.sort(key=lambda one: one.unit)
         self.after_call("add_replica_disk")
         return self._view(vm)
 
     def remove_replica_disk(self, vm_ref: str, disk_key: int) -> None:
         self._call("remove_replica_disk")
         vm = self._vm(vm_ref)
+        for disk in vm.disks:
+            if disk.key == disk_key and vm.snapshots:
+                self.loose_disks |= dict.fromkeys((disk.path, disk.base_path), disk.disk)
         vm.disks = [disk for disk in vm.disks if disk.key != disk_key]
+        self.after_call("remove_replica_disk")
+
+    def disk_files(self, vm_ref: str, disk_key: int) -> tuple[str, ...]:
+        return next(
+            (tuple(dict.fromkeys((one.path, one.base_path))) for one in self._vm(vm_ref).disks if one.key == disk_key),
+            (),
+        )
+
+    def copy_disk(self, vm_ref: str, source: str, to: str, disk: Disk, *, thin: bool) -> None:
+        del thin
+        self._call("copy_disk")
+        if self.copy_fault is not None:
+            raise self.copy_fault
+        made = MemoryDisk(disk.capacity)
+        self.loose_disks[to] = made
+        self.after_call("copy_disk began")
+        [found] = {
+            id(one.disk): one.disk
+            for snapshot in self._vm(vm_ref).snapshots
+            for one in snapshot.disks
+            if one.path == source
+        }.values()
+        for extent in found.allocated(Extent(0, found.capacity)):
+            made.write(extent.offset, found.read(extent.offset, extent.length))
+        self.after_call("copy_disk")
+
+    def attach_replica_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int, path: str) -> VirtualMachine:
+        self._call("attach_replica_disk")
+        vm = self._vm(vm_ref)
+        wanted = next(disk for disk in spec.disks if disk.index == disk_index)
+        if any(one.unit == wanted.unit_number for one in vm.disks):
+            raise VsphereError(f"unit {wanted.unit_number} of {vm.name} is taken", fault="InvalidDeviceSpec")
+        disk = self._new_disk(vm.name, wanted.unit_number, wanted.capacity)
+        disk.key = 2000 + wanted.unit_number
+        disk.base_path, disk.disk = path, self.loose_disks[path]
+        vm.disks.append(disk)
+        vm.disks.sort(key=lambda one: one.unit)
+        self.after_call("attach_replica_disk")
+        return self._view(vm)
+
+    def remove_unused_disks(self, vm_ref: str, paths: Sequence[str]) -> list[str]:
+        self._call("remove_unused_disks")
+        assert vm_ref in self.vms
+        return self._delete_unused(paths)
+
+    def _delete_unused(self, paths: Sequence[str]) -> list[str]:
+        used = {
+            path
+            for vm in self.vms.values()
+            for disk in (*vm.disks, *(one for snapshot in vm.snapshots for one in snapshot.disks))
+            for path in (disk.path, disk.base_path)
+        }
+        gone = [path for path in paths if path not in used]
+        for path in gone:
+            self.loose_disks.pop(path, None)
+            self.after_call("disk file deleted")
+        return gone
 
     def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None:
         self._call("set_extra_config")
@@ -649,11 +714,12 @@ class MemorySite:
         self._vm(vm.ref).files[name] = content
         self.after_call("write_vm_file")
 
-    def destroy_vm(self, vm_ref: str) -> None:
+    def destroy_vm(self, vm_ref: str, *, with_files: Sequence[str] = ()) -> None:
         self._call("destroy_vm")
         if vm_ref in self.vms and self.vms[vm_ref].power is PowerState.ON:
             raise VsphereError(f"{self.vms[vm_ref].name} is powered on", fault="InvalidPowerState")
         self.vms.pop(vm_ref, None)
+        self._delete_unused(with_files)
         self.after_call("destroy_vm")
 
     # -- views --------------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_a_disk_that_vrepl_put_in_anothers_place_is_not_taken_for_somebodys(worl
     world.source.guest_write(source(world), 0, 0, b"\x04" * CAPACITY)
     die_in_transfer(world, 16 * GRAIN)
     report = succeed(world)
-    assert "resumes the first run, 25 %" in report.disks[0].reason
+    assert "resumes an unfinished run, 25 %" in report.disks[0].reason
     assert report.disks[0].bytes_moved == 48 * GRAIN
 
 

@@ -438,14 +438,18 @@ def test_quiescing(wish: Quiesce, power: PowerState, tools: bool, expected: bool
     assert plan.conflict is None
 
 
-def test_resize_with_restart_begins_anew_with_what_is_known_forgotten() -> None:
+@pytest.mark.parametrize(("capacity", "kind", "copied"), [(2 * CAPACITY, COMPARE, True), (CAPACITY // 2, FULL, False)])
+def test_a_resized_disk_is_replaced_with_what_an_unfinished_run_did_forgotten(
+    capacity: int, kind: TransferKind, copied: bool
+) -> None:
     plan = plan_vm(
-        machine(disk(capacity=2 * CAPACITY)),
+        machine(disk(capacity=capacity)),
         replace(JOB, on_resize=OnResize.RESTART),
         known(unfinished=((2000, unfinished()),)),
     )
     assert plan.conflict is None
-    assert (kind_of(plan), plan.disks[0].replace_disk) == ([FULL], True)
+    assert (kind_of(plan), plan.disks[0].replace_disk) == ([kind], True)
+    assert (plan.disks[0].grown_from is not None) is copied
     assert plan.disks[0].decision.carry == plan.disks[0].decision.dirty == ()
 
 

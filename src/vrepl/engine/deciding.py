@@ -16,7 +16,7 @@ from vrepl.engine.source_snapshot import TakenSnapshot
 from vrepl.errors import CbtError, VsphereError
 from vrepl.model import Disk, SnapshotState, TransferKind, VirtualMachine
 from vrepl.planner.disks import decide_disk, regions_of, without_cbt
-from vrepl.planner.knowledge import ReplicaDisk, ReplicaKnowledge, disk_facts
+from vrepl.planner.knowledge import ReplicaDisk, ReplicaKnowledge, disk_facts, grown_disk
 from vrepl.planner.preflight import unreplicable_disk_reason
 from vrepl.planner.vm import ReplicaAction, VmPlan
 from vrepl.ports import DigestFiles
@@ -119,11 +119,16 @@ def _decide(
     key = source_disk.key
     last = known.last if plan.action is ReplicaAction.UPDATE else None
     at_target = ReplicaDisk(
-        replica_disk.key, newly_made=key in replica.newly_made, empty=key in replica.record.empty_disks
+        replica_disk.key,
+        newly_made=key in replica.newly_made,
+        empty=key in replica.record.empty_disks,
+        grown=grown_disk(replica.record, replica.vm, key),
+        newly_grown=key in replica.newly_grown,
     )
     facts = disk_facts(known, key, at_target, reverted=plan.revert_replica)
     digests_known = facts.digests_known
     decision = decide_disk(source_disk, facts)
+    grown_from = at_target.grown.capacity if at_target.grown is not None else None
     changed = []
     if decision.since_change_id is not None:
         since = decision.since_change_id
@@ -137,12 +142,12 @@ def _decide(
             note(f"{source_disk.title}: {decision.reason}")
     if decision.kind is TransferKind.COMPARE and not decision.compare_with_target and digests_known and last:
         # Asked only now: looking for gaps costs as much as the disk is large, and so does comparing.
-        digests_known = every_grain_is_known(folder.digest_files(key, last.id), source_disk.capacity)
+        digests_known = every_grain_is_known(folder.digest_files(key, last.id), grown_from or source_disk.capacity)
         if not digests_known:
             decision = without_cbt(decision, decision.reason, digests_known=False)
     digests = DigestFiles(base=None, fresh=decision.fresh)
     if last is not None and digests_known:
-        digests = folder.digest_files(key, last.id)
+        digests = replace(folder.digest_files(key, last.id), grown_from=grown_from)
     attempts = read_log(folder.transfer_log(key)).last
     return DiskMove(
         key=key,

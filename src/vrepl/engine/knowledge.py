@@ -13,7 +13,7 @@ from vrepl.errors import CbtError
 from vrepl.extents import Extent, intersect, subtract
 from vrepl.model import Disk, DiskPoint, PowerState, ReplicaRecord, RestorePoint, TrackingPosition, VirtualMachine
 from vrepl.planner.disks import UnfinishedDisk
-from vrepl.planner.knowledge import NameTaken, ReplicaKnowledge
+from vrepl.planner.knowledge import NameTaken, ReplicaKnowledge, grown_disk
 from vrepl.planner.seeding import SeedRequest
 from vrepl.planner.tracking import tracking_id
 from vrepl.ports import Inventory, TrackedInventory
@@ -117,7 +117,8 @@ def gather(
     suspects: dict[int, tuple[Extent, ...]] = {}
     if last is not None and not touched:
         # What vrepl has put in a disk's place since the seal is another disk, of which the seal says nothing.
-        points = [point for point in last.disks if point.source_key not in folder.record.empty_disks]
+        replaced = {*folder.record.empty_disks, *grown_keys(folder.record, replica)}
+        points = [point for point in last.disks if point.source_key not in replaced]
         suspects = _suspects(target, replica, points, snapshots[last.id], unfinished)
     return ReplicaKnowledge(
         record=record,
@@ -216,6 +217,11 @@ def _unsure(capacity: int) -> UnfinishedDisk:
     """Nothing that any attempt settled counts: what the leaf holds must be read."""
     position = TrackingPosition(None, "", "", capacity)
     return UnfinishedDisk(planned=(), done=(), allowed=0, position=position, dirty=(), compare_with_target=True)
+
+
+def grown_keys(record: ReplicaRecord, replica: VirtualMachine) -> list[int]:
+    """Source keys of the disks for which the replica has a larger copy now, of which nothing is sealed."""
+    return [key for key in record.grown_disks if grown_disk(record, replica, key) is not None]
 
 
 def leaf_identity(disk: Disk) -> str:

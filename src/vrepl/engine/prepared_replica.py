@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vrepl.engine.context import ReplicationContext
+from vrepl.engine.growing import copy_grown, put_in_place
 from vrepl.engine.knowledge import restore_point_snapshots
+from vrepl.engine.loose_files import note_loose_files, remove_loose_files
 from vrepl.model import Disk, ReplicaRecord, ReplicaSpec, RestorePoint, VirtualMachine
 from vrepl.planner.knowledge import ReplicaKnowledge
-from vrepl.planner.vm import ReplicaAction, VmPlan
+from vrepl.planner.vm import DiskPlan, ReplicaAction, VmPlan
 from vrepl.repository.commit_record import ReplicaMark
 from vrepl.repository.replica_folder import ReplicaFolder
 
@@ -26,6 +28,8 @@ class PreparedReplica:
     vm: VirtualMachine
     newly_made: frozenset[int] = frozenset()
     """Source keys of disks whose replica disk was created empty by this run."""
+    newly_grown: frozenset[int] = frozenset()
+    """Source keys of disks whose replica disk this run has made of a smaller one."""
 
     def disk_for(self, source_key: int) -> Disk | None:
         key = self.record.disk_keys.get(source_key)
@@ -150,19 +154,22 @@ def _update(
     done.extend(
         target.reconcile_replica(replica.ref, plan.vm.hardware, context.job.placement, keep_macs=context.job.keep_macs)
     )
-    keys, newly_made = _reconcile_disks(context, folder, plan, replica, done)
+    if any(disk.replace_disk for disk in plan.disks):
+        remove_loose_files(folder, target, replica.ref, done.append)  # what a dead run copied makes room
+    disks = _reconcile_disks(context, folder, plan, known, replica, done)
     fresh = target.read_vm(replica.ref)
     record = replace(
         folder.record,
         source_name=plan.vm.name,
         target_name=fresh.name,
         job=context.job.name,
-        disk_keys=keys,
-        empty_disks=tuple(key for key in folder.record.empty_disks if key in keys),
+        disk_keys=disks.keys,
+        empty_disks=tuple(key for key in folder.record.empty_disks if key in disks.keys),
+        grown_disks={key: grown for key, grown in folder.record.grown_disks.items() if key in disks.keys},
     )
     if record != folder.record:
         folder.save_record(record)
-    return PreparedReplica(record, fresh, frozenset(newly_made)), done
+    return PreparedReplica(record, fresh, frozenset(disks.newly_made), frozenset(disks.newly_grown)), done
 
 
 def _revert(
@@ -175,10 +182,11 @@ def _revert(
     for key in folder.record.disk_keys.values():
         disk = replica.disk(key)
         if disk is not None and disk.base_path not in sealed:
+            note_loose_files(folder, target.disk_files(replica.ref, key))
             target.remove_replica_disk(replica.ref, key)
     target.revert_to_snapshot(replica.ref, snapshot_ref)
     keys = {disk.source_key: disk.target_key for disk in point.disks}
-    folder.save_record(replace(folder.record, disk_keys=keys, empty_disks=()))
+    folder.save_record(replace(folder.record, disk_keys=keys, empty_disks=(), grown_disks={}))
     folder.discard_logs()
     folder.clear_intent()
     return target.read_vm(replica.ref)
@@ -199,46 +207,115 @@ def _place(vm: VirtualMachine, disk: Disk) -> tuple[str, int, int]:
     return (controller.kind, controller.bus_number, disk.unit_number) if controller else ("", -1, disk.unit_number)
 
 
+@dataclass(slots=True)
+class _Disks:
+    """The replica's disks on their way to what the source has."""
+
+    keys: dict[int, int]
+    """Source key -> replica key."""
+    newly_made: list[int] = field(default_factory=list)
+    newly_grown: list[int] = field(default_factory=list)
+
+
 def _reconcile_disks(
-    context: ReplicationContext, folder: ReplicaFolder, plan: VmPlan, replica: VirtualMachine, done: list[str]
-) -> tuple[dict[int, int], list[int]]:
+    context: ReplicationContext,
+    folder: ReplicaFolder,
+    plan: VmPlan,
+    known: ReplicaKnowledge,
+    replica: VirtualMachine,
+    done: list[str],
+) -> _Disks:
     """Add what the source has and the replica lacks, and take away what the source no longer has."""
-    known_keys = folder.record.disk_keys
-    keys = dict(known_keys)
-    newly_made: list[int] = []
-    wanted = {disk.disk.key for disk in plan.disks}
-    replaced = {disk.disk.key for disk in plan.disks if disk.replace_disk}
-    for source_key, target_key in known_keys.items():
-        if (source_key not in wanted or source_key in replaced) and replica.disk(target_key) is not None:
-            context.target.remove_replica_disk(replica.ref, target_key)
-            done.append("took a disk off the replica; older restore points keep it")
-        if source_key not in wanted or source_key in replaced:
-            del keys[source_key]
+    disks = _Disks(dict(folder.record.disk_keys))
     spec = _spec(context, plan)
     for disk_plan in plan.disks:
-        source_key = disk_plan.disk.key
-        if source_key in keys and replica.disk(keys[source_key]) is not None:
+        if disk_plan.grown_from is not None and known.last is not None:
+            _grow(context, folder, known.last, replica, spec, disk_plan, disks, done)
+    _take_off(context, folder, plan, replica, disks, done)
+    for disk_plan in plan.disks:
+        if disk_plan.disk.key not in disks.keys:
+            _add(context, folder, plan, replica, spec, disk_plan.disk, disks, done)
+    return disks
+
+
+def _grow(
+    context: ReplicationContext,
+    folder: ReplicaFolder,
+    point: RestorePoint,
+    replica: VirtualMachine,
+    spec: ReplicaSpec,
+    disk_plan: DiskPlan,
+    disks: _Disks,
+    done: list[str],
+) -> None:
+    disk, origin = disk_plan.disk, disk_plan.grown_from
+    grown = copy_grown(context, folder, replica, point, origin, disk) if origin is not None else None
+    if grown is None:
+        done.append(f"{disk.title}: the target does not copy disks, so that the new one is copied whole")
+        return
+    before = {one.key: one.base_path for one in replica.disks}
+    after = put_in_place(context, folder, replica, spec, disk, grown)
+    made = [one.key for one in after.disks if one.base_path == grown.path]
+    if len(made) != 1:
+        raise AssertionError(f"attaching one disk to {replica.name} made {len(made)}, beside {before}")
+    disks.keys[disk.key] = made[0]
+    disks.newly_grown.append(disk.key)
+    done.append(f"{disk.title}: the replica's new disk is made of restore point {point.id}; older ones keep the old")
+
+
+def _take_off(
+    context: ReplicationContext,
+    folder: ReplicaFolder,
+    plan: VmPlan,
+    replica: VirtualMachine,
+    disks: _Disks,
+    done: list[str],
+) -> None:
+    wanted = {disk.disk.key for disk in plan.disks}
+    replaced = {disk.disk.key for disk in plan.disks if disk.replace_disk} - set(disks.newly_grown)
+    for source_key, target_key in list(disks.keys.items()):
+        if source_key in disks.newly_grown:
             continue
-        now = context.target.read_vm(replica.ref)
-        left = _disk_in_its_place(plan.vm, disk_plan.disk, now, taken=keys.values())
-        if left is not None:
-            # What a run added that died before it could record it, or a rebuilt repository does not know.
-            keys[source_key] = left.key
-            _note_empty(folder, source_key, empty=False)
-            done.append(f"{left.title} of the replica stands where {disk_plan.disk.title} belongs: it is compared")
-            continue
-        before = {disk.key for disk in now.disks}
-        # Before it is there: vSphere may give it the key of the disk that it replaces.
-        folder.forget_disk(source_key)
-        _note_empty(folder, source_key, empty=True)
-        after = context.target.add_replica_disk(replica.ref, spec, disk_plan.disk.index)
-        made = [disk.key for disk in after.disks if disk.key not in before]
-        if len(made) != 1:
-            raise AssertionError(f"adding one disk to {replica.name} made {len(made)}")
-        keys[source_key] = made[0]
-        newly_made.append(source_key)
-        done.append(f"added {disk_plan.disk.title} to the replica")
-    return keys, newly_made
+        there = replica.disk(target_key) is not None
+        if source_key not in wanted or source_key in replaced:
+            if there:
+                note_loose_files(folder, context.target.disk_files(replica.ref, target_key))
+                context.target.remove_replica_disk(replica.ref, target_key)
+                done.append("took a disk off the replica; older restore points keep it")
+            del disks.keys[source_key]
+        elif not there:
+            del disks.keys[source_key]
+
+
+def _add(
+    context: ReplicationContext,
+    folder: ReplicaFolder,
+    plan: VmPlan,
+    replica: VirtualMachine,
+    spec: ReplicaSpec,
+    disk: Disk,
+    disks: _Disks,
+    done: list[str],
+) -> None:
+    now = context.target.read_vm(replica.ref)
+    left = _disk_in_its_place(plan.vm, disk, now, taken=disks.keys.values())
+    if left is not None:
+        # What a run added that died before it could record it, or a rebuilt repository does not know.
+        disks.keys[disk.key] = left.key
+        _note_empty(folder, disk.key, empty=False)
+        done.append(f"{left.title} of the replica stands where {disk.title} belongs: it is compared")
+        return
+    before = {one.key for one in now.disks}
+    # Before it is there: vSphere may give it the key of the disk that it replaces.
+    folder.forget_disk(disk.key)
+    _note_empty(folder, disk.key, empty=True)
+    after = context.target.add_replica_disk(replica.ref, spec, disk.index)
+    made = [one.key for one in after.disks if one.key not in before]
+    if len(made) != 1:
+        raise AssertionError(f"adding one disk to {replica.name} made {len(made)}")
+    disks.keys[disk.key] = made[0]
+    disks.newly_made.append(disk.key)
+    done.append(f"added {disk.title} to the replica")
 
 
 def _note_empty(folder: ReplicaFolder, source_key: int, *, empty: bool) -> None:

@@ -365,9 +365,12 @@ def _name(record: ReplicaRecord, site: str, vm_ref: str, original: Original | No
 
 
 def note_that_disks_were_sealed(folder: ReplicaFolder) -> None:
-    """No disk is one that vrepl made empty any more, whatever becomes of the restore points."""
-    if folder.record.empty_disks:
-        folder.save_record(replace(folder.record, empty_disks=()))
+    """No disk is one that vrepl made empty, or of a smaller one, any more, whatever becomes of the restore points."""
+    record = folder.record
+    if record.empty_disks or record.grown_disks:
+        copies = {grown.path for grown in record.grown_disks.values()}
+        loose = tuple(path for path in record.loose_files if path not in copies)
+        folder.save_record(replace(record, empty_disks=(), grown_disks={}, loose_files=loose))
 
 
 def forget_lost_restore_points(folder: ReplicaFolder, replica: VirtualMachine) -> None:

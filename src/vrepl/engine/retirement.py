@@ -41,7 +41,7 @@ def retire(
             target.set_extra_config(vm.ref, dict.fromkeys(MARK_KEYS, ""))
             done.append(f"{vm.name} stays on {target.name}, with its snapshots; it is no replica of vrepl's any more")
         else:
-            target.destroy_vm(vm.ref)
+            target.destroy_vm(vm.ref, with_files=folder.record.loose_files)
             done.append(f"destroyed {vm.name} on {target.name}, with {len(vm.snapshots)} snapshots")
         services.repository.remove_replica(record.source_site, record.source_instance_uuid)
     done.append(f"the repository has forgotten the replica of {record.source_name}")

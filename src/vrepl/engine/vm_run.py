@@ -21,6 +21,7 @@ from vrepl.engine.holding import replica_held
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import TargetNames
 from vrepl.engine.leaf_check import look_at_suspects
+from vrepl.engine.loose_files import remove_loose_files
 from vrepl.engine.marks import SourceMark, restore_point_snapshot_name
 from vrepl.engine.planning import look_and_plan
 from vrepl.engine.preflight import refuse_full_chain, refuse_impossible, room_kept
@@ -165,6 +166,8 @@ class VmRun:
             if known.lost_restore_points:
                 forget_lost_restore_points(folder, context.target.read_vm(replica.vm.ref))
             self._prune(folder, replica.vm.ref, folder.restore_points())
+            if self._removed or plan.revert_replica or any(disk.replace_disk for disk in plan.disks):
+                remove_loose_files(folder, context.target, replica.vm.ref, work.note)
             self._consolidate_in_the_end(plan.vm)
 
     def _keep_settings(self, folder: ReplicaFolder, source: VirtualMachine, replica: VirtualMachine) -> None:

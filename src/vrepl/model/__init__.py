@@ -35,6 +35,7 @@ from vrepl.model.machines import (
 from vrepl.model.replicas import (
     Consistency,
     DiskPoint,
+    GrownDisk,
     ReplicaPlacement,
     ReplicaRecord,
     ReplicaSpec,
@@ -63,6 +64,7 @@ __all__ = [
     "Disk",
     "DiskPoint",
     "EnableCbt",
+    "GrownDisk",
     "GuestState",
     "Hardware",
     "JobSettings",

@@ -101,6 +101,17 @@ class RestorePoint:
 
 
 @dataclass(frozen=True, slots=True)
+class GrownDisk:
+    """A replica's disk that is a copy of a restore point's, made larger at the target since the source's had grown."""
+
+    restore_point_id: str
+    capacity: int
+    """Bytes of that restore point's disk; the copy is zeros behind them."""
+    path: str
+    """The copy's file: tells it from whatever else may get its device key."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaRecord:
     """What the repository knows of one replica that never changes, or rarely.
 
@@ -120,5 +131,10 @@ class ReplicaRecord:
     """Source device key -> replica device key."""
     empty_disks: tuple[int, ...] = ()
     """Source keys of disks that vrepl made empty and has sealed nothing of: what it did not write there is zeros."""
+    grown_disks: Mapping[int, GrownDisk] = field(default_factory=dict)
+    """Source key -> what stands for the disk, of which nothing is sealed yet."""
+    loose_files: tuple[str, ...] = ()
+    """Files of disks that vrepl has taken off the replica, or made and not attached yet: deleted, each one, once no VM
+    and no snapshot refers to it."""
     adopted_from: str | None = None
     """ID of the repository that made the replica, where a rebuild took it in from another one."""

@@ -80,6 +80,8 @@ class DiskFacts:
     """Change tracking was caught missing changes of this disk since."""
     made_empty: bool = True
     """Without a `point`, the replica's disk is known to have been created empty."""
+    grown: bool = False
+    """Without a `point`, the replica's disk is known to have been made of the leaf's parent's, and larger."""
 
 
 def decide_disk(disk: Disk, facts: DiskFacts) -> DiskDecision:
@@ -87,8 +89,11 @@ def decide_disk(disk: Disk, facts: DiskFacts) -> DiskDecision:
     point, unfinished, digests_known = facts.point, facts.unfinished, facts.digests_known
     dirty = tuple(clip(unfinished.maybe_written, disk.capacity)) if unfinished else ()
     unsure_since = unfinished is not None and unfinished.compare_with_target
-    if not facts.leaf_is_sealed_state or unsure_since or (point is None and not facts.made_empty):
+    sure = facts.made_empty or (facts.grown and digests_known)
+    if not facts.leaf_is_sealed_state or unsure_since or (point is None and not sure):
         return _decide_unknown(disk, unfinished, dirty)
+    if point is None and facts.grown:
+        return _decide_grown(disk, unfinished, dirty)
     if point is None:
         return _decide_first(disk, unfinished, dirty)
     broken = tracking_break(point.position, disk.position)
@@ -162,6 +167,20 @@ def _decide_first(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Ex
         dirty=dirty,
         fresh=True,
     )
+
+
+def _decide_grown(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Extent, ...]) -> DiskDecision:
+    """The replica's disk holds what the last restore point's did, and zeros behind it."""
+    made = "it was resized, and the replica's new disk is made of the last restore point's"
+    if unfinished is not None and _same_tracking(disk, unfinished):
+        return DiskDecision(
+            TransferKind.COMPARE,
+            f"resumes an unfinished run, {_percent(unfinished)} % of which is done ({made})",
+            since_change_id=unfinished.position.change_id,
+            carry=tuple(clip(unfinished.remaining, disk.capacity)),
+            dirty=dirty,
+        )
+    return DiskDecision(TransferKind.COMPARE, made, whole_disk=True, dirty=dirty)
 
 
 def _same_tracking(disk: Disk, unfinished: UnfinishedDisk) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vrepl.extents import Extent
-from vrepl.model import Disk, ReplicaRecord, RestorePoint, VirtualMachine
+from vrepl.model import Disk, DiskPoint, GrownDisk, ReplicaRecord, RestorePoint, VirtualMachine
 from vrepl.planner.disks import DiskFacts, UnfinishedDisk
 from vrepl.planner.seeding import SeedRequest
 
@@ -83,6 +83,10 @@ class ReplicaDisk:
     """Made by this very run, empty."""
     empty: bool = False
     """vrepl made it empty, and has sealed nothing of it."""
+    grown: GrownDisk | None = None
+    """vrepl made it of a smaller one, and has sealed nothing of it."""
+    newly_grown: bool = False
+    """By this very run: no attempt was ever made on it."""
 
 
 NEW_DISK = ReplicaDisk(None, newly_made=True)
@@ -100,20 +104,40 @@ def expected_disk(known: ReplicaKnowledge, source_key: int, *, revert: bool) -> 
     key = known.record.disk_keys.get(source_key)
     if key is None or known.replica.disk(key) is None:
         return NEW_DISK
-    return ReplicaDisk(key, empty=source_key in known.record.empty_disks)
+    return ReplicaDisk(
+        key, empty=source_key in known.record.empty_disks, grown=grown_disk(known.record, known.replica, source_key)
+    )
+
+
+def grown_disk(record: ReplicaRecord, replica: VirtualMachine, source_key: int) -> GrownDisk | None:
+    """What the replica's disk for this one is a larger copy of, while nothing of it is sealed; None if it is none."""
+    grown = record.grown_disks.get(source_key)
+    disk = replica.disk(record.disk_keys.get(source_key, -1))
+    return grown if grown is not None and disk is not None and disk.base_path == grown.path else None
+
+
+def grown_from(point: RestorePoint, disk: DiskPoint) -> ReplicaDisk:
+    """What a run will make for a source disk that has grown since that restore point."""
+    return ReplicaDisk(None, grown=GrownDisk(point.id, disk.capacity, ""), newly_grown=True)
 
 
 def disk_facts(known: ReplicaKnowledge, source_key: int, at_target: ReplicaDisk, *, reverted: bool) -> DiskFacts:
     """What `decide_disk` goes by. `reverted`: the replica is, or will be, back at its last restore point."""
     point = known.last.disk(source_key) if known.last and not at_target.newly_made else None
-    if point is not None and (at_target.empty or point.target_key != at_target.key):
+    grown = at_target.grown
+    if point is not None and (at_target.empty or grown is not None or point.target_key != at_target.key):
         point = None  # it speaks of a disk that another one stands in the place of since
+    described = point is not None or (
+        grown is not None and known.last is not None and known.last.id == grown.restore_point_id
+    )
+    unsettled = reverted or at_target.newly_made or at_target.newly_grown
     sure = known.seed is None and not known.verification_failed and (reverted or known.leaf_is_sealed_state)
     return DiskFacts(
         point=point,
-        unfinished=None if reverted or at_target.newly_made else dict(known.unfinished).get(source_key),
-        digests_known=point is not None and source_key in known.digests_known,
+        unfinished=None if unsettled else dict(known.unfinished).get(source_key),
+        digests_known=described and source_key in known.digests_known,
         doubtful=source_key in known.doubtful_disks,
         leaf_is_sealed_state=at_target.newly_made or sure,
         made_empty=at_target.newly_made or (known.seed is None and at_target.empty),
+        grown=grown is not None,
     )

@@ -10,6 +10,7 @@ from vrepl.extents import total
 from vrepl.model import (
     Datastore,
     Disk,
+    DiskPoint,
     EnableCbt,
     Hardware,
     JobSettings,
@@ -21,7 +22,7 @@ from vrepl.model import (
     VirtualMachine,
 )
 from vrepl.planner.disks import DiskDecision, decide_disk
-from vrepl.planner.knowledge import NEW_DISK, NameTaken, ReplicaKnowledge, disk_facts, expected_disk
+from vrepl.planner.knowledge import NEW_DISK, NameTaken, ReplicaKnowledge, disk_facts, expected_disk, grown_from
 from vrepl.planner.preflight import Conflict, ConflictKind, no_snapshot_reason, unreplicable_disk_reason
 from vrepl.planner.seeding import seed_conflict
 
@@ -49,7 +50,9 @@ class DiskPlan:
     last_moved: int | None
     """Bytes that the last run moved for this disk."""
     replace_disk: bool = False
-    """The replica gets a new, empty disk in this one's place; older restore points keep the old one."""
+    """The replica gets a new disk in this one's place; older restore points keep the old one."""
+    grown_from: DiskPoint | None = None
+    """The new disk is copied at the target from this one of the last restore point, and made larger; None: empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,23 +249,31 @@ def _plan_disks(
         point = facts.point
         # A disk of which nothing is sealed may go, for no restore point needs it.
         replaced = point is None and known.seed is None and known.made_for_another_size(disk)
+        origin: DiskPoint | None = None
         if replaced:
             notes.append(f"{disk.title} was resized since its copy began: the replica gets a new disk in its place")
+            origin = known.last.disk(disk.key) if known.last is not None else None
         if known.last is not None and known.last.disk(disk.key) is None:
             notes.append(f"{disk.title} was added since the last restore point")
         if point is not None and point.capacity != disk.capacity:
             resized = f"{disk.title} was resized from {point.capacity} to {disk.capacity} bytes"
             if job.on_resize is OnResize.RESTART:
-                notes.append(f"{resized}: the replica gets a new disk in its place")
-                point = None
+                origin, point = point, None
                 replaced = True
+                grows = origin.capacity < disk.capacity
+                how = "made at the target of the last restore point's" if grows else "copied whole"
+                notes.append(f"{resized}: the replica gets a new disk in its place, {how}")
             else:
                 conflict = conflict or Conflict(
                     ConflictKind.DISK_RESIZED,
                     f"{resized}, and a chain of snapshots cannot grow",
-                    'set on_resize = "restart" in the job: the replica then gets a new disk, copied whole',
+                    'set on_resize = "restart" in the job: the replica then gets a new disk, and what is sealed stays',
                 )
-        if replaced:
+        if origin is not None and origin.capacity >= disk.capacity:
+            origin = None  # no disk file can be made smaller
+        if replaced and origin is not None and known.last is not None:
+            facts = disk_facts(known, disk.key, grown_from(known.last, origin), reverted=revert)
+        elif replaced:
             facts = disk_facts(known, disk.key, NEW_DISK, reverted=revert)
         decision = decide_disk(disk, facts)
         bound = total(decision.carry) if decision.carry and not decision.whole_disk else disk.capacity
@@ -273,6 +284,7 @@ def _plan_disks(
                 upper_bound=disk.capacity if decision.since_change_id or decision.whole_disk else bound,
                 last_moved=point.bytes_moved if point else None,
                 replace_disk=replaced,
+                grown_from=origin,
             )
         )
     if known.last is not None:

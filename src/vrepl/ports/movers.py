@@ -52,6 +52,8 @@ class DigestFiles:
     """True: the disk was created empty and has no sealed state, so every grain is surely zero."""
     restore_point_id: str | None = None
     """The restore point that the set must describe; files that describe another one say nothing."""
+    grown_from: int | None = None
+    """The files speak of a disk of so many bytes, of which this one is a copy that was made larger: zeros follow."""
 
     @property
     def known(self) -> bool:

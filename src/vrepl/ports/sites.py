@@ -12,6 +12,7 @@ from typing import Protocol
 from vrepl.model import (
     ChangedAreas,
     Datastore,
+    Disk,
     Hardware,
     ReplicaPlacement,
     ReplicaSpec,
@@ -172,10 +173,35 @@ class ReplicaMaking(Protocol):
         """Remove the disk from the VM; its files are destroyed only where no snapshot of the VM needs them."""
         ...
 
+    def disk_files(self, vm_ref: str, disk_key: int) -> tuple[str, ...]:
+        """The files that a VM's disk consists of, from the one that writes go to down to its base; () without it."""
+        ...
+
+    def copy_disk(self, vm_ref: str, source: str, to: str, disk: Disk, *, thin: bool) -> None:
+        """Make the file `to` of what `source` shows of its chain, as large as `disk`, on the VM's datastores.
+
+        Takes as long as the storage needs. Raises VsphereError where the site cannot; a part may be left at `to`.
+        """
+        ...
+
+    def attach_replica_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int, path: str) -> VirtualMachine:
+        """Like `add_replica_disk`, with a file that is there."""
+        ...
+
+    def remove_unused_disks(self, vm_ref: str, paths: Sequence[str]) -> list[str]:
+        """Delete those of these disk files that no VM and no snapshot refers to; returns which are gone now.
+
+        `vm_ref`: a VM of their datacenter.
+        """
+        ...
+
     def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None: ...
 
-    def destroy_vm(self, vm_ref: str) -> None:
-        """Raises VsphereError if it is powered on. A VM that is already gone is fine."""
+    def destroy_vm(self, vm_ref: str, *, with_files: Sequence[str] = ()) -> None:
+        """Raises VsphereError if it is powered on. A VM that is already gone is fine.
+
+        `with_files`: files of disks beside its own that go too, unless something else refers to them.
+        """
         ...
 
 

@@ -133,11 +133,12 @@ def _wrong_point(
 def _crossed_disks(record: ReplicaRecord, points: Sequence[RestorePoint]) -> str | None:
     """A disk of the replica that the last restore point knows as that of another disk, which the record still has.
 
-    A disk that vrepl made empty since may have the device key of an older one: keys follow the place.
+    A disk that vrepl made since may have the device key of an older one: keys follow the place.
     """
     owners = {disk.target_key: disk.source_key for disk in points[-1].disks}
     for source_key, target_key in record.disk_keys.items():
         owner = owners.get(target_key, source_key)
-        if owner != source_key and owner in record.disk_keys and source_key not in record.empty_disks:
+        newer = source_key in record.empty_disks or source_key in record.grown_disks
+        if owner != source_key and owner in record.disk_keys and not newer:
             return f"it gives disk {target_key} of the replica to disk {source_key} of the source, not to {owner}"
     return None

@@ -23,7 +23,7 @@ import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vrepl.errors import RepositoryError
@@ -381,8 +381,32 @@ def _runs_of(digests: bytes, digest: bytes, *, matching: bool) -> Iterator[tuple
         yield first, count
 
 
+class GrownDigestSet(DigestSet):
+    """Of a disk that is a copy of a smaller one, made larger: what is known of that one, and zeros behind it."""
+
+    def __init__(self, capacity: int, smaller: DigestSet) -> None:
+        super().__init__(capacity, None, [], background=ZERO if smaller.known else UNKNOWN)
+        self._smaller = smaller
+        self._whole = smaller.capacity // GRAIN
+        """Grains that lie wholly in the smaller disk."""
+
+    def _read(self, start: int, stop: int) -> bytearray:
+        border = min(max(self._whole, start), stop)
+        result = bytearray(self._smaller.digests_of(start, border - start) if border > start else b"")
+        behind = stop - border
+        if behind and border == self._whole and self._smaller.capacity % GRAIN:
+            result += UNKNOWN  # its last grain was shorter: the digest is one of fewer bytes
+            behind -= 1
+        return result + ZERO * behind
+
+    def close(self) -> None:
+        self._smaller.close()
+
+
 def open_lookup(files: DigestFiles, capacity: int) -> DigestSet:
     """Never raises for what is wrong with the files: what they cannot surely say is unknown."""
+    if files.grown_from is not None and files.grown_from < capacity:
+        return GrownDigestSet(capacity, open_lookup(replace(files, grown_from=None), files.grown_from))
     if files.base is None:
         sure = files.fresh and not files.deltas
         return DigestSet(capacity, None, [], background=ZERO if sure else UNKNOWN)

@@ -184,9 +184,9 @@ class _Rebuild:
         def settings(snapshot_ref: str) -> Mapping[str, str]:
             return one.snapshot_settings.get(snapshot_ref, {})
 
-        if known.empty_disks:
-            # Whether they are empty still cannot be told from here; the next run compares them.
-            known = replace(known, empty_disks=())
+        if known.empty_disks or known.grown_disks:
+            # Whether they are so still cannot be told from here; the next run compares them.
+            known = replace(known, empty_disks=(), grown_disks={})
             folder.save_record(known)
         if (known.target_site, known.target_instance_uuid) != (record.target_site, record.target_instance_uuid):
             if known.target_instance_uuid:

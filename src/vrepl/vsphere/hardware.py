@@ -102,6 +102,13 @@ def disk_device(disk: Disk, *, key: int, controller_key: int, thin: bool, datast
     )
 
 
+def name_file(device: Any, path: str) -> None:
+    """Let a disk that is to be added stand on the file at `path`, as that was made: thin or thick."""
+    device.backing.fileName = path
+    device.backing.datastore = None
+    device.backing.thinProvisioned = device.backing.eagerlyScrub = None
+
+
 def adapter_backing(network: str, place: Place) -> Any:
     """The backing for a network of the place, by name. Raises NotFoundError with near names."""
     card = vim.vm.device.VirtualEthernetCard

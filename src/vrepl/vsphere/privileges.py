@@ -78,6 +78,7 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
         Need("VirtualMachine.Inventory.Create", Scope.FOLDER, "register replicas"),
         Need("VirtualMachine.Inventory.Delete", Scope.VM, "remove what a failed creation left"),
         Need("VirtualMachine.Config.AddNewDisk", Scope.VM, "give replicas their disks"),
+        Need("VirtualMachine.Config.AddExistingDisk", Scope.VM, "follow source disks that have grown"),
         Need("VirtualMachine.Config.RemoveDisk", Scope.VM, "follow the source's disks"),
         Need("VirtualMachine.Config.AddRemoveDevice", Scope.VM, "follow the source's devices"),
         Need("VirtualMachine.Config.EditDevice", Scope.VM, "follow the source's network adapters"),
@@ -100,7 +101,7 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
         Need("Resource.AssignVMToPool", Scope.POOL, "place replicas"),
         Need("Datastore.AllocateSpace", Scope.DATASTORE, "make the replicas' disks"),
         Need("Datastore.Browse", Scope.DATASTORE, "find the disks' files"),
-        Need("Datastore.FileManagement", Scope.DATASTORE, "open and remove the disks' files"),
+        Need("Datastore.FileManagement", Scope.DATASTORE, "open, copy and remove the disks' files"),
         Need("Network.Assign", Scope.NETWORK, "connect the replicas' network adapters"),
     ),
     Role.FAILOVER: (

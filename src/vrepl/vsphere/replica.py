@@ -8,7 +8,7 @@ from typing import Any
 
 from vrepl.errors import NotFoundError, VreplError, VsphereError
 from vrepl.model import Disk, PowerState, ReplicaSpec, VirtualMachine
-from vrepl.vsphere import collector, hardware
+from vrepl.vsphere import collector, disk_files, hardware
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.inventory import Inventory
 from vrepl.vsphere.placement import NewReplica, Places
@@ -62,8 +62,11 @@ class Replicas:
             raise
         return vm
 
-    def add_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int) -> VirtualMachine:
-        """Add the empty counterpart of the source disk with this index, and its controller if it is missing."""
+    def add_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int, *, path: str | None = None) -> VirtualMachine:
+        """Add the empty counterpart of the source disk with this index, and its controller if it is missing.
+
+        `path`: a file that is there, to be attached instead.
+        """
         disk = next(disk for disk in spec.disks if disk.index == disk_index)
         vm = self._inventory.read_vm(vm_ref)
         place = self._places.find(placed_on(spec.placement, vm.host))
@@ -89,7 +92,9 @@ class Replicas:
             datastore=place.datastore,
             datastore_name=place.datastore_name,
         )
-        changes.append(hardware.added(device, new_file=True))
+        if path is not None:
+            hardware.name_file(device, path)
+        changes.append(hardware.added(device, new_file=path is None))
         self._reconfigure(vm_ref, vim.vm.ConfigSpec(deviceChange=changes), f"add a disk to replica {vm.name}")
         return self._inventory.read_vm(vm_ref)
 
@@ -101,7 +106,21 @@ class Replicas:
         that names them, or with the VM; what no snapshot names is said in the log.
         """
         vm = self._inventory.read_vm(vm_ref)
-        device = next(
+        device = self._disk(vm_ref, disk_key)
+        if device is not None:
+            alone = len(list(links_of(device.backing))) == 1
+            change = hardware.removed(device, destroy_file=alone and not vm.snapshots)
+            if alone and vm.snapshots:
+                log.info("%s: %s stays on its datastore, for the VM has snapshots", vm.name, device.backing.fileName)
+            self._reconfigure(vm_ref, vim.vm.ConfigSpec(deviceChange=[change]), f"remove disk {disk_key} of {vm_ref}")
+
+    def files_of(self, vm_ref: str, disk_key: int) -> tuple[str, ...]:
+        """From the file that writes go to down to the base; () where there is no such disk."""
+        device = self._disk(vm_ref, disk_key)
+        return disk_files.files_of(device) if device is not None else ()
+
+    def _disk(self, vm_ref: str, disk_key: int) -> Any | None:
+        return next(
             (
                 one
                 for one in self._devices(vm_ref)
@@ -109,12 +128,6 @@ class Replicas:
             ),
             None,
         )
-        if device is not None:
-            alone = len(list(links_of(device.backing))) == 1
-            change = hardware.removed(device, destroy_file=alone and not vm.snapshots)
-            if alone and vm.snapshots:
-                log.info("%s: %s stays on its datastore, for the VM has snapshots", vm.name, device.backing.fileName)
-            self._reconfigure(vm_ref, vim.vm.ConfigSpec(deviceChange=[change]), f"remove disk {disk_key} of {vm_ref}")
 
     def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None:
         """An empty value removes the key."""

@@ -12,6 +12,7 @@ from typing import Any
 from vrepl.model import (
     ChangedAreas,
     Datastore,
+    Disk,
     GuestState,
     Hardware,
     ReplicaPlacement,
@@ -26,6 +27,7 @@ from vrepl.vsphere import cbt, datastores, facts, tls
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.attachments import ProxyDisks
 from vrepl.vsphere.datastore_files import DatastoreFiles
+from vrepl.vsphere.disk_files import DiskFiles
 from vrepl.vsphere.facts import EsxiHost
 from vrepl.vsphere.guest import Guests
 from vrepl.vsphere.guest_programs import GuestPrograms
@@ -69,6 +71,7 @@ class VsphereSite:
         self._sandbox = Sandboxes(self._session, self._tasks, self._inventory)
         self._files = DatastoreFiles(self._session)
         self.proxy_disks = ProxyDisks(self._session, self._tasks)
+        self._disk_files = DiskFiles(self._session, self._tasks)
         self._reconciler = Reconciler(self._session, self._tasks, self._inventory, self._places)
 
     # --- the site itself
@@ -315,8 +318,24 @@ class VsphereSite:
     def remove_replica_disk(self, vm_ref: str, disk_key: int) -> None:
         self._replicas.remove_disk(vm_ref, disk_key)
 
+    def disk_files(self, vm_ref: str, disk_key: int) -> tuple[str, ...]:
+        return self._replicas.files_of(vm_ref, disk_key)
+
+    def copy_disk(self, vm_ref: str, source: str, to: str, disk: Disk, *, thin: bool) -> None:
+        kinds = {one.key: one.kind for one in self.read_vm(vm_ref).hardware.controllers}
+        self._disk_files.copy(vm_ref, source, to, disk, kinds.get(disk.controller_key, ""), thin=thin)
+
+    def attach_replica_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int, path: str) -> VirtualMachine:
+        return self._replicas.add_disk(vm_ref, spec, disk_index, path=path)
+
+    def remove_unused_disks(self, vm_ref: str, paths: Sequence[str]) -> list[str]:
+        return self._disk_files.remove_unused(self._disk_files.around(vm_ref), paths)
+
     def set_extra_config(self, vm_ref: str, values: Mapping[str, str]) -> None:
         self._replicas.set_extra_config(vm_ref, values)
 
-    def destroy_vm(self, vm_ref: str) -> None:
+    def destroy_vm(self, vm_ref: str, *, with_files: Sequence[str] = ()) -> None:
+        around = self._disk_files.around(vm_ref) if with_files else None
         self._replicas.destroy(vm_ref)
+        if around is not None:
+            self._disk_files.remove_unused(around, with_files)

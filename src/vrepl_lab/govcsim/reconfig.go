@@ -1,6 +1,8 @@
 package main
 
 import (
+	"slices"
+
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -36,7 +38,7 @@ func (l *Lab) reconfigure(
 	if fault := l.checkDevices(ctx, vm, *vm.Runtime.Host, spec.DeviceChange, vm.Config.Files.VmPathName); fault != nil {
 		return fault
 	}
-	before := vm.Config.Hardware.Device
+	before := slices.Clone(vm.Config.Hardware.Device) // govcsim shifts the devices within its own
 	was := l.leafs(vm)
 	soon := map[string]bool{}
 	grow := map[int32]int64{}
