@@ -23,7 +23,7 @@ class OwnEngine:
 
     @property
     def about(self) -> dict[str, str | int]:
-        return self._network.about
+        return self._network.about | {"library": "vrepl's own NFC and HotAdd"}
 
     def open(self, address: DiskAddress, site: SiteConnection, *, writable: bool) -> NfcDisk | BlockDisk:
         if address.modes[0] is TransportMode.HOTADD:

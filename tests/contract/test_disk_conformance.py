@@ -18,11 +18,14 @@ from typing import Any
 
 import pytest
 
-from tests.support import plain_api
+from tests.support import plain_api, proxy_vm
 from tests.support.memory_disk import MemoryDisk, MemoryHandle
 from tests.support.nfc_host import PATH, Trouble, nfc_host
+from tests.support.proxy_guest import FakeDesk, ProxyGuest
 from tests.support.vddk_site import SOURCE, make_site
 from tests.support.vixdisklib_lab import FakeLab
+from vrepl.app.attachments import Attachments
+from vrepl.blockdev.engine import BlockEngine
 from vrepl.errors import DiskError, MoverError, VreplError
 from vrepl.extents import GRAIN, Extent, intersect, normalise, subtract
 from vrepl.model import TransportMode
@@ -221,6 +224,54 @@ def nfc(mode: str, folder: Path, trouble: Callable[[Trouble], None] = lambda tro
         )
 
 
+@contextmanager
+def block(folder: Path) -> Iterator[Subject]:
+    """A block device that HotAdd put on a machine, which a folder stands for."""
+    image = folder / "disk"
+    with image.open("wb") as file:
+        file.truncate(CAPACITY)
+        for grain in (2, LAST):
+            file.seek(grain * GRAIN)
+            file.write(PATTERN[: CAPACITY - grain * GRAIN])
+    guest = ProxyGuest(folder / "guest")
+    guest.sysroot.mkdir()
+    settings = EngineSettings(None, folder, buffer_units=1, buffer_count=1, sysroot=guest.sysroot)
+    desk = FakeDesk(guest, image)
+    engine = BlockEngine(settings, lambda kind, text: None, desk)
+    address = DiskAddress("prod", "vm-1", "snapshot-1", PATH, CAPACITY, (TransportMode.HOTADD,), "vm", "disk")
+    site = SiteConnection("127.0.0.1", 443, 902, "user", "secret", "")
+    yield Subject(lambda: engine.open(address, site, writable=False), lambda: engine.open(address, site, writable=True))
+    assert desk.hanging == {}
+
+
+@contextmanager
+def lab_block(lab: Lab) -> Iterator[Subject]:
+    """The same, attached to the lab's proxy VM by its vCenter."""
+    lab.unmap("prod", CONFORMING, 0, 0, CAPACITY)
+    lab.write("prod", CONFORMING, 0, 2 * GRAIN, PATTERN)
+    lab.write("prod", CONFORMING, 0, LAST * GRAIN, PATTERN[: CAPACITY - LAST * GRAIN])
+    running = lab.sites["prod"]
+    settings = SiteSettings(
+        name="prod", server=SERVER, port=running.port, user=USER, password=lab.password("prod"),
+        nfc_port=running.nfc_port, thumbprint=running.sha256_thumbprint,
+    )  # fmt: skip
+    with VsphereSite(settings) as site, plain_api.session(lab) as api:
+        vm = plain_api.vm_named(api, CONFORMING)
+        path = str(plain_api.disk_path(vm.config))
+        root = proxy_vm.sysroot(lab)
+        desk = Attachments(lambda name: site, lambda name: root, lambda name: root, lambda: "r").desk(lambda: True)
+        engine = BlockEngine(
+            EngineSettings(None, Path("/"), buffer_units=1, buffer_count=1, sysroot=root), lambda kind, text: None, desk
+        )
+        address = DiskAddress("prod", vm._moId, None, path, CAPACITY, (TransportMode.HOTADD,), "vm", "disk")
+        connection = site.connection()
+        yield Subject(
+            lambda: engine.open(address, connection, writable=False),
+            lambda: engine.open(address, connection, writable=True),
+        )
+        assert proxy_vm.hanging(lab, "prod") == []
+
+
 def packed(trouble: Trouble) -> None:
     trouble.shuffle, trouble.pack = True, 3
 
@@ -275,6 +326,8 @@ DISKS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Subjec
     "nfc-nbdssl": lambda request: nfc("nbdssl", request.getfixturevalue("tmp_path")),
     "nfc-nbd": lambda request: nfc("nbd", request.getfixturevalue("tmp_path")),
     "nfc-skipz-shuffled": lambda request: nfc("nbdssl", request.getfixturevalue("tmp_path"), packed),
+    "block": lambda request: block(request.getfixturevalue("tmp_path")),
+    "lab-block": lambda request: lab_block(request.getfixturevalue("conformance_lab")),
     "lab-nfc": lambda request: lab_nfc(request.getfixturevalue("conformance_lab")),
     "lab-library": lambda request: lab_library(request.getfixturevalue("fake_lab")),
 }

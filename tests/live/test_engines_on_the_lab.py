@@ -46,15 +46,6 @@ def engines(report: Any) -> set[tuple[str, str]]:
     }
 
 
-def set_engine(runs: Runs, engine: str, table: str = "vddk") -> None:
-    lines = runs.lab.config_file.read_text().splitlines()
-    at = lines.index(f"[{table}]") + 1
-    end = next((number for number in range(at, len(lines)) if lines[number].startswith("[")), len(lines))
-    kept = [line for line in lines[at:end] if not line.startswith("engine")]
-    runs.lab.config_file.write_text("\n".join([*lines[:at], f'engine = "{engine}"', *kept, *lines[end:]]) + "\n")
-    runs.lab.config_file.chmod(0o600)
-
-
 def assert_clean(runs: Runs) -> None:
     """No disk open, no snapshot on the source."""
     for site in ("prod", "dr"):
@@ -79,11 +70,11 @@ def test_without_vddk_everything_works_over_nbdssl(start_runs: StartRuns) -> Non
         assert "nothing blocks a migration" in side["reason"]
         ruled_out = {one["mode"]: one["reason"] for one in side["ruled_out"]}
         assert "takes VDDK" in ruled_out["san"]
-        assert "takes VDDK" in ruled_out["hotadd"]
+        assert "is no VM of this site" in ruled_out["hotadd"]
     runs.lab.set("nfc_closed=none")
     checked = runs.cli("check")
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "vrepl's own NFC" in checked.stdout
+    assert "vrepl's own NFC and HotAdd" in checked.stdout
     first = runs.replicate()
     assert (kinds(first), engines(first)) == (["full"], {("own", "nbdssl")})
     assert_sealed(runs, first)
@@ -99,7 +90,7 @@ def test_runs_alternate_between_the_engines(start_runs: StartRuns) -> None:
     """Incremental each time, equal bytes each time, digests that each takes from the other."""
     runs = start_runs(vddk=True)
     for number, engine in enumerate(("vddk", "own", "vddk")):
-        set_engine(runs, engine)
+        runs.set_engine(engine)
         runs.write(7 * number, 2 + number, seed=f"run {number}")
         report = runs.replicate()
         assert {name for name, _ in engines(report)} == {engine}
@@ -108,7 +99,7 @@ def test_runs_alternate_between_the_engines(start_runs: StartRuns) -> None:
             assert moved(report) == (2 + number) * GRAIN
         assert_sealed(runs, report)
     for engine in ("vddk", "own"):
-        set_engine(runs, engine)
+        runs.set_engine(engine)
         assert runs.json("verify")["vms"][0]["result"] == "success"
 
 
@@ -126,8 +117,8 @@ def test_each_side_may_have_its_own_engine(start_runs: StartRuns, source: str, t
     runs.set_in_job(
         'proxy = { source = "bare", target = "san" }', 'transport = { source = ["nbdssl"], target = ["nbdssl"] }'
     )
-    set_engine(runs, source, "proxies.bare")
-    set_engine(runs, target, "proxies.san")
+    runs.set_engine(source, "proxies.bare")
+    runs.set_engine(target, "proxies.san")
     report = runs.replicate()
     sides = report["disks"][0]["transport"]
     assert (sides["source"]["engine"], sides["target"]["engine"]) == (source, target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -111,3 +113,75 @@ def test_a_disk_that_is_pulled_in_mid_copy_goes_on_over_the_network(start_runs: 
     target = vm["disks"][0]["transport"]["target"]
     assert (target["chosen"], target["mode"]) == ("hotadd", "nbdssl")
     assert "hotadd failed" in target["fallbacks"][0]
+
+
+def test_a_run_that_was_killed_leaves_disks_that_the_next_takes_off(start_runs: StartRuns) -> None:
+    """Also a run of another proxy, and of VDDK's engine: the mark on the proxy's VM says whose they are."""
+    runs = start_runs(32)
+    runs.set_in_job('bandwidth = "8 MiB/s"')
+    runs.kill_when(lambda: len(proxy_vm.hanging(runs.lab, "dr")) == 1)
+    assert proxy_vm.hanging(runs.lab, "prod")
+    assert proxy_vm.marks(runs.lab, "dr")
+    runs.set_in_job('bandwidth = "unlimited"', 'proxy = "bare"')
+    report = runs.replicate()
+    assert roads(report) == [("own nbdssl", "own nbdssl")]
+    assert any("left on the proxy by HotAdd" in note for note in report["notes"])
+    assert_sealed(runs, report)
+
+
+def test_a_verification_that_was_killed_is_cleaned_up_after(start_runs: StartRuns) -> None:
+    runs = start_runs(32)
+    first = runs.replicate()
+    runs.set_in_site("dr", 'bandwidth = "4 MiB/s"')
+    runs.kill_when(lambda: len(proxy_vm.hanging(runs.lab, "dr")) == 1, "verify")
+    runs.set_in_site("dr", 'bandwidth = "unlimited"')
+    report = runs.replicate()
+    assert any("left on the proxy by HotAdd" in note for note in report["notes"])
+    assert_sealed(runs, report)
+    assert first["result"] == "success"
+
+
+def test_runs_alternate_between_vddk_and_vrepls_own_hotadd(start_runs: StartRuns) -> None:
+    runs = start_runs(vddk=True)
+    for number, engine in enumerate(("vddk", "own", "vddk")):
+        runs.set_engine(engine)
+        runs.write(7 * number, 2 + number, seed=f"run {number}")
+        report = runs.replicate()
+        assert roads(report) == [(f"{engine} hotadd", f"{engine} hotadd")]
+        if number:
+            assert (kinds(report), moved(report)) == (["incremental"], (2 + number) * GRAIN)
+        assert_sealed(runs, report)
+    for engine in ("vddk", "own"):
+        runs.set_engine(engine)
+        assert runs.json("verify")["vms"][0]["result"] == "success"
+
+
+def killed_and_again(runs: Runs, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    runs.replicate()
+    runs.write(0, 1)
+    began = time.monotonic()
+    runs.replicate()
+    usual = time.monotonic() - began
+    for number in range(kills):
+        runs.write(chance.randrange(100), chance.randrange(1, 120), seed=f"kill {number}")
+        process = runs.start()
+        time.sleep(chance.uniform(0.3, usual * 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        report = runs.replicate()
+        assert_sealed(runs, report)
+
+
+def test_killed_at_any_moment_and_run_again(start_runs: StartRuns) -> None:
+    runs = start_runs(16)
+    runs.set_in_job('bandwidth = "20 MiB/s"')
+    killed_and_again(runs, kills=1, seed=7)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_killed_forty_times(start_runs: StartRuns) -> None:
+    runs = start_runs(16)
+    runs.set_in_job("retention = { last = 3 }", 'bandwidth = "20 MiB/s"')
+    killed_and_again(runs, kills=40, seed=time.time_ns())

@@ -125,6 +125,23 @@ class Runs:
         self.lab.config_file.write_text("\n".join([*kept[:at], *lines, *kept[at:]]) + "\n")
         self.lab.config_file.chmod(0o600)
 
+    def set_in_site(self, site: str, line: str) -> None:
+        """Add a key to a site, or change it."""
+        self._set_in(f"[sites.{site}]", line)
+
+    def set_engine(self, engine: str, table: str = "vddk") -> None:
+        """Whose code opens disks."""
+        self._set_in(f"[{table}]", f'engine = "{engine}"')
+
+    def _set_in(self, table: str, line: str) -> None:
+        lines = self.lab.config_file.read_text().splitlines()
+        at = lines.index(table) + 1
+        end = next((number for number in range(at, len(lines)) if lines[number].startswith("[")), len(lines))
+        key = line.split("=")[0]
+        kept = [one for one in lines[at:end] if one.split("=")[0] != key]
+        self.lab.config_file.write_text("\n".join([*lines[:at], line, *kept, *lines[end:]]) + "\n")
+        self.lab.config_file.chmod(0o600)
+
     # -- disks --------------------------------------------------------------------------------------------------------
 
     def _export(self, site: str, vm: str, index: int, snapshot: str | None) -> Image:

@@ -11,7 +11,7 @@ import pytest
 
 from vrepl.checks.hotadd import check_hotadd
 from vrepl.checks.result import CheckResult, Status
-from vrepl.model import TransportMode, VirtualMachine
+from vrepl.model import DataEngine, TransportMode, VirtualMachine
 from vrepl.planner.modes import ProxyVm
 
 ATTACH = "VirtualMachine.Config.AddExistingDisk"
@@ -30,15 +30,22 @@ class Case:
     machine: ProxyVm | None = PROXY
     lacking: Sequence[Lacked] = ()
     modes: tuple[TransportMode, ...] = (TransportMode.SAN, TransportMode.HOTADD, TransportMode.NBDSSL)
+    engine: DataEngine = DataEngine.VDDK
+    no_devices: str | None = None
     asked: list[str] = field(default_factory=list)
 
-    def _lacking(self, vm_ref: str) -> Sequence[Lacked]:
+    def _lacking(self, vm_ref: str, engine: DataEngine) -> Sequence[Lacked]:
+        assert engine is self.engine
         self.asked.append(vm_ref)
         return self.lacking
 
     def results(self) -> list[CheckResult]:
         site = SimpleNamespace(lacking_as_hotadd_proxy=self._lacking)
-        world = SimpleNamespace(proxy_vm=lambda _proxy, _vms: (self.machine, "the proxy is no VM of this site"))
+        world = SimpleNamespace(
+            proxy_vm=lambda _proxy, _vms: (self.machine, "the proxy is no VM of this site"),
+            engine=lambda _proxy: (self.engine, ""),
+            devices=lambda _proxy: self.no_devices,
+        )
         job = SimpleNamespace(
             name="web", source="prod", target="dr", source_modes=self.modes, target_modes=(), proxy_at=lambda _site: "p"
         )
@@ -65,6 +72,26 @@ def test_what_is_said_of_a_proxy(case: Case, status: Status, words: str) -> None
     assert (result.name, result.status) == ("HotAdd at prod (job web)", status)
     assert words in result.detail
     assert case.asked == (["vm-9"] if case.machine else [])
+
+
+OWN = Case(machine=replace(PROXY, disk_uuids=True), engine=DataEngine.OWN)
+
+
+@pytest.mark.parametrize(
+    ("case", "status", "words"),
+    [
+        (OWN, Status.OK, "14 SCSI slots free (vrepl's own engine)"),
+        (replace(OWN, machine=PROXY), Status.WARNING, "set disk.EnableUUID = TRUE"),
+        (replace(OWN, machine=PROXY, modes=ONLY), Status.FAILED, "set disk.EnableUUID = TRUE"),
+        (replace(OWN, machine=replace(PROXY, disk_uuids=True, has_snapshots=True)), Status.WARNING, "has snapshots"),
+        (replace(OWN, no_devices="/dev/sda may not be read"), Status.WARNING, "/dev/sda may not be read"),
+        (replace(OWN, lacking=[Lacked(ATTACH)]), Status.WARNING, f"{ATTACH} is missing"),
+    ],
+)
+def test_what_vrepls_own_engine_wants_beside_that(case: Case, status: Status, words: str) -> None:
+    (result,) = case.results()
+    assert result.status is status
+    assert words in result.detail
 
 
 def test_a_job_without_hotadd_is_asked_nothing() -> None:

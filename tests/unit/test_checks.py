@@ -14,7 +14,17 @@ from vrepl.checks.facts import World
 from vrepl.checks.result import CheckResult, NagiosStatus, Status, nagios_line, nagios_status
 from vrepl.config import LoadedConfig, parse
 from vrepl.errors import AuthenticationError, CertificateError, LibraryError, NotFoundError, UsageError, VreplError
-from vrepl.model import Datastore, Disk, Hardware, PowerState, ReplicaPlacement, Snapshot, TransportMode, VirtualMachine
+from vrepl.model import (
+    DataEngine,
+    Datastore,
+    Disk,
+    Hardware,
+    PowerState,
+    ReplicaPlacement,
+    Snapshot,
+    TransportMode,
+    VirtualMachine,
+)
 from vrepl.model.selection import Candidate
 from vrepl.ports import SiteConnection
 from vrepl.repository.store import Repository
@@ -105,17 +115,19 @@ class FakeSite:
     def hosts(self) -> Sequence[EsxiHost]:
         return self.hosts_there
 
-    def lacking_as_source(self, vm_refs: Sequence[str], datastore_refs: Sequence[str]) -> Sequence[Lacked]:
+    def lacking_as_source(
+        self, vm_refs: Sequence[str], datastore_refs: Sequence[str], engine: DataEngine
+    ) -> Sequence[Lacked]:
         del vm_refs, datastore_refs
         return self.lacking_source
 
-    def lacking_as_hotadd_proxy(self, vm_ref: str) -> Sequence[Lacked]:
+    def lacking_as_hotadd_proxy(self, vm_ref: str, engine: DataEngine) -> Sequence[Lacked]:
         return [one for one in self.lacking_proxy if vm_ref == "vm-proxy"]
 
     def lacking_for_guest_scripts(self, vm_refs: Sequence[str]) -> Sequence[Lacked]:
         return self.lacking_scripts if vm_refs else ()
 
-    def lacking_as_target(self, placement: ReplicaPlacement) -> Sequence[Lacked]:
+    def lacking_as_target(self, placement: ReplicaPlacement, engine: DataEngine) -> Sequence[Lacked]:
         del placement
         return self.lacking_target
 

@@ -12,6 +12,7 @@ from vrepl.admission import Demand, Resource, Scarce
 from vrepl.engine.gate import SPACE_KEPT, End, Gate, disk_demand, snapshot_demand
 from vrepl.errors import InterruptedRunError, NoSpaceError, VreplError
 from vrepl.model import (
+    DataEngine,
     Disk,
     Hardware,
     ModeChoice,
@@ -65,6 +66,15 @@ VIA_PROD, VIA_DR = Resource(Scarce.CONNECTIONS, "prod"), Resource(Scarce.CONNECT
 )
 def test_what_a_disk_takes(source: TransportMode, target: TransportMode, expected: dict[Resource, float]) -> None:
     assert needs(source, target) == expected | {Resource(Scarce.DISKS, "this run"): 1.0}
+
+
+def test_a_disk_that_vrepl_itself_attaches_takes_a_slot_of_the_proxy_and_no_memory_of_a_host() -> None:
+    ends = [
+        End(address(site, HOTADD), machine("esx-1"), written, ModeChoice(HOTADD, ""), DataEngine.OWN)
+        for site, written in (("prod", False), ("dr", True))
+    ]
+    expected = {SLOTS_PROD: 1.0, SLOTS_DR: 1.0, Resource(Scarce.DISKS, "this run"): 1.0}
+    assert dict(disk_demand(LIMITS, 1, ends, 0).needs) == expected
 
 
 def test_both_ends_on_one_host_take_it_twice() -> None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from vrepl.model import Controller, Disk, Hardware, PowerState, VirtualMachine
-from vrepl.proxy.facts import closed_ports, find_proxy_vm, free_scsi_slots, gather_facts, product_uuid, visible_luns
+from vrepl.model import Controller, Disk, Hardware, PowerState, Snapshot, VirtualMachine
+from vrepl.proxy.facts import (
+    closed_ports,
+    find_proxy_vm,
+    free_scsi_slots,
+    gather_facts,
+    product_uuid,
+    visible_luns,
+    why_no_devices,
+)
 
 BIOS = uuid.UUID("4210f9a5-1b2c-3d4e-5f60-718293a4b5c6")
 SWAPPED = uuid.UUID("a5f91042-2c1b-4e3d-5f60-718293a4b5c6")
@@ -115,3 +125,31 @@ def test_all_facts_together(tmp_path: Path) -> None:
     assert facts.visible_luns == {"naa." + "6" * 32}
     assert set(facts.closed_nfc_hosts) == {"esx-2"}, "a host that is not connected is not dialled"
     assert facts.datastores_of_host["esx-1"] == {"datastore-1"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "tells"),
+    [
+        ({}, False),
+        ({"disk.EnableUUID": "TRUE"}, True),
+        ({"disk.enableuuid": "true"}, True),
+        ({"disk.EnableUUID": "0"}, False),
+    ],
+)
+def test_whether_its_disks_tell_their_uuid_and_it_has_snapshots(settings: dict[str, str], tells: bool) -> None:
+    plain = machine("a", str(BIOS))
+    snapshot = Snapshot("snapshot-1", "mine", "", dt.datetime.now(dt.UTC), None)
+    vm = replace(plain, hardware=replace(plain.hardware, extra_config=settings), snapshots=(snapshot,))
+    found, _ = find_proxy_vm("p", BIOS, [vm])
+    assert found is not None
+    assert (found.disk_uuids, found.has_snapshots) == (tells, True)
+
+
+def test_whether_this_user_may_use_block_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_no_devices(tmp_path) is None, "nothing to tell by"
+    (tmp_path / "sys/bus/scsi/devices/2:0:0:0/block/sda").mkdir(parents=True)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/sda").touch()
+    assert why_no_devices(tmp_path) is None
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
+    assert "/dev/sda may not be read and written" in str(why_no_devices(tmp_path))

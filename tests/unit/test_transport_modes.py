@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from vrepl.errors import DiskError
-from vrepl.model import Controller, Datastore, Disk, Hardware, PowerState, Side, TransportMode, VirtualMachine
+from vrepl.model import (
+    Controller,
+    DataEngine,
+    Datastore,
+    Disk,
+    Hardware,
+    PowerState,
+    Side,
+    TransportMode,
+    VirtualMachine,
+)
 from vrepl.planner.modes import DiskQuestion, ProxyFacts, ProxyVm, choose_modes
 from vrepl.planner.preflight import not_replicable_reason, unreplicable_disk_reason
 from vrepl.proxy.chooser import RuleModeChooser
@@ -297,3 +307,35 @@ class TestModeChooser:
             Side.SOURCE, "prod", VM, replace(DISK, datastore="elsewhere"), first_run=True, allowed=DEFAULT
         )
         assert plan.modes == (NBDSSL,)
+
+
+def own(**changes: Any) -> ProxyFacts:
+    vm = replace(PROXY_VM, **{"disk_uuids": True} | changes)
+    return replace(ABLE, vm=vm, engine=DataEngine.OWN, engine_reason="no VDDK in /opt")
+
+
+@pytest.mark.parametrize("question", [SOURCE, TARGET])
+def test_vrepls_own_engine_reaches_what_vddk_does_but_san(question: DiskQuestion) -> None:
+    plan = choose_modes(question, own(), DEFAULT)
+    assert plan.modes == (HOTADD, NBDSSL)
+    assert plan.engine is DataEngine.OWN
+    assert "takes VDDK (no VDDK in /opt)" in reasons(question, own())[SAN]
+    assert all("by vrepl's own engine" in choice.reason for choice in plan.usable)
+    assert plan.usable[0].at_once == PROXY_VM.free_scsi_slots
+
+
+OWN_RULES: list[tuple[str, DiskQuestion, ProxyFacts, str | None]] = [
+    ("disks that tell their uuid", SOURCE, own(), None),
+    ("disks that do not", SOURCE, own(disk_uuids=False), "set disk.EnableUUID = TRUE"),
+    ("a proxy with snapshots", TARGET, own(has_snapshots=True), "has snapshots, and another would take along"),
+    ("VDDK's own conditions hold", SOURCE, own(datacenter="other"), "is in datacenter other"),
+    ("NVMe and SATA disks are taken", with_disk(SOURCE, controller_key=31000), own(), None),
+    ("IDE disks are not", with_disk(SOURCE, controller_key=200), own(), "IDE"),
+]
+
+
+@pytest.mark.parametrize(
+    ("question", "proxy", "why_not"), [rule[1:] for rule in OWN_RULES], ids=[rule[0] for rule in OWN_RULES]
+)
+def test_hotadd_by_vrepls_own_engine(question: DiskQuestion, proxy: ProxyFacts, why_not: str | None) -> None:
+    check(HOTADD, question, proxy, why_not)

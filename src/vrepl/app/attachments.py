@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from vrepl.app.probes import is_of_this_machine, process_has_ended, process_name
 from vrepl.engine.changes import changed_extents
 from vrepl.errors import CbtError, DiskError, MoverError, VreplError
 from vrepl.ports import AllocatedExtents, AttachedDisk, ControlDesk, DiskRequest
 from vrepl.proxy.facts import product_uuid
 from vrepl.vsphere.attachments import Hanging, Mark
 from vrepl.vsphere.site import VsphereSite
-
-logger = logging.getLogger("vrepl.hotadd")
 
 ALL_ALLOCATED = "*"
 """The change ID that stands for no change at all: QueryChangedDiskAreas then tells what is allocated (vSphere API
@@ -33,7 +29,7 @@ class Attachments:
         sysroot: Callable[[str], Path],
         sysroot_of_proxy: Callable[[str], Path],
         repository: Callable[[], str],
-        process: Callable[[], str] | None = None,
+        process: Callable[[], str] = process_name,
     ) -> None:
         """`sysroot`: of the machine that serves a site; `sysroot_of_proxy`: of a configured one ("": this machine).
 
@@ -43,7 +39,7 @@ class Attachments:
         self._sysroot = sysroot
         self._sysroot_of_proxy = sysroot_of_proxy
         self._repository = repository
-        self._process = process or this_process
+        self._process = process
         self._lock = threading.Lock()
         self._proxies: dict[tuple[str, uuid.UUID], str] = {}
         self._in_use: dict[AttachedDisk, Callable[[], bool]] = {}
@@ -140,7 +136,10 @@ class Attachments:
             with self._lock:
                 alive = self._in_use.get(hanging.disk)
             return alive is None or not alive()
-        return not process_lives(hanging.mark.process)
+        if is_of_this_machine(hanging.mark.process):
+            return process_has_ended(hanging.mark.process)
+        # Of another machine nobody knows; but whoever asks holds the lock of the replica that it worked for.
+        return True
 
 
 class _Desk:
@@ -158,36 +157,3 @@ class _Desk:
 
     def allocated(self, request: DiskRequest) -> AllocatedExtents:
         return self._attachments.allocated(request)
-
-
-def this_process() -> str:
-    """What tells this process from all others, of this machine and of others: `HOST BOOT PID START`."""
-    return " ".join([*_machine(), str(os.getpid()), _started(os.getpid())])
-
-
-def process_lives(spelling: str) -> bool:
-    """Whether the process runs on this machine. One of another machine counts as dead: whoever asks holds the lock of
-    the replica that it worked for, and a lock ends with its process (docs/repository.md).
-    """
-    try:
-        host, boot, pid, started = spelling.split(" ")
-    except ValueError:
-        return False
-    return (host, boot) == _machine() and started == _started(int(pid)) != ""
-
-
-def _machine() -> tuple[str, str]:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        boot = "-"
-    return socket.gethostname().replace(" ", "-"), boot
-
-
-def _started(pid: int) -> str:
-    """When a process began, in clock ticks since the machine did (proc(5), stat); "" if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return stat.rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""

@@ -16,7 +16,7 @@ from vrepl.movers.pool import VddkMovers
 from vrepl.movers.process import MoverProcess, Spawner
 from vrepl.planner.modes import ProxyVm
 from vrepl.ports import DiskAddress, SiteConnection
-from vrepl.proxy.facts import find_proxy_vm, product_uuid, reach, visible_luns
+from vrepl.proxy.facts import find_proxy_vm, product_uuid, reach, visible_luns, why_no_devices
 from vrepl.vsphere.facts import EsxiHost
 from vrepl.vsphere.privileges import Missing, Role
 from vrepl.vsphere.site import VsphereSite
@@ -47,14 +47,16 @@ class SiteForChecks:
     def hosts(self) -> Sequence[EsxiHost]:
         return self._site.hosts()
 
-    def lacking_as_source(self, vm_refs: Sequence[str], datastore_refs: Sequence[str]) -> Sequence[Missing]:
-        return self._site.missing_privileges(Role.SOURCE, vm_refs=vm_refs, datastore_refs=datastore_refs)
+    def lacking_as_source(
+        self, vm_refs: Sequence[str], datastore_refs: Sequence[str], engine: DataEngine
+    ) -> Sequence[Missing]:
+        return self._site.missing_privileges(Role.SOURCE, vm_refs=vm_refs, datastore_refs=datastore_refs, engine=engine)
 
-    def lacking_as_target(self, placement: ReplicaPlacement) -> Sequence[Missing]:
-        return self._site.missing_privileges(Role.TARGET, placement=placement)
+    def lacking_as_target(self, placement: ReplicaPlacement, engine: DataEngine) -> Sequence[Missing]:
+        return self._site.missing_privileges(Role.TARGET, placement=placement, engine=engine)
 
-    def lacking_as_hotadd_proxy(self, vm_ref: str) -> Sequence[Missing]:
-        return self._site.missing_privileges(Role.HOTADD_PROXY, vm_refs=[vm_ref])
+    def lacking_as_hotadd_proxy(self, vm_ref: str, engine: DataEngine) -> Sequence[Missing]:
+        return self._site.missing_privileges(Role.HOTADD_PROXY, vm_refs=[vm_ref], engine=engine)
 
     def lacking_for_guest_scripts(self, vm_refs: Sequence[str]) -> Sequence[Missing]:
         return self._site.missing_privileges(Role.GUEST_SCRIPTS, vm_refs=vm_refs)
@@ -141,10 +143,14 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
             machine = proxy_machine(loaded, proxy)
             return find_proxy_vm(machine.name, product_uuid(machine.sysroot), vms)
 
+        def devices(proxy: str | None) -> str | None:
+            return why_no_devices(proxy_machine(loaded, proxy).sysroot)
+
         try:
             yield World(
-                loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns, engine, proxy_vm
-            )
+                loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns, engine, proxy_vm,
+                devices,
+            )  # fmt: skip
         finally:
             for probe in probes.values():
                 probe.close()

@@ -54,6 +54,11 @@ def process_has_ended(name: str) -> bool:
     return machine == _machine() and pid.isdecimal() and _started(int(pid)) != rest
 
 
+def is_of_this_machine(name: str) -> bool:
+    """Whether a process of such a name runs, or ran, where this one does."""
+    return name.rsplit("/", 2)[0] == _machine()
+
+
 def _machine() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
     namespace = Path("/proc/self/ns/pid").stat().st_ino

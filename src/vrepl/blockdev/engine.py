@@ -7,7 +7,7 @@ import os
 import stat
 
 from vrepl.blockdev.disk import MODE, BlockDisk
-from vrepl.blockdev.guest import BUSY, NO_ACCESS, ScsiDisk, check_node, find_disk, let_go, scsi_disks
+from vrepl.blockdev.guest import APPEAR_SECONDS, BUSY, NO_ACCESS, ScsiDisk, check_node, find_disk, let_go, scsi_disks
 from vrepl.errors import DiskError, DiskLockedError, TransportModeError, VreplError
 from vrepl.model import TransportMode
 from vrepl.movers.allocation import tracked_allocation
@@ -18,7 +18,11 @@ from vrepl.ports import AttachedDisk, ControlDesk, DiskAddress, DiskRequest, Sit
 class BlockEngine:
     """A `movers.engine.DiskEngine`."""
 
-    def __init__(self, settings: EngineSettings, log: Log, desk: ControlDesk) -> None:
+    def __init__(
+        self, settings: EngineSettings, log: Log, desk: ControlDesk, *, within: float = APPEAR_SECONDS
+    ) -> None:
+        """`within`: seconds in which a disk that was attached must have appeared."""
+        self._within = within
         self._sysroot = settings.sysroot
         self._log = log
         self._desk = desk
@@ -70,7 +74,7 @@ class BlockEngine:
         """Disks are detached as they are closed."""
 
     def _opened(self, request: DiskRequest, attached: AttachedDisk) -> BlockDisk:
-        disk = find_disk(self._sysroot, attached)
+        disk = find_disk(self._sysroot, attached, within=self._within)
         node = self._sysroot / "dev" / disk.name
         direct, cached = open_node(str(node), writable=request.writable)
         try:

@@ -81,6 +81,6 @@ def check_vddk(world: World, proxy: str | None) -> CheckResult:
     title = what if proxy is None else f"{what} of proxy {proxy}"
     try:
         loaded = world.vddk(proxy).load()
-        return CheckResult.ok(title, loaded if engine is DataEngine.VDDK else f"{loaded}, over NBD: {reason}")
+        return CheckResult.ok(title, loaded if engine is DataEngine.VDDK else f"{loaded}: {reason}")
     except VreplError as error:
         return CheckResult.failed(title, error)

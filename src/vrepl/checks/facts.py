@@ -56,15 +56,17 @@ class CheckedSite(Protocol):
 
     def hosts(self) -> Sequence[Host]: ...
 
-    def lacking_as_source(self, vm_refs: Sequence[str], datastore_refs: Sequence[str]) -> Sequence[LackedPrivilege]:
-        """What the user lacks to replicate these VMs, whose disks lie on these datastores."""
+    def lacking_as_source(
+        self, vm_refs: Sequence[str], datastore_refs: Sequence[str], engine: DataEngine
+    ) -> Sequence[LackedPrivilege]:
+        """What the user lacks to replicate these VMs, whose disks lie on these datastores, with this engine."""
         ...
 
-    def lacking_as_target(self, placement: ReplicaPlacement) -> Sequence[LackedPrivilege]:
+    def lacking_as_target(self, placement: ReplicaPlacement, engine: DataEngine) -> Sequence[LackedPrivilege]:
         """What the user lacks to make replicas there. Raises NotFoundError where the place is not."""
         ...
 
-    def lacking_as_hotadd_proxy(self, vm_ref: str) -> Sequence[LackedPrivilege]:
+    def lacking_as_hotadd_proxy(self, vm_ref: str, engine: DataEngine) -> Sequence[LackedPrivilege]:
         """What the user lacks to attach disks to this proxy VM, and to detach them."""
         ...
 
@@ -122,3 +124,5 @@ class World:
         "the proxy is no VM of this site",
     )
     """Which of a site's VMs a proxy (None: this machine) is; or None, and why."""
+    devices: Callable[[str | None], str | None] = lambda _proxy: None
+    """Why a proxy (None: this machine) cannot read and write block devices; None where it can."""

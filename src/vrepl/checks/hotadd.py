@@ -8,7 +8,8 @@ from vrepl.checks.facts import CheckedSite, World
 from vrepl.checks.privileges import lacking_words
 from vrepl.checks.result import CheckResult, Status
 from vrepl.errors import VreplError
-from vrepl.model import JobSettings, TransportMode, VirtualMachine
+from vrepl.model import DataEngine, JobSettings, TransportMode, VirtualMachine
+from vrepl.planner.modes import own_hotadd_obstacle
 
 
 def check_hotadd(
@@ -37,8 +38,16 @@ def _check_side(
         if only:
             return CheckResult(title, Status.FAILED, why_none, "hotadd is the only mode that the job lists there")
         return CheckResult.ok(title, f"{why_none}: other modes are used")
+    engine, _ = world.engine(job.proxy_at(name))
+    if engine is DataEngine.OWN:
+        obstacle = own_hotadd_obstacle(machine)
+        if obstacle is not None:
+            return CheckResult(title, wrong, obstacle)
+        closed = world.devices(job.proxy_at(name))
+        if closed is not None:
+            return CheckResult(title, wrong, closed, "run vrepl as root, or as a member of the group disk")
     try:
-        lacking = site.lacking_as_hotadd_proxy(machine.ref)
+        lacking = site.lacking_as_hotadd_proxy(machine.ref, engine)
     except VreplError as error:
         return CheckResult.failed(title, error)
     if lacking:
@@ -47,4 +56,5 @@ def _check_side(
         return CheckResult(
             title, wrong, f"the proxy VM {machine.name} has no free SCSI slot", "give it another SCSI controller"
         )
-    return CheckResult.ok(title, f"the proxy is VM {machine.name}, {machine.free_scsi_slots} SCSI slots free")
+    whose = " (vrepl's own engine)" if engine is DataEngine.OWN else ""
+    return CheckResult.ok(title, f"the proxy is VM {machine.name}, {machine.free_scsi_slots} SCSI slots free{whose}")

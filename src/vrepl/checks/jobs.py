@@ -60,11 +60,16 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     yield from check_forgotten(world, job, sources)
     yield check_privileges(
         f"privileges on {job.source} as source (job {job.name})",
-        lambda: source.lacking_as_source([vm.ref for vm in vms], [store.ref for store in stores_of(source, vms)]),
+        lambda: source.lacking_as_source(
+            [vm.ref for vm in vms],
+            [store.ref for store in stores_of(source, vms)],
+            world.engine(job.proxy_at(job.source))[0],
+        ),
     )
     yield from check_guest_scripts(job.name, world.loaded.config.jobs[job.name].guest, source, vms)
     yield check_privileges(
-        f"privileges on {job.target} as target (job {job.name})", lambda: target.lacking_as_target(job.placement)
+        f"privileges on {job.target} as target (job {job.name})",
+        lambda: target.lacking_as_target(job.placement, world.engine(job.proxy_at(job.target))[0]),
     )
     new = [vm for vm in vms if job.replica_name_of(vm.name) not in replicas]
     yield check_space(job, target, new)

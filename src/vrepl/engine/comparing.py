@@ -62,4 +62,4 @@ def _end(context: VerificationContext, replica: VirtualMachine, snapshot_ref: st
         vm_name=replica.name,
         disk_title=disk.title,
     )
-    return End(address, replica, False, plan.usable[0])
+    return End(address, replica, False, plan.usable[0], plan.engine)

@@ -185,8 +185,8 @@ class DiskCrossing:
         while True:
             read, written = self._read_address(), self._written_address(through)
             ends = (
-                End(read, move.read_vm, False, self._read_plan().usable[0]),
-                End(written, move.written_vm, True, self._written_plan().usable[0]),
+                _end(read, move.read_vm, False, self._read_plan()),
+                _end(written, move.written_vm, True, self._written_plan()),
             )
             with self._route.gate.hold_disk(object(), ends, total(intent.planned)):
                 if through is not None and not self.writes_over_san():
@@ -374,3 +374,7 @@ class DiskCrossing:
             vm_name=move.written_vm.name,
             disk_title=move.written_disk.title,
         )
+
+
+def _end(address: DiskAddress, vm: VirtualMachine, written: bool, plan: TransportPlan) -> End:
+    return End(address, vm, written, plan.usable[0], plan.engine)

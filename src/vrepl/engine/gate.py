@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vrepl.admission import Admission, Demand, Resource, Room, Scarce, room
 from vrepl.errors import VreplError
-from vrepl.model import ModeChoice, TransferLimits, TransportMode, VirtualMachine
+from vrepl.model import DataEngine, ModeChoice, TransferLimits, TransportMode, VirtualMachine
 from vrepl.ports import DiskAddress
 
 POLL = 0.2
@@ -34,6 +34,7 @@ class End:
     written: bool
     choice: ModeChoice
     """The mode that is tried."""
+    engine: DataEngine = DataEngine.VDDK
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +173,17 @@ class Gate:
 def disk_demand(limits: TransferLimits, key: object, ends: Iterable[End], size: int) -> Demand:
     """What one attempt at a disk takes.
 
-    Over `nbd` and `nbdssl` an open disk holds its NFC buffers on its VM's host. A disk that is written directly, or
-    reached by HotAdd at all, is first compared with what NBD reads, so it counts as well.
+    Over `nbd` and `nbdssl` an open disk holds its NFC buffers on its VM's host. A disk that VDDK writes directly, or
+    reaches by HotAdd at all, is first compared with what NBD reads, so it counts as well. One that vrepl itself
+    attaches takes a SCSI slot of the proxy, and nothing else.
     """
     needs: dict[Resource, float] = defaultdict(float)
     needs[Resource(Scarce.DISKS, "this run")] = 1.0
     for end in ends:
         mode, site = end.choice.mode, end.address.site
+        if mode is TransportMode.HOTADD and end.engine is DataEngine.OWN:
+            needs[Resource(Scarce.HOTADD, site)] += 1
+            continue
         direct = mode in {TransportMode.SAN, TransportMode.HOTADD}
         handles = DIRECT_READ_HANDLES if direct and not end.written else 1
         if end.written or mode is not TransportMode.SAN:

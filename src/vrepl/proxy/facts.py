@@ -6,6 +6,7 @@ is its BIOS uuid if it is a VM, and the LUNs under the names that udev gives the
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import uuid
@@ -98,6 +99,19 @@ def visible_luns(sysroot: Path) -> frozenset[str]:
         return frozenset()
     found = (re.fullmatch(r"(?:wwn-0x|scsi-3)([0-9a-f]{16}|[0-9a-f]{32})", name) for name in names)
     return frozenset(f"naa.{match[1]}" for match in found if match)
+
+
+def why_no_devices(sysroot: Path) -> str | None:
+    """Why this user may not read and write the machine's disks as block devices, by those that it has; None: it may.
+
+    Udev gives all of them to one group (systemd, 50-udev-default.rules: disk), so one speaks for those to come.
+    """
+    names = sorted({folder.name for folder in (sysroot / "sys/bus/scsi/devices").glob("*:*:*:*/block/*")})
+    for name in names:
+        device = sysroot / "dev" / name
+        if device.exists() and not os.access(device, os.R_OK | os.W_OK):
+            return f"/dev/{name} may not be read and written by this user, and so no disk that is attached"
+    return None
 
 
 def find_proxy_vm(proxy: str, machine: uuid.UUID | None, vms: Iterable[VirtualMachine]) -> tuple[ProxyVm | None, str]:

@@ -39,7 +39,7 @@ class Mark:
 
     repository: str
     process: str
-    """The control process that attached it, as `processes.this_process` spells it."""
+    """Name of the control process that attached it (`app.probes.process_name`)."""
     vm_ref: str
     path: str
 

@@ -3,7 +3,9 @@
 Names are vSphere's privilege IDs. Sources: VDDK Programming Guide, "Credentials and Privileges for VMDK Access" (what
 counts on the VMs, and what on the proxy VM) and PrepareForAccess; vSphere Security, "Virtual Machine Provisioning
 Privileges" (GetVmFiles and PutVmFiles are "Required On: Root host or vCenter Server") and "Cryptographic Operations
-Privileges"; vSphere Web Services API reference (the "Required privileges" of each method used here).
+Privileges"; vSphere Web Services API reference (the "Required privileges" of each method used here). That VDDK asks for
+its licence and its session, and disables methods, are its own affairs; what NfcService asks for is published nowhere,
+so the same is taken for it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from vrepl.errors import VsphereError
+from vrepl.model import DataEngine
 from vrepl.vsphere.api import kind_of, ref_of
 from vrepl.vsphere.session import Session
 
@@ -49,14 +52,18 @@ class Need:
     privilege: str
     scope: Scope
     why: str
+    engine: DataEngine | None = None
+    """Which engine alone wants it; None: whichever it is."""
 
+
+VDDK, OWN = DataEngine.VDDK, DataEngine.OWN
 
 _READ = (
     Need("System.Read", Scope.SITE, "read the inventory"),
-    Need("Sessions.ValidateSession", Scope.SITE, "let VDDK check its session"),
-    Need("Global.Licenses", Scope.SITE, "let VDDK check the licence"),
-    Need("Global.DisableMethods", Scope.SITE, "PrepareForAccess: no migration while disks are open"),
-    Need("Global.EnableMethods", Scope.SITE, "EndAccess"),
+    Need("Sessions.ValidateSession", Scope.SITE, "let VDDK check its session", VDDK),
+    Need("Global.Licenses", Scope.SITE, "let VDDK check the licence", VDDK),
+    Need("Global.DisableMethods", Scope.SITE, "PrepareForAccess: no migration while disks are open", VDDK),
+    Need("Global.EnableMethods", Scope.SITE, "EndAccess", VDDK),
 )
 
 NEEDS: Mapping[Role, tuple[Need, ...]] = {
@@ -65,7 +72,7 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
         Need("VirtualMachine.Provisioning.DiskRandomRead", Scope.VM, "read disks through VDDK"),
         Need("VirtualMachine.Provisioning.GetVmFiles", Scope.SITE, "read disks through VDDK"),
         Need("Cryptographer.Access", Scope.ENCRYPTED_VM, "read encrypted disks"),
-        Need("VirtualMachine.Config.DiskLease", Scope.VM, "open disks through VDDK"),
+        Need("VirtualMachine.Config.DiskLease", Scope.VM, "open disks through VDDK", VDDK),
         Need("VirtualMachine.Config.ChangeTracking", Scope.VM, "enable change tracking"),
         Need("VirtualMachine.Config.Settings", Scope.VM, "enable change tracking"),
         Need("VirtualMachine.State.CreateSnapshot", Scope.VM, "snapshot the VM for a run"),
@@ -90,7 +97,7 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
         Need("VirtualMachine.Config.Annotation", Scope.VM, "note on the replica what it is"),
         Need("VirtualMachine.Config.UpgradeVirtualHardware", Scope.VM, "follow the source's hardware version"),
         Need("VirtualMachine.Config.ChangeTracking", Scope.VM, "track changes of replicas, for failback"),
-        Need("VirtualMachine.Config.DiskLease", Scope.VM, "open disks through VDDK"),
+        Need("VirtualMachine.Config.DiskLease", Scope.VM, "open disks through VDDK", VDDK),
         Need("VirtualMachine.Provisioning.DiskRandomAccess", Scope.VM, "write disks through VDDK"),
         Need("VirtualMachine.Provisioning.DiskRandomRead", Scope.VM, "verify restore points"),
         Need("VirtualMachine.Provisioning.GetVmFiles", Scope.SITE, "verify restore points"),
@@ -114,11 +121,12 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
     Role.HOTADD_PROXY: (
         Need("Datastore.AllocateSpace", Scope.DATASTORE, "attach disks to the proxy"),
         Need("VirtualMachine.Config.AddExistingDisk", Scope.VM, "attach disks to the proxy"),
-        Need("VirtualMachine.Config.AddNewDisk", Scope.VM, "attach disks to the proxy"),
+        Need("VirtualMachine.Config.AddNewDisk", Scope.VM, "attach disks to the proxy", VDDK),
         Need("VirtualMachine.Config.AddRemoveDevice", Scope.VM, "attach disks to the proxy"),
         Need("VirtualMachine.Config.RemoveDisk", Scope.VM, "detach disks from the proxy"),
-        Need("VirtualMachine.Config.Settings", Scope.VM, "attach disks to the proxy"),
-        Need("VirtualMachine.Config.Resource", Scope.VM, "attach disks to the proxy"),
+        Need("VirtualMachine.Config.Settings", Scope.VM, "attach disks to the proxy", VDDK),
+        Need("VirtualMachine.Config.Resource", Scope.VM, "attach disks to the proxy", VDDK),
+        Need("VirtualMachine.Config.AdvancedConfig", Scope.VM, "mark on the proxy what vrepl attached", OWN),
     ),
     Role.GUEST_SCRIPTS: (
         Need("VirtualMachine.GuestOperations.Query", Scope.VM, "wait for scripts in guests, fetch their output"),
@@ -138,8 +146,13 @@ class Missing:
     why: str
 
 
-def missing(session: Session, role: Role, entities: Mapping[Scope, Sequence[Any]]) -> list[Missing]:
-    """What the logged-in user lacks for a role on these objects; one call per scope.
+def missing(
+    session: Session,
+    role: Role,
+    entities: Mapping[Scope, Sequence[Any]],
+    engine: DataEngine = DataEngine.VDDK,
+) -> list[Missing]:
+    """What the logged-in user lacks for a role on these objects, with this engine; one call per scope.
 
     A scope without objects is not asked about, except the site itself.
     """
@@ -147,7 +160,7 @@ def missing(session: Session, role: Role, entities: Mapping[Scope, Sequence[Any]
     asked.setdefault(Scope.SITE, [session.content.rootFolder])
     found: list[Missing] = []
     for scope in Scope:
-        needs = {need.privilege: need for need in NEEDS[role] if need.scope is scope}
+        needs = {need.privilege: need for need in NEEDS[role] if need.scope is scope and need.engine in {None, engine}}
         objects = list(asked.get(scope, ()))
         if not needs or not objects:
             continue

@@ -11,6 +11,7 @@ from typing import Any
 
 from vrepl.model import (
     ChangedAreas,
+    DataEngine,
     Datastore,
     Disk,
     GuestState,
@@ -197,6 +198,7 @@ class VsphereSite:
         vm_refs: Sequence[str] = (),
         datastore_refs: Sequence[str] = (),
         placement: ReplicaPlacement | None = None,
+        engine: DataEngine = DataEngine.VDDK,
     ) -> list[Missing]:
         """What the site's user lacks for a role: on these VMs and datastores, or where replicas shall go."""
         entities: dict[Scope, list[Any]] = {
@@ -218,7 +220,7 @@ class VsphereSite:
             entities[Scope.NETWORK] = [place.network(name) for name in sorted(set(placement.networks.values()))]
             # Before the first replica exists, what will count on it is what the folder hands down.
             entities[Scope.VM] = entities[Scope.VM] or [place.folder]
-        return missing(self._session, role, entities)
+        return missing(self._session, role, entities, engine)
 
     # --- change tracking and snapshots
 
