@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 from vrepl.engine.auditing import RunAudit
@@ -14,10 +15,12 @@ from vrepl.engine.knowledge import leaf_identity
 from vrepl.engine.prepared_replica import PreparedReplica
 from vrepl.engine.source_snapshot import TakenSnapshot
 from vrepl.errors import CbtError, VsphereError
+from vrepl.extents import Extent, union
 from vrepl.model import Disk, SnapshotState, TransferKind, VirtualMachine
-from vrepl.planner.disks import decide_disk, regions_of, without_cbt
+from vrepl.planner.disks import DiskFacts, decide_disk, regions_of, unplanned, without_cbt
 from vrepl.planner.knowledge import ReplicaDisk, ReplicaKnowledge, disk_facts, grown_disk
 from vrepl.planner.preflight import unreplicable_disk_reason
+from vrepl.planner.tracking import tracking_break
 from vrepl.planner.vm import ReplicaAction, VmPlan
 from vrepl.ports import DigestFiles
 from vrepl.repository.digests import open_lookup
@@ -87,6 +90,7 @@ def find_changes(
             intent,
             restore_point_id=taken.point_id,
             sealing=False,
+            disks_run_id=context.run_id,
             disks=tuple(first_intent(move) for move in moves),
             journal=replace(intent.journal, notes=notes),
         )
@@ -145,6 +149,8 @@ def _decide(
         digests_known = every_grain_is_known(folder.digest_files(key, last.id), grown_from or source_disk.capacity)
         if not digests_known:
             decision = without_cbt(decision, decision.reason, digests_known=False)
+    if facts.unfinished is not None and decision.since_change_id is not None and not decision.whole_disk:
+        changed = union(changed, unplanned(facts, _owed(context, plan.vm, snapshot, source_disk, facts)))
     digests = DigestFiles(base=None, fresh=decision.fresh)
     if last is not None and digests_known:
         digests = replace(folder.digest_files(key, last.id), grown_from=grown_from)
@@ -162,3 +168,23 @@ def _decide(
         parent_digests=digests,
         first_attempt=attempts.number + 1 if attempts else 1,
     )
+
+
+def _owed(
+    context: ReplicationContext, vm: VirtualMachine, snapshot: SnapshotState, disk: Disk, facts: DiskFacts
+) -> list[Extent]:
+    """All that may differ from the leaf's parent, by what the source and the restore point say: not the intent."""
+    point, left = facts.point, facts.unfinished
+    if (
+        point is not None
+        and point.change_id is not None
+        and not facts.doubtful
+        and not (left is not None and left.compare_with_target)
+        and tracking_break(point.position, disk.position) is None
+    ):
+        since = point.change_id
+        with suppress(CbtError):
+            return changed_extents(
+                lambda start: context.source.changed_areas(vm.ref, snapshot.ref, disk.key, start, since), disk.capacity
+            )
+    return [Extent(0, disk.capacity)]

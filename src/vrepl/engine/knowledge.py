@@ -10,7 +10,7 @@ from typing import Protocol
 
 from vrepl.engine.changes import changed_extents
 from vrepl.errors import CbtError
-from vrepl.extents import Extent, intersect, subtract
+from vrepl.extents import Extent, intersect, normalise, subtract, union
 from vrepl.model import Disk, DiskPoint, PowerState, ReplicaRecord, RestorePoint, TrackingPosition, VirtualMachine
 from vrepl.planner.disks import UnfinishedDisk
 from vrepl.planner.knowledge import NameTaken, ReplicaKnowledge, grown_disk
@@ -107,13 +107,11 @@ def gather(
         require_empty_disks(folder, replica, last, target.read_snapshot(snapshots[last.id]) if last else None)
     intent = folder.intent()
     touched = _judge_leaf(folder, replica, last, snapshots, intent)
-    unfinished: Mapping[int, UnfinishedDisk] = unfinished_disks(folder, intent)
-    if last is None:
-        unfinished = {**_unaccounted_disks(folder), **unfinished}
-        if intent is not None and intent.sealing:
-            # The first seal may have been there, and was removed by hand: the leaf is its base again, whatever was
-            # written in between, and no change tracking goes back to it.
-            unfinished = {key: _unsure(disk.position.capacity) for key, disk in unfinished.items()}
+    unfinished: Mapping[int, UnfinishedDisk] = {**_unaccounted_disks(folder), **unfinished_disks(folder, intent)}
+    if last is None and intent is not None and intent.sealing:
+        # The first seal may have been there, and was removed by hand: the leaf is its base again, whatever was written
+        # in between, and no change tracking goes back to it.
+        unfinished = {key: _unsure(disk.position.capacity) for key, disk in unfinished.items()}
     suspects: dict[int, tuple[Extent, ...]] = {}
     if last is not None and not touched:
         # What vrepl has put in a disk's place since the seal is another disk, of which the seal says nothing.
@@ -189,14 +187,17 @@ def unfinished_disks(folder: TransferLogs, intent: Intent | None) -> dict[int, U
     """What the unsealed attempts left, by source disk key."""
     found = {}
     for disk in intent.disks if intent else ():
-        state = read_log(folder.transfer_log(disk.source_key)).attempt(disk.attempt)
+        log = read_log(folder.transfer_log(disk.source_key))
+        state, settled = log.attempt(disk.attempt), log.done
         found[disk.source_key] = UnfinishedDisk(
-            planned=disk.planned,
+            planned=normalise(disk.planned),
             done=intersect(disk.planned, state.done),
-            allowed=state.allowed,
+            # What earlier attempts wrote stands in `dirty`; the log knows it too, and does not depend on the intent.
+            allowed=max([state.allowed, *(attempt.allowed for attempt in log.attempts)]),
             position=disk.position,
-            dirty=disk.dirty,
+            dirty=union(disk.dirty, settled),
             compare_with_target=disk.compare_with_target,
+            settled=settled,
         )
     return found
 

@@ -267,6 +267,7 @@ class VmRun:
                 restore_point_id=before.restore_point_id if before else "",
                 job=context.job.name,
                 disks=before.disks if before else (),
+                disks_run_id=before.disks_run_id if before else "",
                 journal=Journal(notes=before.journal.notes if before else {}),
                 sealing=before.sealing if before else False,
                 source_snapshot_name=SourceMark(context.services.repository.id, context.run_id).snapshot_name,

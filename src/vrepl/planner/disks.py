@@ -34,6 +34,8 @@ class UnfinishedDisk:
     """What attempts before that one may have written since the last seal."""
     compare_with_target: bool = False
     """What the leaf held when that attempt's run began was not known: only what is `done` is sure."""
+    settled: Sequence[Extent] = ()
+    """By any attempt since the last seal, as the transfer log has it."""
 
     @property
     def remaining(self) -> list[Extent]:
@@ -191,6 +193,16 @@ def _same_tracking(disk: Disk, unfinished: UnfinishedDisk) -> bool:
 def _percent(unfinished: UnfinishedDisk) -> int:
     planned = total(unfinished.planned)
     return 100 * (planned - total(unfinished.remaining)) // planned if planned else 0
+
+
+def unplanned(facts: DiskFacts, owed: Sequence[Extent]) -> list[Extent]:
+    """What a resumed attempt would leave out, of `owed`: all that may differ from the leaf's parent.
+
+    Each attempt plans what the one before it had not settled and what changed since, so this is nothing, unless the
+    intent was damaged in a way that its checksum does not tell.
+    """
+    left = facts.unfinished
+    return [] if left is None else subtract(owed, union(left.planned, left.settled))
 
 
 def regions_of(decision: DiskDecision, changed: Sequence[Extent], capacity: int) -> list[Extent]:

@@ -105,6 +105,8 @@ class Intent:
     source_snapshot_name: str = ""
     sealing: bool = False
     """The snapshot that seals was asked for: where it is missing, somebody may have removed it, and written before."""
+    disks_run_id: str = ""
+    """The run whose source snapshot `disks` speak of; another than `run_id` until that has one of its own."""
 
     def disk(self, source_key: int) -> DiskIntent | None:
         return next((disk for disk in self.disks if disk.source_key == source_key), None)
