@@ -179,6 +179,8 @@ class Setup:
     network: FakeNetwork = field(default_factory=FakeNetwork)
     vddk: FakeVddk = field(default_factory=FakeVddk)
     secret_error: VreplError | None = None
+    engine: tuple[DataEngine, str] = (DataEngine.VDDK, "")
+    vddk_is_missed: bool = False
     more: str = ""
     """Of the configuration."""
 
@@ -196,6 +198,8 @@ class Setup:
             self.network,
             lambda _proxy: self.vddk,
             lambda: NOW,
+            engine=lambda _proxy: self.engine,
+            vddk_is_missed=lambda _proxy: self.vddk_is_missed,
         )
         return list(run_checks(world, jobs))
 
@@ -236,6 +240,15 @@ def test_vddk_reads_where_an_esxi_host_can_be_reached(setup: Setup) -> None:
     prod = results["VDDK reads from prod (job demo)"]
     assert (prod.status, prod.detail) == (Status.SKIPPED, "port 902 of esx-1 cannot be reached: see that")
     assert set(setup.bad()) == {"port 902 of esx-1 (prod)", "port 1902 of esx-1 (dr)"}
+
+
+def test_vddk_that_was_to_be_there_is_missed(setup: Setup) -> None:
+    setup.engine = (DataEngine.OWN, "no VDDK in /opt/vddk")
+    assert setup.bad() == {}, "nobody said where it is to be"
+    setup.vddk_is_missed = True
+    [missed] = setup.bad().values()
+    assert (missed.name, missed.status) == ("data engine", Status.WARNING)
+    assert missed.detail.startswith("no VDDK in /opt/vddk, where the configuration has it")
 
 
 def test_a_closed_port_names_its_host_and_no_other(setup: Setup) -> None:

@@ -252,3 +252,26 @@ def test_root_does_not_write_into_another_users_repository(tmp_path: Path, monke
             composition.open_repository_to_write(loaded)
     assert caught.value.hint == "sudo -u nobody vrepl …"
     composition.open_repository_to_write(loaded)
+
+
+@pytest.mark.parametrize(
+    ("lines", "warned"),
+    [
+        ("", []),
+        ('[vddk]\nlibdir = "gone"\n', ["gone"]),
+        ('[vddk]\nlibdir = "gone"\nengine = "own"\n', []),
+        ('[proxies.p]\nlibdir = "elsewhere"\n', ["elsewhere"]),
+        ('[proxies.p]\nlibdir = "elsewhere"\nengine = "own"\n', []),
+        ('[vddk]\nlibdir = "gone"\n[proxies.p]\n', ["gone"]),
+    ],
+)
+def test_vddk_that_was_to_be_there_is_missed(
+    lines: str, warned: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for a machine, and not where nobody said that there is some, or that it is to be used."""
+    text = job_table("web", ["a"], 'proxy = "p"' if "proxies" in lines else "") + lines
+    loaded, _ = estate(tmp_path, text)
+    told: list[str] = []
+    monkeypatch.setattr(composition.logger, "warning", lambda said, reason: told.append(reason))
+    composition.warn_of_missed_vddk(composition.route_of(loaded, loaded.job("web")))
+    assert told == [f"no VDDK in {tmp_path / name}" for name in warned]

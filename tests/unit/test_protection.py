@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from tests.support.estates import NOW, add_replica, add_run, estate, job_table, moment_id, run_report, vm_report
 from vrepl.app import protection as gathering
@@ -213,3 +214,38 @@ def test_the_result_is_the_last_column_to_go(
     ]
     assert all(len(line.rstrip()) <= width for line in table), shown
     assert all(word in shown for word in kept), shown
+
+
+@pytest.mark.parametrize(
+    ("height", "options", "listed", "said"),
+    [
+        (100, [], 30, "30 VMs, 29 well"),
+        (24, [], 1, "30 VMs, 29 well; 29 of these are not listed: `vrepl status -v` lists every VM"),
+        (24, ["-v"], 30, "30 VMs, 29 well"),
+    ],
+)
+def test_on_a_terminal_it_is_one_screen(
+    height: int, options: list[str], listed: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminal() -> Console:
+        return Console(width=120, height=height, force_terminal=True, color_system=None, highlight=False)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vrepl.cli.state.stdout_console", terminal)
+    names = [f"vm-{number:02}" for number in range(30)]
+    _, repository = estate(tmp_path, job_table("web", names, 'rpo = "30m"'))
+    for name in names:
+        add_replica(repository, name, "web", dt.datetime.now(dt.UTC) - (60 if name == "vm-07" else 5) * MINUTE)
+    shown = CliRunner().invoke(main, [*options, "status"]).stdout
+    assert sum(line.startswith("vm-") and ": " not in line for line in shown.splitlines()) == listed
+    assert "vm-07: last good copy 1 h 00 min old, objective 30 min" in shown
+    assert shown.splitlines()[-1].strip() == said
+
+
+def test_what_several_failed_of_is_said_once() -> None:
+    out = io.StringIO()
+    ages = {"a": 5, "b": 40, "c": 50}
+    vms = [replace(vm(name, age, result=Result.FAILED), hint="make some") for name, age in ages.items()]
+    show_status(console.make_console(out, width=80), Protection.of(NOW, vms), {})
+    told = "3 VMs (2 past their objective): last run failed: no space\n  c, b, a\n  hint: make some\n3 VMs, 0 well\n"
+    assert out.getvalue().endswith(told)

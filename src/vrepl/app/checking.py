@@ -135,6 +135,9 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
         def luns(proxy: str | None) -> frozenset[str]:
             return visible_luns(proxy_machine(loaded, proxy).sysroot)
 
+        def vddk_is_missed(proxy: str | None) -> bool:
+            return proxy_machine(loaded, proxy).vddk_is_missed
+
         def engine(proxy: str | None) -> tuple[DataEngine, str]:
             machine = proxy_machine(loaded, proxy)
             return machine.engine, machine.engine_reason
@@ -148,8 +151,8 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
 
         try:
             yield World(
-                loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns, engine, proxy_vm,
-                devices,
+                loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns, engine,
+                vddk_is_missed, proxy_vm, devices,
             )  # fmt: skip
         finally:
             for probe in probes.values():

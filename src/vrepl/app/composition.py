@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import os
 import pwd
 import secrets as randomness
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from vrepl.engine import Engine, EngineEvents, Services, SilentEvents
 from vrepl.engine.context import Patience
 from vrepl.errors import LibraryError, UsageError
 from vrepl.model import Bandwidth, DataEngine, JobSettings, ReplicaRecord
-from vrepl.planner.modes import ProxyFacts
+from vrepl.planner.modes import THIS_MACHINE, ProxyFacts
 from vrepl.proxy.chooser import RuleModeChooser
 from vrepl.proxy.facts import gather_facts
 from vrepl.repository.store import Repository
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from vrepl.movers.process import MoverSettings
     from vrepl.vsphere.session import SiteSettings
     from vrepl.vsphere.site import VsphereSite
+
+logger = logging.getLogger(__name__)
 
 
 def open_repository(loaded: LoadedConfig) -> Repository:
@@ -131,19 +134,31 @@ class ProxyMachine:
     engine: DataEngine = DataEngine.VDDK
     engine_reason: str = ""
     """Why this one."""
+    vddk_is_missed: bool = False
+    """The configuration names a folder of VDDK, which holds none, so vrepl's own engine takes its place."""
 
 
 def proxy_machine(loaded: LoadedConfig, name: str | None) -> ProxyMachine:
     """The named proxy, or this machine with `[vddk]`."""
     vddk = loaded.config.vddk
     if name is None:
-        return ProxyMachine("this machine", vddk.libdir, Path("/"), *choose_engine(vddk.engine, "[vddk]", vddk.libdir))
+        engine, why = choose_engine(vddk.engine, "[vddk]", vddk.libdir)
+        return ProxyMachine(
+            THIS_MACHINE, vddk.libdir, Path("/"), engine, why, _missed(vddk.engine, engine, vddk.model_fields_set)
+        )
     if name not in loaded.config.proxies:
         raise UsageError(f"no proxy {name} is configured", hint=f"{loaded.path}: [proxies.{name}]")
     table = loaded.config.proxies[name]
     libdir = table.libdir or vddk.libdir
     where = "[vddk]" if table.engine is None else f"[proxies.{name}]"
-    return ProxyMachine(name, libdir, table.sysroot, *choose_engine(table.engine or vddk.engine, where, libdir))
+    wish = table.engine or vddk.engine
+    engine, why = choose_engine(wish, where, libdir)
+    named = (table if table.libdir else vddk).model_fields_set
+    return ProxyMachine(name, libdir, table.sysroot, engine, why, _missed(wish, engine, named))
+
+
+def _missed(wish: str, engine: DataEngine, said: Collection[str]) -> bool:
+    return wish == "auto" and engine is DataEngine.OWN and "libdir" in said
 
 
 def choose_engine(wish: str, where: str, libdir: Path) -> tuple[DataEngine, str]:
@@ -177,6 +192,14 @@ class Route:
     def parted(self) -> bool:
         """Whether two machines move the disks: a data mover on each, joined by a byte stream."""
         return len({machine for _, machine in self.machines}) > 1
+
+
+def warn_of_missed_vddk(route: Route) -> None:
+    """Where VDDK was to be had, and another engine takes its place: so that nobody waits for HotAdd in vain."""
+    for machine in dict.fromkeys(machine for _, machine in route.machines or (("", route.default),)):
+        if machine.vddk_is_missed:
+            said = '%s, where the configuration has it: vrepl\'s own engine takes its place (engine = "own" says so)'
+            logger.warning(said, machine.engine_reason)
 
 
 def route_of(loaded: LoadedConfig, job: JobSettings) -> Route:
@@ -241,6 +264,7 @@ class Workshop:
 
     def _movers_on(self, route: Route) -> VddkMovers:
         if route not in self._movers:
+            warn_of_missed_vddk(route)
             self._movers[route] = make_movers(self.loaded, route, self.sites)
         return self._movers[route]
 

@@ -81,6 +81,9 @@ def check_vddk(world: World, proxy: str | None) -> CheckResult:
     title = what if proxy is None else f"{what} of proxy {proxy}"
     try:
         loaded = world.vddk(proxy).load()
+        if world.vddk_is_missed(proxy):
+            told = f"{reason}, where the configuration has it; {loaded} takes its place"
+            return CheckResult(title, Status.WARNING, told, 'unpack VDDK there, or say [vddk] engine = "own"')
         return CheckResult.ok(title, loaded if engine is DataEngine.VDDK else f"{loaded}: {reason}")
     except VreplError as error:
         return CheckResult.failed(title, error)

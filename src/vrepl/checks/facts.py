@@ -119,6 +119,8 @@ class World:
     """`naa.` names that a proxy (None: this machine) sees."""
     engine: Callable[[str | None], tuple[DataEngine, str]] = lambda _proxy: (DataEngine.VDDK, "")
     """Whose code opens disks on a proxy (None: this machine), and why."""
+    vddk_is_missed: Callable[[str | None], bool] = lambda _proxy: False
+    """Whether the configuration names a folder of VDDK for it that holds none."""
     proxy_vm: Callable[[str | None, Sequence[VirtualMachine]], tuple[ProxyVm | None, str]] = lambda _proxy, _vms: (
         None,
         "the proxy is no VM of this site",

@@ -38,7 +38,7 @@ path = "/var/lib/vrepl"
 # ---- VDDK (Virtual Disk Development Kit), unpacked here; without it vrepl opens disks over NBD by itself ----------
 
 [vddk]
-libdir = "/opt/vmware-vix-disklib-distrib"
+# libdir = "/opt/vmware-vix-disklib-distrib"
 # engine = "auto"              # "vddk", "own", or VDDK where it is installed
 # nfc_buffer_kib = 1024        # one buffer, a multiple of 64
 # nfc_buffer_count = 4         # buffers in flight per disk

@@ -34,6 +34,15 @@ class ProxyVm:
     has_snapshots: bool = False
 
 
+THIS_MACHINE = "this machine"
+"""The name of the proxy that no job named: the machine that runs vrepl."""
+
+
+def called(proxy: str) -> str:
+    """How a sentence names a proxy."""
+    return proxy if proxy == THIS_MACHINE else f"proxy {proxy}"
+
+
 @dataclass(frozen=True, slots=True)
 class ProxyFacts:
     """What a proxy can reach of one site. Gathered once per run; pure data to the rules."""
@@ -151,7 +160,9 @@ def _san_obstacle(question: DiskQuestion, proxy: ProxyFacts) -> str | None:
         return f"datastore {store.name} is local to its host"
     unseen = sorted(set(store.luns) - proxy.visible_luns)
     if unseen or not store.luns:
-        return f"proxy {proxy.name} does not see the LUN behind {store.name} ({', '.join(unseen) or 'no LUN is known'})"
+        return (
+            f"{called(proxy.name)} does not see the LUN behind {store.name} ({', '.join(unseen) or 'no LUN is known'})"
+        )
     if disk.encrypted:
         return "the disk is encrypted"
     if question.side is Side.TARGET:
@@ -207,7 +218,7 @@ def _controller_kind(question: DiskQuestion) -> str:
 
 
 def _san_merit(question: DiskQuestion, proxy: ProxyFacts) -> str:
-    return f"proxy {proxy.name} sees the LUN behind {question.datastore.name}"
+    return f"{called(proxy.name)} sees the LUN behind {question.datastore.name}"
 
 
 def _hotadd_merit(question: DiskQuestion, proxy: ProxyFacts) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vrepl.model import DataEngine, VirtualMachine
-from vrepl.planner.modes import ProxyFacts, ProxyVm
+from vrepl.planner.modes import ProxyFacts, ProxyVm, called
 
 SLOTS_PER_SCSI_CONTROLLER = 15
 """Units 0..15 but 7, which is the controller's own (vSphere Virtual Machine Administration, "SCSI Controllers")."""
@@ -122,16 +122,16 @@ def find_proxy_vm(proxy: str, machine: uuid.UUID | None, vms: Iterable[VirtualMa
     """
     if machine is None:
         return None, (
-            f"the product uuid of proxy {proxy} cannot be read (only root may, on most systems), so whether it is a VM "
-            "is not known"
+            f"the product uuid of {called(proxy)} cannot be read (only root may, on most systems), so whether it is "
+            "a VM is not known"
         )
     spellings = {machine, uuid.UUID(bytes_le=machine.bytes)}
     found = [vm for vm in vms if _uuid_of(vm) in spellings]
     if not found:
-        return None, f"proxy {proxy} is no VM of this site"
+        return None, f"{called(proxy)} is no VM of this site"
     if len(found) > 1:
         names = ", ".join(sorted(vm.name for vm in found))
-        return None, f"{len(found)} VMs have the BIOS uuid of proxy {proxy} ({names}), so which it is is not sure"
+        return None, f"{len(found)} VMs have the BIOS uuid of {called(proxy)} ({names}), so which it is is not sure"
     vm = found[0]
     return (
         ProxyVm(

@@ -79,7 +79,9 @@ def _show_complaints(out: Console, protection: Protection) -> None:
         if len(vms) == 1:
             console.line(out, f"{first.name}: {protection.complaint(first)}", style)
         else:
-            console.line(out, f"{len(vms)} VMs: last run failed: {first.error}", style)
+            missed = sum(vm.objective_met(protection.now) is False for vm in vms)
+            late = f" ({missed} past their objective)" if missed else ""
+            console.line(out, f"{len(vms)} VMs{late}: last run failed: {first.error}", style)
             console.line(out, f"  {', '.join(vm.name for vm in vms)}")
         if first.failed and first.hint:
             console.line(out, f"  hint: {first.hint}")
@@ -88,9 +90,9 @@ def _show_complaints(out: Console, protection: Protection) -> None:
 def _show_count(out: Console, protection: Protection, left_out: int) -> None:
     total = len(protection.vms)
     well = sum(vm.need(protection.now) in {Need.NOTHING, Need.IN_USE} for vm in protection.vms)
-    said = f"{'all' if well == total else well} of {total} VMs need nothing" if total > 1 else ""
+    said = f"{total} VMs, {'all' if well == total else well} well" if total > 1 else ""
     if left_out:
-        said += f"; {left_out} of them are not listed: `vrepl status -v` lists every VM"
+        said += f"; {left_out} of these are not listed: `vrepl status -v` lists every VM"
     if said:
         console.line(out, said)
 
