@@ -189,3 +189,23 @@ def test_tools_that_never_ran_are_not_known(vcenter: Lab, api: Any) -> None:
     vcenter.set("prod.customize_needs_tools=no")
     wait(fresh.CustomizeVM_Task(linux()))
     wait(fresh.Destroy_Task())
+
+
+def test_a_revert_takes_back_what_was_given_and_what_was_set(vcenter: Lab, api: Any) -> None:
+    vm = vm_named(api, "linux-01")
+    before = wait(vm.CreateSnapshot_Task("before", "", memory=False, quiesce=False))
+    boot(vm)
+    had = vm.guest.ipAddress
+    wait(vm.PowerOffVM_Task())
+    wait(vm.CustomizeVM_Task(linux(fixed("10.2.0.77"), fixed("10.2.1.77"))))
+    wait(before.RevertToSnapshot_Task())
+    assert not vm.config.tools.pendingCustomization
+    wait(vm.CustomizeVM_Task(linux(fixed("10.2.0.78"), fixed("10.2.1.78"))))
+    boot(vm)
+    assert vm.guest.ipAddress == "10.2.0.78"
+    wait(vm.PowerOffVM_Task())
+    wait(before.RevertToSnapshot_Task())
+    boot(vm)
+    assert vm.guest.ipAddress == had
+    wait(vm.PowerOffVM_Task())
+    wait(before.RemoveSnapshot_Task(removeChildren=False))

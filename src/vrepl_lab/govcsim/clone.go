@@ -108,6 +108,9 @@ func (l *Lab) clone(
 	mine := l.state(made.Self)
 	mine.toolsSeen = st.toolsSeen
 	mine.tools, mine.guestHost, mine.identity = st.tools, st.guestHost, st.identity
+	if ref := req.Spec.Snapshot; ref != nil && st.snapshots[ref.Value] != nil {
+		mine.identity = st.snapshots[ref.Value].identity
+	}
 	ctx.WithLock(made, func() {
 		made.Config.Template, made.Summary.Config.Template = req.Spec.Template, req.Spec.Template
 		l.setTools(ctx, made, false)

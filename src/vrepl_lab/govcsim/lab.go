@@ -133,8 +133,10 @@ type vmState struct {
 
 // snapshotState is what the lab keeps of one snapshot.
 type snapshotState struct {
-	disks map[int32]*snapshotDisk // by device key
-	file  string                  // datastore path of the .vmsn file
+	disks     map[int32]*snapshotDisk  // by device key
+	file      string                   // datastore path of the .vmsn file
+	identity  identity                 // what the guest's own files say of it
+	customize *types.CustomizationSpec // part of the settings: a guess
 }
 
 type snapshotDisk struct {

@@ -121,6 +121,7 @@ func (l *Lab) revertLocked(
 			return systemError(err)
 		}
 	}
+	st.identity, st.customize = state.identity, state.customize
 	power := types.VirtualMachinePowerStatePoweredOff
 	if node := find(vm.Snapshot.RootSnapshotList, ref); node != nil {
 		power = node.State

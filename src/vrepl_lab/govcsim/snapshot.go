@@ -154,7 +154,9 @@ func (l *Lab) splitDisks(
 		return vm.Self, fault
 	}
 	ref := result.(types.ManagedObjectReference)
-	state := &snapshotState{disks: map[int32]*snapshotDisk{}, file: snapshotFile(vm, ref)}
+	state := &snapshotState{
+		disks: map[int32]*snapshotDisk{}, file: snapshotFile(vm, ref), identity: st.identity, customize: st.customize,
+	}
 	leaves := map[int32]*link{}
 	for _, disk := range disks(vm.Config.Hardware.Device) {
 		frozen := l.link(diskPath(disk))
