@@ -36,7 +36,7 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
-from vrepl.model.addresses import GuestNetwork
+from vrepl.model.addresses import AddressPlan, GuestAdapter, GuestNetwork
 from vrepl.model.guests import GuestLogin, GuestProcess, ProgramEnd, Script
 from vrepl.model.selection import Candidate
 from vrepl.ports import DiskAddress, SiteConnection
@@ -103,6 +103,7 @@ class MemorySnapshot:
     change_ids: dict[int, str | None]
     hardware: Hardware
     extra_config: dict[str, str] = field(default_factory=dict)
+    guest: GuestNetwork | None = None
 
 
 @dataclass
@@ -139,7 +140,13 @@ class MemoryVm:
     """Once it is powered on."""
     address: str = ""
     guest: GuestNetwork | None = None
-    """What its Tools report while it runs."""
+    """What its Tools report while it runs; a snapshot keeps it, as the guest's own files say it."""
+    given: AddressPlan | None = None
+    """What customisation makes of it at its next power-on."""
+    customised: tuple[dt.datetime, str] | None = None
+    """When customisation ended in it, and why it failed ("": it did not)."""
+    tools_known: bool = True
+    """The site has seen its Tools run."""
     files: dict[str, bytes] = field(default_factory=dict)
     """Beside it on its datastore: what no revert takes back."""
 
@@ -171,6 +178,8 @@ class MemorySite:
         self.free = 10**15
         self.cbt_misses: Callable[[int, int], bool] = lambda index, offset: False
         """Which writes of a guest (disk's index, offset) change tracking does not see: it lies in silence."""
+        self.customisation: Callable[[MemoryVm], str | None] = lambda vm: ""
+        """How customisation ends in a guest: why it fails, "" where it does not, None where it never ends."""
         self.isolated_networks: set[tuple[str, str]] = set()
         """(host, name)"""
         self.newest_hardware = 21
@@ -377,6 +386,7 @@ class MemorySite:
             change_ids=change_ids,
             hardware=vm.hardware,
             extra_config=dict(vm.extra_config),
+            guest=vm.guest,
         )
         vm.snapshots.append(snapshot)
         vm.current = snapshot.ref
@@ -450,6 +460,7 @@ class MemorySite:
         vm.disks = [disk.copy() for disk in snapshot.disks]
         vm.hardware = snapshot.hardware
         vm.extra_config = dict(snapshot.extra_config)
+        vm.guest, vm.given = snapshot.guest, None
         vm.current = snapshot_ref
         vm.generations += 1
         for disk in vm.disks:
@@ -626,6 +637,12 @@ class MemorySite:
         if vm.writers:
             raise DiskLockedError(f"a disk of {vm.name} is open for writing")
         vm.power = PowerState.ON
+        if vm.given is not None:
+            why = self.customisation(vm)
+            if why == "":
+                vm.guest = customised(vm, vm.given)
+            vm.customised = None if why is None else (self._clock(), why)
+            vm.given = None
         self.after_call("power_on")
 
     def power_off(self, vm_ref: str) -> None:
@@ -649,6 +666,40 @@ class MemorySite:
         tools = runs and vm.tools_running
         return GuestState(vm.power, tools, vm.heartbeat if tools else "gray", vm.name, vm.address if runs else "", "")
 
+    # -- guests' addresses --------------------------------------------------------------------------------------------
+
+    def check_addresses(self, vm_ref: str, plan: AddressPlan) -> None:
+        self._call("check_addresses")
+        self._may_customise(self._vm(vm_ref), plan)
+
+    def give_addresses(self, vm_ref: str, plan: AddressPlan) -> bool:
+        self._call("give_addresses")
+        vm = self._vm(vm_ref)
+        if vm.power is not PowerState.OFF:
+            raise VsphereError(f"{vm.name} is powered on", fault="InvalidPowerState")
+        if vm.given is not None:
+            return False
+        self._may_customise(vm, plan)
+        vm.given = plan
+        self.after_call("give_addresses")
+        return True
+
+    def _may_customise(self, vm: MemoryVm, plan: AddressPlan) -> None:
+        if not vm.tools_known:
+            raise VsphereError(f"the guest of {vm.name} cannot be customised", fault="UncustomizableGuest")
+        if len(plan.adapters) != len(vm.hardware.network_adapters):
+            raise VsphereError("the number of adapters does not match", fault="NicSettingMismatch")
+
+    def reported_addresses(self, vm_ref: str) -> GuestNetwork | None:
+        self._call("reported_addresses")
+        vm = self._vm(vm_ref)
+        return vm.guest if vm.power is PowerState.ON else None
+
+    def address_end(self, vm_ref: str, since: dt.datetime | None) -> str | None:
+        self._call("address_end")
+        ended = self._vm(vm_ref).customised
+        return ended[1] if ended is not None and (since is None or ended[0] >= since) else None
+
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 
     def clone_linked(
@@ -663,6 +714,7 @@ class MemorySite:
         clone.disks = [disk.copy() for disk in snapshot.disks]
         clone.hardware, clone.host, clone.tools_running = snapshot.hardware, vm.host, vm.tools_running
         clone.heartbeat = vm.heartbeat
+        clone.guest, clone.tools_known = snapshot.guest, vm.tools_known
         clone.stands_on = (vm.ref, snapshot.ref)
         config = {**snapshot.extra_config, **extra_config}
         clone.extra_config = {key: value for key, value in config.items() if value}
@@ -777,6 +829,21 @@ class MemorySite:
             unit_number=disk.unit,
             change_id=change_id,
         )
+
+
+def customised(vm: MemoryVm, plan: AddressPlan) -> GuestNetwork:
+    """What the guest reports afterwards; DHCP gives anything."""
+    adapters = tuple(
+        GuestAdapter(
+            given.key,
+            card.mac,
+            card.network,
+            tuple(text if "/" in text else f"10.99.0.{given.key % 250}/24" for text in (given.v4, *given.v6) if text),
+            gateways=given.gateways,
+        )
+        for given, card in zip(plan.adapters, vm.hardware.network_adapters, strict=True)
+    )
+    return GuestNetwork(plan.host_name, plan.domain, plan.dns, plan.dns_suffixes, adapters)
 
 
 def hash_of(name: str) -> int:

@@ -15,9 +15,12 @@ from vrepl.engine.context import FailoverContext, Surroundings
 from vrepl.engine.events import EngineEvents
 from vrepl.engine.failover.command import Failovers, SourceRuns
 from vrepl.engine.failover.planned import PlannedFailover
+from vrepl.engine.failover.replicas import FoundReplica
+from vrepl.engine.failover.settings import policy_for
 from vrepl.engine.failover.testing import FailoverTests
 from vrepl.errors import UsageError, VreplError
 from vrepl.model import PowerState
+from vrepl.model.addresses import FailoverPolicy
 from vrepl.model.failover import FailoverRecord
 from vrepl.report.model import RunReport
 from vrepl.repository.store import Repository
@@ -71,6 +74,7 @@ def at_site(
         site.login()
         failovers = Failovers(FailoverContext(surroundings(events, stop), site), _repository(loaded))
         failovers.source_runs = source_watch(loaded, sites)
+        failovers.policy_of = lambda replica: _policy_of(loaded, replica)
         yield failovers
 
 
@@ -140,6 +144,11 @@ def source_watch(loaded: LoadedConfig, sites: Sites) -> SourceRuns:
         return vm is not None and vm.power is PowerState.ON
 
     return runs
+
+
+def _policy_of(loaded: LoadedConfig, replica: FoundReplica) -> FailoverPolicy | None:
+    """What the configuration says: it may be newer than what the last run left beside the replica."""
+    return policy_for(loaded.job(replica.job), replica.source_name) if replica.job in loaded.config.jobs else None
 
 
 def _repository(loaded: LoadedConfig) -> Repository | None:

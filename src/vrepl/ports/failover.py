@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from vrepl.model import GuestState, SnapshotState, VirtualMachine
+from vrepl.model.addresses import AddressPlan, GuestNetwork
 
 
 class ReplicaFiles(Protocol):
@@ -44,7 +45,42 @@ class PlannedSource(Power, Protocol):
     def find_vm_by_instance_uuid(self, instance_uuid: str) -> VirtualMachine | None: ...
 
 
-class FailoverTarget(ReplicaFiles, Power, Protocol):
+class GuestAddresses(Protocol):
+    """Sets what a guest's addresses are at its next power-on. A standalone ESXi host has no such thing."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def is_vcenter(self) -> bool: ...
+
+    def current_time(self) -> dt.datetime:
+        """The site's clock, UTC."""
+        ...
+
+    def read_vm(self, vm_ref: str) -> VirtualMachine: ...
+
+    def check_addresses(self, vm_ref: str, plan: AddressPlan) -> None:
+        """Raises VsphereError where the site would refuse it; changes nothing."""
+        ...
+
+    def give_addresses(self, vm_ref: str, plan: AddressPlan) -> bool:
+        """To a VM that is off. False: something was given to it before and waits; that stays.
+
+        A part of the VM's settings until it is powered on: a revert takes it away. Raises VsphereError.
+        """
+        ...
+
+    def reported_addresses(self, vm_ref: str) -> GuestNetwork | None:
+        """What the guest says of its networks now."""
+        ...
+
+    def address_end(self, vm_ref: str, since: dt.datetime | None) -> str | None:
+        """How setting them ended in the guest since then: why it failed, "" if it did not, None: not ended yet."""
+        ...
+
+
+class FailoverTarget(ReplicaFiles, Power, GuestAddresses, Protocol):
     """The replica's site, as a transition of its state uses it."""
 
     @property
@@ -99,7 +135,7 @@ class ServiceProbe(Protocol):
         ...
 
 
-class Sandbox(Power, ReplicaFiles, Protocol):
+class Sandbox(Power, ReplicaFiles, GuestAddresses, Protocol):
     """What a test of a failover needs: a copy that costs nothing, on a network that leads nowhere."""
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vrepl.errors import EXIT_INTERRUPTED, exit_code_of_run
+from vrepl.report.addresses import AddressReport
 from vrepl.report.model import FORMAT_VERSION, ErrorReport, Json, Result
 from vrepl.report.plan import PlanReport, show_plan
 
@@ -66,11 +67,13 @@ class FailoverVm:
     crossed: Crossed | None = None
     """Of a failback."""
     test: TestReport | None = None
+    addresses: AddressReport | None = None
+    """Where the guest was to get others."""
 
     def to_json(self) -> Json:
         error, crossed = self.error, self.crossed
         moved = {} if crossed is None else {"bytes_moved": crossed.bytes_moved, "downtime_seconds": crossed.downtime}
-        row = {
+        row: Json = {
             "name": self.name,
             "replica": self.replica,
             "result": self.result.value,
@@ -83,6 +86,8 @@ class FailoverVm:
             "notes": list(self.notes),
             **moved,
         }
+        if self.addresses is not None:
+            row["addresses"] = self.addresses.to_json()
         return row if self.test is None else {**row, "test": self.test.to_json()}
 
 
@@ -134,6 +139,8 @@ def show_failover(out: Console, report: FailoverReport) -> None:
     if any(vm.test is not None for vm in report.vms):
         out.print(_checks(report))
     for vm in report.vms:
+        for text in vm.addresses.lines if vm.addresses is not None else ():
+            console.line(out, f"{vm.name}: {text}")
         for note in vm.notes:
             console.line(out, f"{vm.name}: {note}")
         if vm.error is not None:

@@ -91,6 +91,12 @@ RULES: dict[str, Rule] = {
         VsphereError, "a device of the VM (bus sharing, passthrough, raw disk) forbids snapshots"
     ),
     "SnapshotFault": Rule(VsphereError),
+    # guest customisation
+    "UncustomizableGuest": Rule(
+        VsphereError, "vCenter customises guests whose VMware Tools it has seen run, of systems on VMware's list"
+    ),
+    "NicSettingMismatch": Rule(VsphereError, "the VM's network adapters changed meanwhile: run the job, or try again"),
+    "CustomizationFault": Rule(VsphereError, "set the guest's addresses by hand"),
     # creating and changing VMs
     "DuplicateName": Rule(VsphereError, "the name is taken: rename the other VM or set another replica name"),
     "FileAlreadyExists": Rule(VsphereError, "files of that name lie on the datastore: remove or rename them"),

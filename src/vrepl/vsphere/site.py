@@ -21,12 +21,14 @@ from vrepl.model import (
     SnapshotState,
     VirtualMachine,
 )
+from vrepl.model.addresses import AddressPlan, GuestNetwork
 from vrepl.model.guests import GuestLogin, GuestProcess, ProgramEnd, Script
 from vrepl.model.selection import Candidate
 from vrepl.ports import NfcTicket, SiteConnection
 from vrepl.vsphere import cbt, datastores, facts, tls
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.attachments import ProxyDisks
+from vrepl.vsphere.customization import Customization
 from vrepl.vsphere.datastore_files import DatastoreFiles
 from vrepl.vsphere.disk_files import DiskFiles
 from vrepl.vsphere.facts import EsxiHost
@@ -64,6 +66,7 @@ class VsphereSite:
         self._session = Session(settings, sleep=sleep)
         self._tasks = Tasks(self._session, monotonic=monotonic)
         self._inventory = Inventory(self._session, monotonic=monotonic)
+        self._customization = Customization(self._session, self._tasks)
         self._guests = Guests(self._session, self._tasks, monotonic=monotonic)
         self._guest_programs = GuestPrograms(self._session, monotonic=monotonic)
         self._snapshots = Snapshots(self._session, self._tasks, self._inventory)
@@ -248,6 +251,20 @@ class VsphereSite:
 
     def revert_to_snapshot(self, vm_ref: str, snapshot_ref: str) -> None:
         self._snapshots.revert(vm_ref, snapshot_ref)
+
+    # --- guests' addresses
+
+    def check_addresses(self, vm_ref: str, plan: AddressPlan) -> None:
+        self._customization.check(vm_ref, plan)
+
+    def give_addresses(self, vm_ref: str, plan: AddressPlan) -> bool:
+        return self._customization.give(vm_ref, plan)
+
+    def reported_addresses(self, vm_ref: str) -> GuestNetwork | None:
+        return self._customization.reported(vm_ref)
+
+    def address_end(self, vm_ref: str, since: dt.datetime | None) -> str | None:
+        return self._customization.end(vm_ref, since)
 
     # --- power and the guest
 

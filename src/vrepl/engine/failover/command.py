@@ -11,16 +11,20 @@ from dataclasses import dataclass, field, replace
 
 from vrepl.engine.context import FailoverContext
 from vrepl.engine.failover.driver import FailoverDriver
+from vrepl.engine.failover.readdressing import Readdressing, planner_for
 from vrepl.engine.failover.replicas import FoundReplica, find_replicas
 from vrepl.engine.failover.settings import ReplicaSettings
 from vrepl.engine.failover.standing import names_of, standing_clones
 from vrepl.engine.failover.states import ReplicaStates
-from vrepl.engine.vm_work import VmWork
+from vrepl.engine.vm_work import Outcome, VmWork
 from vrepl.errors import LockedError, VreplError
 from vrepl.model import SnapshotState, VirtualMachine
+from vrepl.model.addresses import FailoverPolicy
 from vrepl.model.failover import Commit, FailoverRecord, Start, Wish
+from vrepl.model.failover_settings import FailoverSettings
 from vrepl.model.plans import POWER_ONS_PER_HOST
 from vrepl.report.failover import FailoverReport, FailoverVm
+from vrepl.report.model import Result
 from vrepl.repository.failover import save_failover
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
@@ -32,6 +36,37 @@ RUN_ENDS_WITHIN = 120.0
 """Seconds: a run on this machine that holds the replica sees the new state at its next step, and ends."""
 
 SourceRuns = Callable[[FailoverRecord], bool | None]
+PolicyOf = Callable[[FoundReplica], FailoverPolicy | None]
+"""What the configuration says of failovers of a replica; None: nothing, and what lies beside it counts."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One replica of a command, and how far it came."""
+
+    replica: FoundReplica
+    work: VmWork
+    record: FailoverRecord
+    outcome: Outcome = field(default_factory=lambda: Outcome(Result.SUCCESS))
+    addresses: Readdressing | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    def confirmed(self) -> FailoverVm:
+        """Its row, once its guest has the addresses that it was given; never raises."""
+        given, ref = self.addresses, self.replica.vm.ref
+        if given is not None and self.outcome.result is Result.SUCCESS:
+            self.outcome = self.work.outcome(lambda: given.confirm(ref))
+        return FailoverVm(
+            name=self.replica.source_name,
+            replica=self.replica.vm.name,
+            result=self.outcome.result,
+            state=str(self.record.state),
+            restore_point=self.record.restore_point,
+            seconds=time.monotonic() - self.began,
+            error=self.outcome.error,
+            notes=self.work.notes,
+            addresses=given.report if given is not None else None,
+        )
 
 
 @dataclass(slots=True)
@@ -42,6 +77,7 @@ class Failovers:
     repository: Repository | None
     """None where it is lost: then only what lies at the target counts."""
     source_runs: SourceRuns = lambda _record: None
+    policy_of: PolicyOf = lambda _replica: None
     shutdown_seconds: float = 300.0
     power_ons_per_host: int = POWER_ONS_PER_HOST
     states: ReplicaStates = field(init=False)
@@ -65,10 +101,12 @@ class Failovers:
         return self.context.target.read_snapshot(snapshot_ref)
 
     def run(self, replicas: Sequence[FoundReplica], wish_for: Callable[[FoundReplica], Wish]) -> FailoverReport:
-        """Never raises for one VM's sake."""
+        """Never raises for one VM's sake. All are powered on before any is waited for."""
         report = FailoverReport()
         with ThreadPoolExecutor(self.side_by_side(replicas), thread_name_prefix="failover") as pool:
-            report.vms = list(pool.map(lambda one: self.run_one(one, wish_for(one)), replicas))
+            attempts = list(pool.map(lambda one: self._attempt(one, wish_for(one)), replicas))
+        with ThreadPoolExecutor(MOST_SIDE_BY_SIDE, thread_name_prefix="addresses") as pool:
+            report.vms = list(pool.map(_Attempt.confirmed, attempts))
         report.interrupted = self.context.services.stop.is_set()
         return report
 
@@ -84,44 +122,61 @@ class Failovers:
 
     def run_one(self, replica: FoundReplica, wish: Wish) -> FailoverVm:
         """One replica, as far as it goes; never raises."""
+        return self._attempt(replica, wish).confirmed()
+
+    def _attempt(self, replica: FoundReplica, wish: Wish) -> _Attempt:
+        """Up to the power-on; never raises."""
         services = self.context.services
         work = VmWork(services, replica.source_name)
-        began = time.monotonic()
+        attempt = _Attempt(replica, work, replica.never_failed_over)
         last = [replica.never_failed_over]
 
         def go() -> None:
-            last[0] = self.states.read(replica.vm) or replica.never_failed_over
+            attempt.record = last[0] = self.states.read(replica.vm) or replica.never_failed_over
             folder = self._folder(last[0])
             driver = self._driver(replica, work, folder, last)
-            wanted = self._as_settings_say(replica, wish, work)
+            wanted = wish
+            if isinstance(wish, Start):
+                settings = self.settings_of(replica, work)
+                wanted = replace(wish, networks=wish.networks or settings.policy.networks)
+                attempt.addresses = self.readdressing(replica, settings, work)
+                driver.prepare_guest = attempt.addresses.give
             if isinstance(wish, Commit):  # nothing else minds a test
                 driver.tests = lambda: names_of(standing_clones(self.context.target, replica.vm))
             with self._held(driver, folder, replica, last, wanted):
+                before = last[0].epoch
                 last[0], _ = driver.go(replica.vm.ref, last[0], wanted)
+            if attempt.addresses is not None and not last[0].adopted:
+                attempt.addresses.resume(replica.vm.ref, under_way=last[0].epoch != before)
 
-        outcome = work.outcome(go)
-        record = last[0]
-        return FailoverVm(
-            name=replica.source_name,
-            replica=replica.vm.name,
-            result=outcome.result,
-            state=str(record.state),
-            restore_point=record.restore_point,
-            seconds=time.monotonic() - began,
-            error=outcome.error,
-            notes=work.notes,
-        )
+        attempt.outcome = work.outcome(go)
+        attempt.record = last[0]
+        return attempt
 
-    def _as_settings_say(self, replica: FoundReplica, wish: Wish, work: VmWork) -> Wish:
-        """What the operator leaves open is as the job wants it, whose word lies beside the replica."""
-        if not isinstance(wish, Start) or wish.networks:
-            return wish
+    def settings_of(self, replica: FoundReplica, work: VmWork) -> FailoverSettings:
+        """What the job says of failovers: by the configuration where there is one, else as it lies beside the replica.
+
+        What the guest reported lies there alone.
+        """
+        found = None
         try:
-            settings = self.settings.read(replica.vm)
+            found = self.settings.read(replica.vm)
         except VreplError as error:
-            work.note(f"what the job says of failovers cannot be read beside the replica: {error.message}")
-            return wish
-        return replace(wish, networks=settings.policy.networks) if settings is not None else wish
+            work.note(f"what a failover should know cannot be read beside the replica: {error.message}")
+        settings = found or FailoverSettings(replica.vm.instance_uuid, replica.source_name)
+        policy = self.policy_of(replica)
+        return settings if policy is None else replace(settings, policy=policy)
+
+    def readdressing(self, replica: FoundReplica, settings: FailoverSettings, work: VmWork) -> Readdressing:
+        """What gives the guest its addresses."""
+        services, policy = self.context.services, settings.policy
+        return Readdressing(
+            self.context.target,
+            planner_for(policy, replica.source_name, settings.guest),
+            policy.addresses,
+            work,
+            lambda what, action: services.patiently(replica.source_name, what, action),
+        )
 
     def _driver(
         self, replica: FoundReplica, work: VmWork, folder: ReplicaFolder | None, last: list[FailoverRecord]

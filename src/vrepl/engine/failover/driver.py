@@ -50,7 +50,7 @@ class FailoverDriver:
     source_runs: Callable[[], bool | None] = lambda: None
     shutdown_seconds: float = 300.0
     """What a guest gets to shut down before it is powered off."""
-    prepare_guest: Callable[[str, FailoverRecord], None] = lambda _ref, _record: None
+    prepare_guest: Callable[[str], None] = lambda _ref: None
     """Beyond networks: what has the guest's addresses set at its next power-on."""
     power_ons: AbstractContextManager[object] = field(default_factory=nullcontext)
     """Held while a VM is powered on, so that a host is not given too many at a time."""
@@ -102,7 +102,7 @@ class FailoverDriver:
             case PrepareGuest():
                 for change in target.connect_networks(replica_ref, act.networks):
                     self.work.note(change)
-                self.prepare_guest(replica_ref, record)
+                self.prepare_guest(replica_ref)
             case PowerOn():
                 with self.power_ons:
                     target.power_on(replica_ref)

@@ -1,0 +1,275 @@
+"""A failover gives a guest the addresses that its job's rules say, before its first boot, and sees that it has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.memory_site import HARDWARE, MemorySite, MemoryVm
+from tests.support.world import World, source
+from vrepl.engine.context import FailoverContext
+from vrepl.engine.failover import readdressing
+from vrepl.engine.failover.command import Failovers
+from vrepl.engine.failover.replicas import choose
+from vrepl.errors import PermissionDeniedError, TransientVsphereError
+from vrepl.extents import GRAIN
+from vrepl.model import NetworkAdapter, PowerState
+from vrepl.model.addresses import (
+    AddressPolicy,
+    AddressRule,
+    FailoverPolicy,
+    GuestAdapter,
+    GuestNetwork,
+    OnAddressFailure,
+)
+from vrepl.model.failover import Start, Undo, Wish
+from vrepl.report.addresses import AddressResult
+from vrepl.report.failover import FailoverVm
+from vrepl.report.model import Result
+from vrepl.transport.hooks import SimulatedKill
+
+CARD = NetworkAdapter(4000, "Network adapter 1", "vmxnet3", "lan", "00:50:56:00:00:01", mac_is_static=False)
+GUEST = GuestNetwork(
+    "web-01", "example.com", ("10.1.0.53",), (),
+    (GuestAdapter(4000, CARD.mac, "lan", ("10.1.7.5/24",), False, gateways=("10.1.7.1",)),),
+)  # fmt: skip
+RULES = AddressPolicy((AddressRule("10.2.0.0/16", "10.1.0.0/16"),), wait=5)
+SET = ["10.2.7.5/24"]
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readdressing, "LOOK_EVERY", 0.01)
+
+
+def make_world(folder: Path, policy: AddressPolicy = RULES) -> World:
+    world = World(folder)
+    world.job = replace(world.job, failover=FailoverPolicy({}, policy))
+    vm = world.source.add_vm("web-01", [8 * GRAIN])
+    vm.hardware = replace(HARDWARE, network_adapters=(CARD,))
+    vm.guest = GUEST
+    for number in range(2):
+        world.source.guest_write(vm, 0, number * GRAIN, bytes([number + 1]) * GRAIN)
+        report = world.run_vm()
+        assert report.result is Result.SUCCESS, report.error
+    return world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path / "repository")
+
+
+def fail_over(world: World, wish: Wish, policy: FailoverPolicy | None = None) -> FailoverVm:
+    """As a new process that knows what lies at the target alone."""
+    failovers = Failovers(FailoverContext(world.engine().services, world.target), None)
+    failovers.policy_of = lambda _replica: policy
+    [replica] = choose(failovers.find(), ["web-01"])
+    return failovers.run_one(replica, wish)
+
+
+def texts(guest: GuestNetwork | None) -> list[str]:
+    return [text for one in (guest.adapters if guest else ()) for text in one.addresses]
+
+
+def test_the_rules_beside_the_replica_are_enough(world: World) -> None:
+    world.source.vms.clear()
+    done = fail_over(world, Start())
+    assert (done.result, done.state) == (Result.SUCCESS, "failed-over"), done.error
+    assert texts(world.replica().guest) == SET
+    assert done.addresses is not None
+    found = done.to_json()["addresses"]
+    assert found["result"] == "set"
+    assert found["adapters"] == [
+        {"adapter": "Network adapter 1", "before": "10.1.7.5/24", "after": "10.2.7.5/24", "changes": True}
+    ]
+    assert found["reported"] == ["10.2.7.5"]
+    assert found["seconds"] >= 0
+    assert done.addresses.lines == ["Network adapter 1: 10.1.7.5/24 -> 10.2.7.5/24 (reported after 0 s)"]
+
+
+def test_undo_takes_them_away_again_and_harms_no_restore_point(world: World) -> None:
+    points = world.restore_point_contents()
+    fail_over(world, Start())
+    assert fail_over(world, Undo()).state == "ready"
+    assert world.replica().guest is None, "as it was at the restore point"
+    assert world.replica().given is None
+    assert world.restore_point_contents() == points
+    assert world.run_vm().result is Result.SUCCESS
+
+
+def test_without_rules_nothing_is_asked_and_nothing_reported(tmp_path: Path) -> None:
+    world = make_world(tmp_path / "repository", AddressPolicy())
+    world.target.calls.clear()
+    done = fail_over(world, Start())
+    assert done.addresses is None
+    assert "addresses" not in done.to_json()
+    assert not [call for call in world.target.calls if "address" in call]
+
+
+def test_a_configuration_that_is_there_comes_first(world: World) -> None:
+    newer = FailoverPolicy({}, AddressPolicy((AddressRule("10.3.0.0/16", "10.1.0.0/16"),), wait=5))
+    fail_over(world, Start(), newer)
+    assert texts(world.replica().guest) == ["10.3.7.5/24"]
+
+
+def refusing(site: MemorySite) -> None:
+    next(vm for vm in site.vms.values() if vm.name == "web-01-replica").tools_known = False
+
+
+def forbidding(site: MemorySite) -> None:
+    def give(*_: object) -> bool:
+        raise PermissionDeniedError("VirtualMachine.Provisioning.Customize is missing", hint="grant it")
+
+    site.give_addresses = give  # type: ignore
+
+
+def standalone(site: MemorySite) -> None:
+    site.is_vcenter = False
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "says"),
+    [
+        (refusing, "cannot be customised"),
+        (forbidding, "VirtualMachine.Provisioning.Customize is missing (grant it)"),
+        (standalone, "a standalone ESXi host, which customises no guests"),
+    ],
+)
+def test_what_cannot_be_set_is_said_and_the_guest_starts(
+    world: World, obstacle: Callable[[MemorySite], None], says: str
+) -> None:
+    obstacle(world.target)
+    done = fail_over(world, Start())
+    assert (done.result, done.state) == (Result.SUCCESS, "failed-over")
+    assert done.addresses is not None
+    assert done.addresses.result is AddressResult.KEPT
+    assert [note for note in done.notes if "it keeps its addresses" in note and says in note], done.notes
+    assert world.replica().power is PowerState.ON
+
+
+@pytest.mark.parametrize("obstacle", [refusing, standalone])
+def test_or_it_stays_off_where_the_job_says_so_until_it_can(
+    tmp_path: Path, obstacle: Callable[[MemorySite], None]
+) -> None:
+    world = make_world(tmp_path / "repository", replace(RULES, on_failure=OnAddressFailure.STOP))
+    obstacle(world.target)
+    done = fail_over(world, Start())
+    assert (done.result, done.state) == (Result.SKIPPED, "failing-over")
+    assert done.error is not None
+    assert "wants it to stay off" in done.error.message
+    assert world.replica().power is PowerState.OFF
+    world.replica().tools_known, world.target.is_vcenter = True, True
+    assert fail_over(world, Start()).state == "failed-over"
+    assert texts(world.replica().guest) == SET
+
+
+@pytest.mark.parametrize(
+    ("end", "result", "says"),
+    [
+        ("customizationDisabled", AddressResult.FAILED, "its guest could not set them: customizationDisabled"),
+        (None, AddressResult.UNCONFIRMED, "it reports no address after"),
+    ],
+)
+def test_a_guest_that_does_not_get_them_is_named(
+    tmp_path: Path, end: str | None, result: AddressResult, says: str
+) -> None:
+    world = make_world(tmp_path / "1", replace(RULES, wait=0.05))
+    world.target.customisation = lambda vm: end
+    done = fail_over(world, Start())
+    assert (done.result, done.state) == (Result.SUCCESS, "failed-over")
+    assert done.addresses is not None
+    assert done.addresses.result is result
+    assert [note for note in done.notes if says in note], done.notes
+    strict = make_world(tmp_path / "2", replace(RULES, wait=0.05, on_failure=OnAddressFailure.STOP))
+    strict.target.customisation = lambda vm: end
+    failed = fail_over(strict, Start())
+    assert (failed.result, failed.state) == (Result.FAILED, "failed-over")
+    assert failed.error is not None
+    assert says in failed.error.message
+
+
+def test_a_vcenter_that_does_not_answer_for_once_is_asked_again(world: World) -> None:
+    give, tries = world.target.give_addresses, []
+
+    def now_and_then(*arguments: object) -> bool:
+        tries.append(1)
+        if len(tries) == 1:
+            raise TransientVsphereError("busy")
+        return give(*arguments)  # type: ignore[arg-type]
+
+    world.target.give_addresses = now_and_then  # type: ignore
+    fail_over(world, Start())
+    assert texts(world.replica().guest) == SET
+
+
+def test_all_are_powered_on_before_any_is_waited_for(world: World) -> None:
+    asked: list[str] = []
+    world.target.before_call = asked.append
+    failovers = Failovers(FailoverContext(world.engine().services, world.target), None)
+    report = failovers.run(choose(failovers.find(), [], every=True), lambda _: Start())
+    assert report.vms[0].addresses is not None
+    assert asked.index("power_on") < asked.index("reported_addresses")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wishes", [[Start()], [Start(), Undo()]], ids=["start", "undo"])
+def test_killed_before_and_after_every_call_the_guest_has_its_addresses(tmp_path: Path, wishes: list[Wish]) -> None:
+    seen = set()
+    death = 0
+    while True:
+        death += 1
+        world = make_world(tmp_path / f"repository-{death}")
+        points = world.restore_point_contents()
+        left = death
+        where = ""
+
+        def kill_at(at: str) -> bool:
+            nonlocal left, where
+            left -= 1
+            where = at
+            return left == 0
+
+        died = False
+        world.kill_at = kill_at
+        for wish in wishes:
+            try:
+                done = fail_over(world, wish)
+            except SimulatedKill:
+                died = True
+                seen.add(where)
+                done = fail_over(world, wish)
+        world.kill_at = lambda _: False
+        assert done.result is Result.SUCCESS, done.error
+        assert world.restore_point_contents() == points
+        if len(wishes) == 1:
+            assert done.addresses is not None
+            assert done.addresses.result is AddressResult.SET, where
+            assert (done.state, texts(world.replica().guest)) == ("failed-over", SET)
+        else:
+            assert (done.state, world.replica().guest, world.replica().given) == ("ready", None, None)
+        if not died:
+            break
+    assert {"before dr give_addresses", "after dr give_addresses", "before dr reported_addresses"} <= seen
+
+
+def test_given_again_the_command_says_what_the_guest_reports_now(world: World) -> None:
+    fail_over(world, Start())
+    again = fail_over(world, Start())
+    assert again.addresses is not None
+    assert (again.addresses.result, again.addresses.reported) == (AddressResult.SET, ("10.2.7.5",))
+    by_hand = replace(GUEST.adapters[0], addresses=("10.2.7.6/24",))
+    world.replica().guest = replace(GUEST, adapters=(by_hand,))
+    again = fail_over(world, Start())
+    assert again.addresses is not None
+    assert again.addresses.result is AddressResult.UNCONFIRMED
+    assert again.addresses.reason == "it reports 10.2.7.6"
+
+
+def test_the_source_vm_is_untouched(world: World) -> None:
+    fail_over(world, Start())
+    vm: MemoryVm = source(world)
+    assert vm.guest == GUEST
