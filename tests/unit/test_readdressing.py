@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.support.memory_site import HARDWARE, MemorySite, MemoryVm
 from tests.support.world import World, source
 from vrepl.engine.context import FailoverContext
 from vrepl.engine.failover import readdressing
 from vrepl.engine.failover.command import Failovers
+from vrepl.engine.failover.preview import preview
 from vrepl.engine.failover.replicas import choose
 from vrepl.errors import PermissionDeniedError, TransientVsphereError
 from vrepl.extents import GRAIN
@@ -28,6 +31,7 @@ from vrepl.model.addresses import (
 from vrepl.model.failover import Start, Undo, Wish
 from vrepl.report.addresses import AddressResult
 from vrepl.report.failover import FailoverVm
+from vrepl.report.failover_preview import show_preview
 from vrepl.report.model import Result
 from vrepl.transport.hooks import SimulatedKill
 
@@ -273,3 +277,34 @@ def test_the_source_vm_is_untouched(world: World) -> None:
     fail_over(world, Start())
     vm: MemoryVm = source(world)
     assert vm.guest == GUEST
+
+
+def test_a_look_beforehand_shows_what_would_change_and_changes_nothing(world: World) -> None:
+    failovers = Failovers(FailoverContext(world.engine().services, world.target), None)
+    failovers.policy_of = lambda _: FailoverPolicy({"lan": "dr-lan"}, RULES)
+    before = dict(world.replica().files)
+    report = preview(failovers, choose(failovers.find(), ["web-01"]), lambda _: Start())
+    [shown] = report.to_json()["vms"]
+    assert report.exit_code == 0
+    assert (shown["state"], shown["restore_point"]) == ("ready", max(world.restore_point_contents()))
+    assert shown["networks"] == ["Network adapter 1: lan -> dr-lan"]
+    assert (shown["addresses"]["result"], shown["addresses"]["adapters"][0]["after"]) == ("planned", "10.2.7.5/24")
+    assert world.replica().files == before
+    assert (world.replica().given, world.replica().power) == (None, PowerState.OFF)
+    refusing(world.target)
+    [shown] = preview(failovers, choose(failovers.find(), ["web-01"]), lambda _: Start()).to_json()["vms"]
+    assert (shown["addresses"]["result"], shown["error"]) == ("kept", None)
+    assert "cannot be customised" in shown["addresses"]["reason"]
+    failovers.source_runs = lambda _: True
+    report = preview(failovers, choose(failovers.find(), ["web-01"]), lambda _: Start())
+    assert report.exit_code == 1
+    assert "still runs" in report.to_json()["vms"][0]["error"]
+
+
+def test_the_table_says_what_would_change(world: World) -> None:
+    failovers = Failovers(FailoverContext(world.engine().services, world.target), None)
+    report = preview(failovers, choose(failovers.find(), ["web-01"]), lambda _: Start())
+    out = Console(file=io.StringIO(), width=200)
+    show_preview(out, report)
+    assert isinstance(out.file, io.StringIO)
+    assert "web-01: Network adapter 1: 10.1.7.5/24 -> 10.2.7.5/24\n" in out.file.getvalue()

@@ -82,7 +82,7 @@ def tests_at(failovers: Failovers) -> FailoverTests:
     """Tests at the same site, with the same repository."""
     site = failovers.context.target
     assert isinstance(site, VsphereSite), "a configured site, or a server, plays every role"
-    return FailoverTests(
+    tests = FailoverTests(
         failovers.context.services,
         site,
         failovers.repository,
@@ -90,6 +90,8 @@ def tests_at(failovers: Failovers) -> FailoverTests:
         process_name(),
         process_has_ended,
     )
+    tests.addresses = failovers.readdressing
+    return tests
 
 
 @contextmanager

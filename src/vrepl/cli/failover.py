@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NoReturn
+
 import click
 
 from vrepl.cli.failover_tests import test
@@ -17,6 +19,10 @@ from vrepl.cli.replica_selection import (
 )
 from vrepl.cli.state import State, examples, json_option, pass_state
 from vrepl.errors import UsageError
+
+if TYPE_CHECKING:
+    from vrepl.engine.failover.command import Failovers
+    from vrepl.model.failover import Start
 
 
 @click.group(
@@ -37,6 +43,7 @@ def failover() -> None:
     epilog=examples(
         "vrepl failover start web-01",
         "vrepl failover start --job web --rollback-after 60m",
+        "vrepl failover start --all --dry-run",
         "vrepl failover start web-01 --restore-point 20250301T220000Z-1a2b3c --network 'VM Network=isolated'",
     ),
 )
@@ -50,6 +57,7 @@ def failover() -> None:
     "--rollback-after", type=DURATION, metavar="TIME", help="Undo it by itself after so long, unless committed (60m)."
 )
 @click.option("--network", "networks", multiple=True, metavar="OLD=NEW", help="Connect adapters on OLD to NEW.")
+@click.option("--dry-run", is_flag=True, help="Show restore points, networks and addresses, and change nothing.")
 @json_option
 @click.pass_context
 @pass_state
@@ -64,6 +72,7 @@ def start(
     adopt: bool,
     rollback_after: float | None,
     networks: tuple[str, ...],
+    dry_run: bool,
 ) -> None:
     """Revert each replica to a restore point and power it on.
 
@@ -93,6 +102,8 @@ def start(
             planned=planned,
         )
         failovers.shutdown_seconds = shutdown_limit
+        if dry_run:
+            show_dry_run(state, context, failovers, selected, wish)
         if planned:
             from vrepl.app.failover import planned as planned_failover
 
@@ -102,6 +113,20 @@ def start(
         else:
             report = failovers.run(chosen_replicas(failovers, selected, "start {} at site {}"), lambda _: wish)
     finish(state, context, report)
+
+
+def show_dry_run(
+    state: State, context: click.Context, failovers: Failovers, selected: Selected, wish: Start
+) -> NoReturn:
+    """Nobody is asked: nothing is changed."""
+    from vrepl.engine.failover.preview import preview
+    from vrepl.engine.failover.replicas import choose
+    from vrepl.report.failover_preview import show_preview
+
+    chosen = choose(failovers.find(), selected.vms, job=selected.job, every=selected.every)
+    report = preview(failovers, chosen, lambda _: wish)
+    state.result(report.to_json(), lambda out: show_preview(out, report))
+    context.exit(report.exit_code)
 
 
 @failover.command(

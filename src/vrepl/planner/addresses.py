@@ -87,10 +87,10 @@ def plan_addresses(
 def original_addresses(
     policy: AddressPolicy, vm: str, guest: GuestNetwork, hardware: Hardware
 ) -> AddressPlan | AddressConflict | None:
-    """What takes a guest back to what it reported at its source, if a failover has changed that; None: it has not."""
+    """What takes a guest back to what it reported at its source; None where a failover could not change that."""
     away = plan_addresses(policy, vm, guest, hardware)
     if not isinstance(away, AddressPlan):
-        return away
+        return None
     cards = sorted(hardware.network_adapters, key=lambda one: one.key)
     given = [_readdressed(one, card, ()) for one, card in zip(guest.adapters, cards, strict=True)]
     silent = next((card for card, to in zip(cards, given, strict=True) if to.unknown), None)

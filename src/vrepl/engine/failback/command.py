@@ -7,16 +7,18 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vrepl.engine.context import FailbackContext, timestamped_id
 from vrepl.engine.failback.driver import FailbackDriver
 from vrepl.engine.failback.homecoming import Homecoming
 from vrepl.engine.failover.command import RUN_ENDS_WITHIN, Failovers
+from vrepl.engine.failover.readdressing import Readdressing
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError, UsageError
 from vrepl.model import ReplicaPlacement, ReplicaState
+from vrepl.model.addresses import OnAddressFailure
 from vrepl.model.failover import (
     CommitFailback,
     ElsewherePlace,
@@ -25,7 +27,9 @@ from vrepl.model.failover import (
     StartFailback,
     UndoFailback,
 )
+from vrepl.planner.addresses import original_addresses
 from vrepl.report.failover import Crossed, FailoverReport, FailoverVm
+from vrepl.report.model import Result
 from vrepl.repository.failback import FailbackFolder
 from vrepl.repository.failover import save_failover
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -110,9 +114,12 @@ class Failbacks:
         began = time.monotonic()
         last = [replica.never_failed_over]
         crossed = Crossed()
+        addresses: Readdressing | None = None
+        at_home: list[str] = []
         sealed = ""
 
         def go() -> None:
+            nonlocal addresses
             last[0] = states.read(replica.vm) or replica.never_failed_over
             back = last[0].failback
             context = self.context(replica, back.site if back is not None else None)
@@ -137,12 +144,23 @@ class Failbacks:
                     point=next((one for one in replica.restore_points if one.id == last[0].restore_point), None),
                     shutdown_seconds=self.shutdown_seconds,
                 )
+                if not last[0].adopted:
+                    addresses = self._homeward(replica, context, work)
+
+                    def prepare_guest(vm_ref: str, given: Readdressing = addresses) -> None:
+                        at_home.append(vm_ref)
+                        given.give(vm_ref)
+
+                    driver.prepare_guest = prepare_guest
                 try:
                     last[0] = driver.go(last[0], wish_for(replica, context, last[0]))
                 finally:
                     crossed.bytes_moved, crossed.downtime = homecoming.bytes_moved, driver.downtime
 
         outcome = work.outcome(go)
+        if outcome.result is Result.SUCCESS and addresses is not None and at_home:
+            given, vm_ref = addresses, at_home[-1]
+            outcome = work.outcome(lambda: given.confirm(vm_ref))
         record = last[0]
         return FailoverVm(
             name=replica.source_name,
@@ -154,6 +172,20 @@ class Failbacks:
             error=outcome.error,
             notes=work.notes,
             crossed=crossed,
+            addresses=addresses.report if addresses is not None else None,
+        )
+
+    def _homeward(self, replica: FoundReplica, context: FailbackContext, work: VmWork) -> Readdressing:
+        """What gives the guest back what it had at home: its disks come with what it got at the target."""
+        settings = self.failovers.settings_of(replica, work)
+        policy = replace(settings.policy.addresses, on_failure=OnAddressFailure.START)
+        name, guest, services = replica.source_name, settings.guest, context.services
+        return Readdressing(
+            context.home,
+            lambda vm: None if guest is None else original_addresses(policy, name, guest, vm.hardware),
+            policy,
+            work,
+            lambda what, action: services.patiently(name, what, action),
         )
 
 

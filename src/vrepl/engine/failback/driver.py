@@ -76,6 +76,8 @@ class FailbackDriver:
     point: RestorePoint | None
     """The one that was failed over to."""
     shutdown_seconds: float = 300.0
+    prepare_guest: Callable[[str], None] = lambda _ref: None
+    """Before the VM at home is powered on: what its addresses were, if they were changed at the target."""
     downtime: float | None = field(default=None, init=False)
     """Seconds from the replica's shutdown to the power-on at home, if this process did both."""
     _down_since: float | None = field(default=None, init=False)
@@ -204,6 +206,8 @@ class FailbackDriver:
             case Cross():
                 self._cross(act, record, back, seen, vm)
             case PowerOnOriginal():
+                if vm.power is PowerState.OFF:
+                    self.prepare_guest(vm.ref)
                 home.power_on(vm.ref)
                 if self._down_since is not None:
                     self.downtime = time.monotonic() - self._down_since

@@ -139,7 +139,7 @@ class Failovers:
             if isinstance(wish, Start):
                 settings = self.settings_of(replica, work)
                 wanted = replace(wish, networks=wish.networks or settings.policy.networks)
-                attempt.addresses = self.readdressing(replica, settings, work)
+                attempt.addresses = self.readdressing(replica, work, settings)
                 driver.prepare_guest = attempt.addresses.give
             if isinstance(wish, Commit):  # nothing else minds a test
                 driver.tests = lambda: names_of(standing_clones(self.context.target, replica.vm))
@@ -167,8 +167,11 @@ class Failovers:
         policy = self.policy_of(replica)
         return settings if policy is None else replace(settings, policy=policy)
 
-    def readdressing(self, replica: FoundReplica, settings: FailoverSettings, work: VmWork) -> Readdressing:
-        """What gives the guest its addresses."""
+    def readdressing(
+        self, replica: FoundReplica, work: VmWork, settings: FailoverSettings | None = None
+    ) -> Readdressing:
+        """What gives the guest its addresses at the target; a clone's guest as well."""
+        settings = settings or self.settings_of(replica, work)
         services, policy = self.context.services, settings.policy
         return Readdressing(
             self.context.target,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vrepl.engine.failover.gates import GateKeeper, GateResult
 from vrepl.engine.failover.isolation import IsolatedNetwork
+from vrepl.engine.failover.readdressing import Readdressing
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.engine.failover.standing import (
     KEY_TEST_ID,
@@ -60,6 +61,8 @@ class OneTest:
     """More of it, for scripts that check."""
     stands_for: float = 0.0
     """Seconds that the clone may stand beside what its own checks take."""
+    addresses: Readdressing | None = None
+    """What gives the clone's guest the addresses that it would get at a failover."""
     _ended: FailoverTest | None = None
     _since: float = 0.0
     """Of its power-on."""
@@ -98,6 +101,8 @@ class OneTest:
             self.clone = self._clone(replica, snapshot_ref)
             self.work.enter("connect networks")
             self.site.connect_networks(self.clone.ref, self._networks(self.clone))
+            if self.addresses is not None:
+                self.addresses.give(self.clone.ref)
             yield
 
     def report(self) -> TestReport | None:
@@ -141,7 +146,8 @@ class OneTest:
         """Two that announce at once: one's file stays, and the other one gives way."""
         made = self.wish.network is None and bool(replica.hardware.network_adapters)
         checks = max((gate.within for gate in self.wish.checks), default=0.0)
-        longest = dt.timedelta(seconds=checks + self.stands_for)
+        booting = self.addresses.policy.wait if self.addresses is not None else 0.0
+        longest = dt.timedelta(seconds=checks + booting + self.stands_for)
         standing = StandingTest(
             id=self.shared.id,
             restore_point=point,
@@ -209,6 +215,8 @@ class OneTest:
         with self.shared.power_ons(self.replica.vm.host):
             self._since = time.monotonic()
             self.site.power_on(self._there.ref)
+        if self.addresses is not None:
+            self.addresses.confirm(self._there.ref)
 
     @property
     def keeper(self) -> GateKeeper:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from vrepl.engine.context import Surroundings
 from vrepl.engine.failover.isolation import IsolatedNetwork
 from vrepl.engine.failover.one_test import OneTest
+from vrepl.engine.failover.readdressing import Readdressing
 from vrepl.engine.failover.replicas import FoundReplica, find_replicas
 from vrepl.engine.failover.standing import (
     LinkedClone,
@@ -54,6 +55,8 @@ class FailoverTests:
     look_every: float = 1.0
     """Seconds between looks at a guest."""
     power_ons_per_host: int = POWER_ONS_PER_HOST
+    addresses: Callable[[FoundReplica, VmWork], Readdressing | None] = lambda _replica, _work: None
+    """What gives a clone's guest its addresses."""
     _hosts: dict[str, threading.Semaphore] = field(init=False, default_factory=dict)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
     id: str = field(init=False)
@@ -105,7 +108,7 @@ class FailoverTests:
 
     def _run_one(self, replica: FoundReplica, wish: TestWish, network: IsolatedNetwork) -> FailoverVm:
         work = VmWork(self.services, replica.source_name)
-        test = OneTest(self, replica, wish, network, work)
+        test = OneTest(self, replica, wish, network, work, addresses=self.addresses(replica, work))
         began = time.monotonic()
         outcome = work.outcome(test.go)
         return FailoverVm(
@@ -118,6 +121,7 @@ class FailoverTests:
             error=outcome.error,
             notes=work.notes,
             test=test.report(),
+            addresses=test.addresses.report if test.addresses is not None else None,
         )
 
     def _retract(self, replica: FoundReplica) -> None:

@@ -1,0 +1,62 @@
+"""What `failover start` would do, looked at and not done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from vrepl.engine.failover.command import SIDE_BY_SIDE, Failovers
+from vrepl.engine.failover.look import look
+from vrepl.engine.failover.replicas import FoundReplica
+from vrepl.engine.vm_work import VmWork
+from vrepl.errors import NotReadyError
+from vrepl.model.failover import FailoverRecord, Start
+from vrepl.planner.conflicts import FailoverConflict
+from vrepl.planner.failover import Done, SeenReplica, advance
+from vrepl.report.failover_preview import FailoverPreview, FailoverPreviewReport
+
+
+def preview(
+    failovers: Failovers, replicas: Sequence[FoundReplica], wish_for: Callable[[FoundReplica], Start]
+) -> FailoverPreviewReport:
+    """Changes nothing; never raises for one VM's sake."""
+    with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="preview") as pool:
+        return FailoverPreviewReport(list(pool.map(lambda one: _preview(failovers, one, wish_for(one)), replicas)))
+
+
+def _preview(failovers: Failovers, replica: FoundReplica, wish: Start) -> FailoverPreview:
+    work = VmWork(failovers.context.services, replica.source_name)
+    shown = FailoverPreview(replica.source_name, replica.vm.name)
+
+    def look_on() -> None:
+        record = failovers.states.read(replica.vm) or replica.never_failed_over
+        settings = failovers.settings_of(replica, work)
+        wanted = replace(wish, networks=wish.networks or settings.policy.networks)
+        seen = look(failovers.context.target, replica.vm.ref, source_runs=failovers.source_runs(record))
+        shown.state, shown.restore_point = str(record.state), record.restore_point
+        answer = advance(record, seen, wanted)
+        if isinstance(answer, FailoverConflict):
+            raise NotReadyError(answer.message, hint=answer.hint or None)
+        if isinstance(answer, Done):
+            shown.notes = [answer.message]
+            return
+        after = answer.save or record
+        shown.restore_point = after.restore_point
+        shown.networks = _moves(seen, after)
+        addresses = failovers.readdressing(replica, work, settings)
+        addresses.preview(seen.vm)
+        shown.addresses = addresses.report
+
+    shown.error = work.outcome(look_on).error
+    shown.notes = [*shown.notes, *work.notes]
+    return shown
+
+
+def _moves(seen: SeenReplica, after: FailoverRecord) -> list[str]:
+    networks = after.networks
+    return [
+        f"{one.label}: {one.network} -> {networks[one.network]}"
+        for one in seen.vm.hardware.network_adapters
+        if networks.get(one.network, one.network) != one.network
+    ]
