@@ -42,6 +42,11 @@ def test_a_site_gets_what_its_jobs_make_of_it() -> None:
     scripts = configured('pre_freeze = "/etc/freeze.sh"')
     assert uses(scripts, "prod")[0][1] == {Role.SOURCE, Role.GUEST_SCRIPTS}
     assert uses(scripts, "dr")[0][1] == {Role.TARGET, Role.FAILOVER}
+    rule = '\naddresses = ["10.1.0.0/16 -> 10.2.0.0/16"]\n'
+    moved = configured(text=EXAMPLE.replace("[jobs.web.failover]\n", f"[jobs.web.failover]{rule}"))
+    assert uses(moved, "dr")[0][1] == {Role.TARGET, Role.FAILOVER, Role.GUEST_ADDRESSES}
+    assert uses(moved, "prod")[0][1] == {Role.SOURCE}
+    assert Role.GUEST_ADDRESSES in uses(moved, "prod", failback=True)[0][1]
 
 
 @pytest.mark.parametrize("site", ["prod", "dr"])

@@ -54,6 +54,8 @@ def roles_of(config: Config, site: str, *, failback: bool) -> list[SiteRole]:
         uses += [Role.TARGET, Role.FAILOVER]
     if any(job.source == site and (job.guest.pre_freeze or job.guest.post_thaw) for job in jobs):
         uses.append(Role.GUEST_SCRIPTS)
+    if any(job.failover.addresses and (failback or job.target == site) for job in jobs):
+        uses.append(Role.GUEST_ADDRESSES)
     ends = "-".join(name for name, wanted in (("source", reads), ("target", writes)) if wanted)
     root = "the root of the vCenter, with propagation (or narrower: see docs/privileges.md)"
     found = [SiteRole(f"vrepl-{ends}", tuple(uses), root)]

@@ -29,6 +29,7 @@ class Role(StrEnum):
     FAILOVER = "failover"
     HOTADD_PROXY = "hotadd-proxy"
     GUEST_SCRIPTS = "guest-scripts"
+    GUEST_ADDRESSES = "guest-addresses"
 
 
 class Scope(StrEnum):
@@ -127,6 +128,9 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
         Need("VirtualMachine.Config.Settings", Scope.VM, "attach disks to the proxy", VDDK),
         Need("VirtualMachine.Config.Resource", Scope.VM, "attach disks to the proxy", VDDK),
         Need("VirtualMachine.Config.AdvancedConfig", Scope.VM, "mark on the proxy what vrepl attached", OWN),
+    ),
+    Role.GUEST_ADDRESSES: (
+        Need("VirtualMachine.Provisioning.Customize", Scope.VM, "set guests' addresses at a failover"),
     ),
     Role.GUEST_SCRIPTS: (
         Need("VirtualMachine.GuestOperations.Query", Scope.VM, "wait for scripts in guests, fetch their output"),

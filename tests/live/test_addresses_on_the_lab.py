@@ -1,0 +1,138 @@
+"""Guests get their addresses at a failover, on the lab: from the target alone, in tests, undone, and home again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyVmomi import vim
+
+from tests.support import plain_api
+from tests.support.vrepl_runs import VREPL, Runs
+from vrepl_lab.lab import USER, Lab
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+
+DISK = (DiskSpec(2 * MIB, content="random", fill=0.5),)
+POLICY = """
+[jobs.demo.failover]
+networks = {{ "VM Network" = "isolated" }}
+addresses = [
+    {{ old = "{lan}/32", new = "10.2.0.5/24", gateway = "10.2.0.1", dns = "10.2.0.53" }},
+    {{ network = "isolated", new = "dhcp" }},
+]
+domain = "dr.example.com"
+address_wait = "20s"
+"""
+
+
+class Addressed(Runs):
+    """One guest with two adapters, of which a run has told the addresses."""
+
+    def __init__(self, lab: Lab, scratch: Path) -> None:
+        super().__init__(lab, scratch)
+        lab.set("boot_ms=20")
+        self.had = self.shown("prod", "web-01")
+        lab.config_file.write_text(lab.config_file.read_text() + POLICY.format(lan=self.had[0]))
+        lab.config_file.chmod(0o600)
+
+    def shown(self, site: str, vm: str) -> list[str]:
+        with plain_api.session(self.lab, site) as instance:
+            guest = plain_api.vm_named(instance, vm).guest
+            return [address for card in guest.net for address in card.ipAddress]
+
+    def networks(self, vm: str) -> list[str]:
+        with plain_api.session(self.lab, "dr") as instance:
+            return [card.network for card in plain_api.vm_named(instance, vm).guest.net]
+
+    def failover(self, *arguments: str, code: int = 0) -> Any:
+        [vm] = self.json("failover", *arguments, code=code)["vms"]
+        return vm
+
+
+@pytest.fixture
+def runs(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> Addressed:
+    vm = VmSpec("web-01", disks=DISK, networks=("VM Network", "isolated"))
+    return Addressed(start_lab(LabSpec.of_vms(vm, job_vms=["web-01"])), tmp_path)
+
+
+def test_from_the_target_alone_the_guest_gets_its_addresses(runs: Addressed, tmp_path: Path) -> None:
+    runs.replicate()
+    dry = runs.failover("start", "web-01", "--source-is-down", "--dry-run")
+    assert [one["after"] for one in dry["addresses"]["adapters"]] == ["10.2.0.5/24", "dhcp"]
+    assert dry["networks"] == ["Network adapter 1: VM Network -> isolated"]
+    assert dry["state"] == "ready"
+    password = tmp_path / "password"
+    password.write_text(runs.lab.password("dr"))
+    password.chmod(0o600)
+    ca_file = shutil.copy(runs.lab.folder / "ca.pem", tmp_path / "ca.pem")
+    os.kill(int(runs.lab.status()["prod"]["pid"]), signal.SIGKILL)
+    shutil.rmtree(runs.lab.folder / "repository")
+    runs.lab.config_file.unlink()
+    at_target = [
+        "--server", f"127.0.0.1:{runs.lab.sites['dr'].port}", "--user", USER, "--password-file", str(password),
+        "--ca-file", str(ca_file), "--yes", "--json",
+    ]  # fmt: skip
+
+    def typed(*arguments: str) -> Any:
+        done = subprocess.run([*VREPL, *arguments, *at_target], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        [vm] = json.loads(done.stdout)["vms"]
+        return vm
+
+    started = typed("failover", "start", "web-01")
+    assert (started["state"], started["addresses"]["result"]) == ("failed-over", "set"), started
+    assert started["addresses"]["reported"][0] == "10.2.0.5"
+    assert runs.shown("dr", "web-01-replica")[0] == "10.2.0.5"
+    assert runs.networks("web-01-replica") == ["isolated", "isolated"]
+    with plain_api.session(runs.lab, "dr") as instance:
+        (stack,) = plain_api.vm_named(instance, "web-01-replica").guest.ipStack
+        assert list(stack.dnsConfig.ipAddress) == ["10.2.0.53"]
+        assert (stack.dnsConfig.hostName, stack.dnsConfig.domainName) == ("web-01", "dr.example.com")
+        assert [route.gateway.ipAddress for route in stack.ipRouteConfig.ipRoute] == ["10.2.0.1"]
+    assert typed("failover", "undo", "web-01")["state"] == "ready"
+    assert runs.networks("web-01-replica") == []
+    with plain_api.session(runs.lab, "dr") as instance:
+        vm = plain_api.vm_named(instance, "web-01-replica")
+        cards: list[Any] = [d for d in vm.config.hardware.device if isinstance(d, vim.vm.device.VirtualEthernetCard)]
+        assert sorted(card.backing.deviceName for card in cards) == ["VM Network", "isolated"]
+        assert not vm.config.tools.pendingCustomization
+
+
+@pytest.mark.slow
+def test_in_a_test_too_and_home_with_those_that_it_had(runs: Addressed) -> None:
+    runs.replicate()
+    tried = runs.failover("test", "web-01", "--timeout", "20s")
+    assert (tried["result"], tried["addresses"]["result"]) == ("success", "set"), tried
+    assert runs.failover("start", "web-01", "--planned", "--yes")["addresses"]["result"] == "set"
+    runs.lab.write_random("dr", "web-01-replica", 0, 0, MIB, "what the guest did")
+    home = runs.json("failback", "start", "web-01", "--yes")["vms"][0]
+    assert (home["result"], home["addresses"]["result"]) == ("success", "set"), home
+    assert runs.shown("prod", "web-01") == runs.had
+
+
+@pytest.mark.slow
+def test_what_customisation_comes_to_is_said(runs: Addressed) -> None:
+    runs.replicate()
+    runs.lab.set("dr.customize_needs_tools=yes")
+    kept = runs.failover("start", "web-01", "--source-is-down", "--yes")
+    assert (kept["result"], kept["state"], kept["addresses"]["result"]) == ("success", "failed-over", "kept"), kept
+    assert any("it keeps its addresses" in note for note in kept["notes"])
+    runs.failover("undo", "web-01", "--yes")
+    runs.lab.set("dr.customize_needs_tools=no", "dr.guest=web-01*,customize=fail")
+    failed = runs.failover("start", "web-01", "--source-is-down", "--yes")
+    assert (failed["result"], failed["addresses"]["result"]) == ("success", "failed"), failed
+    assert "customizationDisabled" in failed["addresses"]["reason"]
+    runs.failover("undo", "web-01", "--yes")
+    runs.lab.set("dr.guest=web-01*,customize=hang")
+    text = runs.lab.config_file.read_text()
+    runs.lab.config_file.write_text(text.replace('"20s"', '"2s"\non_address_failure = "stop"'))
+    hung = runs.failover("start", "web-01", "--source-is-down", "--yes", code=1)
+    assert (hung["state"], hung["addresses"]["result"]) == ("failed-over", "unconfirmed"), hung
+    assert "it reports no address after 2 s" in hung["error"]
