@@ -98,8 +98,8 @@ def fail_over(
     replicas = {one.source_name: one for one in failovers.find()}
     machine = machine or Machine()
     made = PlanFailover(
-        failovers, resolved(plan, replicas), replicas, lambda _: Start(source_is_down=True), machine, machine,
-        look_every=0.01,
+        failovers, resolved(plan, replicas), replicas, machine, machine, look_every=0.01,
+        wish=lambda _: Start(source_is_down=True),
     )  # fmt: skip
     made.watch = watch or made.watch
     return made.run()
@@ -286,8 +286,8 @@ def test_asked_to_stop_it_starts_nothing_more_and_says_what_runs(tmp_path: Path)
             engine.services.stop.set()
 
     report = PlanFailover(
-        failovers, plan_of([1, 2]), replicas, lambda _: Start(source_is_down=True), machine, machine,
-        watch=stop_once_it_boots, look_every=0.01,
+        failovers, plan_of([1, 2]), replicas, machine, machine, stop_once_it_boots, 0.01,
+        lambda _: Start(source_is_down=True),
     ).run()  # fmt: skip
     assert report.exit_code == 130
     assert [vm.result for vm in report.vms] == [Result.INTERRUPTED, Result.SKIPPED, Result.SKIPPED]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vrepl.model.failover_settings import FailoverSettings
 from vrepl.model.plans import (
     FailoverPlan,
     HeartbeatGate,
@@ -24,6 +26,7 @@ from vrepl.planner.plans import (
     left_alone,
     next_step,
     plan_of_all,
+    plans_that_count,
     resolved,
     without_commands,
 )
@@ -115,6 +118,24 @@ def test_all_replicas_go_by_one_plan_after_another_and_then_what_no_plan_names()
         ("the rest", ["odd"]),
     ]
     assert (whole.power_ons_per_host, whole.after) == (2, ())
+
+
+def test_of_copies_beside_the_replicas_the_latest_counts_and_what_was_dropped_since_does_not() -> None:
+    def kept(vm: str, day: int, *plans: FailoverPlan) -> FailoverSettings:
+        return FailoverSettings("uuid", vm, plans=plans, plans_since=dt.datetime(2026, 1, day, tzinfo=dt.UTC))
+
+    def plan(name: str, *vms: str, rank: int = 0) -> FailoverPlan:
+        return FailoverPlan(name, (PlanGroup("g", tuple(PlannedVm(vm) for vm in vms)),), rank=rank)
+
+    old, new = plan("site", "dns", "web"), plan("site", "dns", "web", "db", rank=1)
+    before = plan("by-hand", "web", "db")
+    assert plans_that_count([kept("dns", 1, old), kept("db", 3, new, before), kept("web", 2, old, before)]) == [
+        before, new,
+    ]  # fmt: skip
+    assert plans_that_count([kept("web", 2, old, before), kept("dns", 3, new), kept("db", 4, new)]) == [new]
+    assert plans_that_count([kept("web", 2, old), kept("dns", 3)]) == [], "taken out of the configuration"
+    assert plans_that_count([kept("web", 2, old), kept("mail", 3)]) == [old], "mail never was in it"
+    assert plans_that_count([FailoverSettings("uuid", "web")]) == []
 
 
 def test_what_a_failover_of_some_leaves_out() -> None:

@@ -92,14 +92,16 @@ def way_home(
     home: str | None,
     events: EngineEvents,
     stop: threading.Event,
+    plan: str | None = None,
 ) -> Iterator[tuple[Failbacks, WayHome]]:
     """`site`: where the replicas are; `home`: where to, if not to where each VM was.
 
     Raises UsageError where the configuration does not say which site the replicas are at.
     """
     with Workshop(loaded, events) as workshop:
-        target = target_site(loaded, site, job)
+        target = target_site(loaded, site, job, plan)
         workshop.log_in(target)
         way = WayHome(workshop, target, home, stop)
         failovers = Failovers(FailoverContext(surroundings(events, stop), workshop.sites(target)), workshop.repository)
+        failovers.plans = tuple(loaded.plans(target))
         yield Failbacks(failovers, way.context), way

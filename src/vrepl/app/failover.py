@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from vrepl.app.composition import Sites, Workshop, new_id, now, open_repository, route_of
 from vrepl.app.probes import LocalProbe, process_has_ended, process_name
+from vrepl.app.scripts import LocalCommands
 from vrepl.config import LoadedConfig
+from vrepl.config.load import sites_of
 from vrepl.engine.context import FailoverContext, Surroundings
 from vrepl.engine.events import EngineEvents
 from vrepl.engine.failover.command import Failovers, SourceRuns
+from vrepl.engine.failover.plan_failover import PlanFailover
 from vrepl.engine.failover.planned import PlannedFailover
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.engine.failover.settings import policy_for
@@ -22,6 +25,7 @@ from vrepl.errors import UsageError, VreplError
 from vrepl.model import PowerState
 from vrepl.model.addresses import FailoverPolicy
 from vrepl.model.failover import FailoverRecord
+from vrepl.model.plans import FailoverPlan
 from vrepl.report.model import RunReport
 from vrepl.repository.store import Repository
 from vrepl.vsphere.session import SiteSettings
@@ -63,18 +67,24 @@ def at_server(server: Server, events: EngineEvents, stop: threading.Event) -> It
 
 @contextmanager
 def at_site(
-    loaded: LoadedConfig, name: str | None, job: str | None, events: EngineEvents, stop: threading.Event
+    loaded: LoadedConfig,
+    name: str | None,
+    job: str | None,
+    events: EngineEvents,
+    stop: threading.Event,
+    plan: str | None = None,
 ) -> Iterator[Failovers]:
-    """Of a configured site: the one named, the target of the job, or the only one that is a target.
+    """Of a configured site: the one named, the target of the job or the plan, or the only one that is a target.
 
     Raises UsageError where that does not say which. The repository is used if it can be had.
     """
     with Sites(loaded) as sites:
-        site = sites(target_site(loaded, name, job))
+        site = sites(target_site(loaded, name, job, plan))
         site.login()
         failovers = Failovers(FailoverContext(surroundings(events, stop), site), _repository(loaded))
         failovers.source_runs = source_watch(loaded, sites)
         failovers.policy_of = lambda replica: _policy_of(loaded, replica)
+        failovers.plans = tuple(loaded.plans(site.name))
         yield failovers
 
 
@@ -109,12 +119,22 @@ def planned(
         yield PlannedFailover(failovers, workshop.sites, sync, shutdown_seconds)
 
 
-def target_site(loaded: LoadedConfig, name: str | None, job: str | None) -> str:
+def plan_walk(failovers: Failovers, plan: FailoverPlan, replicas: Mapping[str, FoundReplica]) -> PlanFailover:
+    """A failover by a plan, from this machine."""
+    watch = failovers.context.services.events.plan_moved
+    return PlanFailover(failovers, plan, replicas, LocalProbe(), LocalCommands(), watch)
+
+
+def target_site(loaded: LoadedConfig, name: str | None, job: str | None, plan: str | None = None) -> str:
     """Which site the replicas are at."""
     if name is not None:
         return loaded.require_site(name)
     if job is not None and job in loaded.config.jobs:
         return loaded.config.jobs[job].target
+    for one in loaded.plans() if plan is not None else ():
+        sites = sites_of(one, [loaded.job(name) for name in loaded.config.jobs])
+        if one.name == plan and len(sites) == 1:
+            return sites[0]
     targets = sorted({table.target for table in loaded.config.jobs.values()}) or sorted(loaded.config.sites)
     if len(targets) == 1:
         return targets[0]

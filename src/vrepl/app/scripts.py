@@ -20,34 +20,8 @@ LARGEST_SCRIPT = 1 << 20
 """Bytes; a script is text that somebody wrote."""
 
 
-class JobScripts:
-    """`ports.guests.ScriptHost` by the configuration."""
-
-    def __init__(self, loaded: LoadedConfig, secrets: Secrets) -> None:
-        self._loaded = loaded
-        self._secrets = secrets
-
-    def read_script(self, path: str) -> Script:
-        hint = "pre_freeze and post_thaw of [jobs.NAME.guest] are files of this machine"
-        try:
-            with open(path, "rb") as file:
-                content = file.read(LARGEST_SCRIPT + 1)
-        except OSError as error:
-            raise UsageError(f"the script {path} cannot be read: {error.strerror}", hint=hint) from error
-        if len(content) > LARGEST_SCRIPT:
-            raise UsageError(f"the script {path} has more than {LARGEST_SCRIPT} bytes", hint=hint)
-        return Script(Path(path).name, content)
-
-    def guest_login(self, job: str, vm: str) -> GuestLogin:
-        logins = self._loaded.config.jobs[job].guest.logins
-        for pattern, table in logins.items():
-            if fnmatchcase(vm, pattern):
-                password = self._secrets.resolve(table.password.reference())
-                return GuestLogin(table.user, password.get_secret_value())
-        raise UsageError(
-            f"job {job} has no login for the guest of {vm}",
-            hint=f"logins of [jobs.{job}.guest] are for {', '.join(logins) or 'nobody'}",
-        )
+class LocalCommands:
+    """Runs commands of this machine."""
 
     def run_command(self, words: Sequence[str], environment: Mapping[str, str], *, within: float) -> ProgramEnd:
         with tempfile.TemporaryFile() as output:
@@ -78,3 +52,33 @@ class JobScripts:
             size = output.seek(0, os.SEEK_END)
             output.seek(max(0, size - OUTPUT_KEPT))
             return ProgramEnd(status, output.read(), size > OUTPUT_KEPT)
+
+
+class JobScripts(LocalCommands):
+    """`ports.guests.ScriptHost` by the configuration."""
+
+    def __init__(self, loaded: LoadedConfig, secrets: Secrets) -> None:
+        self._loaded = loaded
+        self._secrets = secrets
+
+    def read_script(self, path: str) -> Script:
+        hint = "pre_freeze and post_thaw of [jobs.NAME.guest] are files of this machine"
+        try:
+            with open(path, "rb") as file:
+                content = file.read(LARGEST_SCRIPT + 1)
+        except OSError as error:
+            raise UsageError(f"the script {path} cannot be read: {error.strerror}", hint=hint) from error
+        if len(content) > LARGEST_SCRIPT:
+            raise UsageError(f"the script {path} has more than {LARGEST_SCRIPT} bytes", hint=hint)
+        return Script(Path(path).name, content)
+
+    def guest_login(self, job: str, vm: str) -> GuestLogin:
+        logins = self._loaded.config.jobs[job].guest.logins
+        for pattern, table in logins.items():
+            if fnmatchcase(vm, pattern):
+                password = self._secrets.resolve(table.password.reference())
+                return GuestLogin(table.user, password.get_secret_value())
+        raise UsageError(
+            f"job {job} has no login for the guest of {vm}",
+            hint=f"logins of [jobs.{job}.guest] are for {', '.join(logins) or 'nobody'}",
+        )

@@ -158,7 +158,7 @@ def _home(state: State, selected: Selected, to_site: str | None = None) -> Itera
     stop = threading.Event()
     with (
         events_for(state) as events,
-        way_home(state.config(), selected.site, selected.job, to_site, events, stop) as (failbacks, way),
+        way_home(state.config(), selected.site, selected.job, to_site, events, stop, selected.plan) as (failbacks, way),
         stop_on_signals(way.stop, stop, "stopping; what has crossed stays, and the same command goes on"),
     ):
         yield failbacks, way

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
-
 import click
 
+from vrepl.cli.failover_plans import keep_going_option, ordered, plan, scripts_option, show_dry_run
 from vrepl.cli.failover_tests import test
 from vrepl.cli.parameters import DURATION
 from vrepl.cli.replica_selection import (
     Selected,
+    ask_about,
     at_target,
     chosen_replicas,
     finish,
@@ -19,11 +19,6 @@ from vrepl.cli.replica_selection import (
 )
 from vrepl.cli.state import State, examples, json_option, pass_state
 from vrepl.errors import UsageError
-
-if TYPE_CHECKING:
-    from vrepl.engine.failover.command import Failovers
-    from vrepl.model.failover import Start
-
 
 @click.group(
     short_help="Bring replicas into service.",
@@ -42,6 +37,7 @@ def failover() -> None:
     short_help="Start replicas at a restore point.",
     epilog=examples(
         "vrepl failover start web-01",
+        "vrepl failover start --plan site",
         "vrepl failover start --job web --rollback-after 60m",
         "vrepl failover start --all --dry-run",
         "vrepl failover start web-01 --restore-point 20250301T220000Z-1a2b3c --network 'VM Network=isolated'",
@@ -57,6 +53,8 @@ def failover() -> None:
     "--rollback-after", type=DURATION, metavar="TIME", help="Undo it by itself after so long, unless committed (60m)."
 )
 @click.option("--network", "networks", multiple=True, metavar="OLD=NEW", help="Connect adapters on OLD to NEW.")
+@keep_going_option
+@scripts_option
 @click.option("--dry-run", is_flag=True, help="Show restore points, networks and addresses, and change nothing.")
 @json_option
 @click.pass_context
@@ -72,6 +70,8 @@ def start(
     adopt: bool,
     rollback_after: float | None,
     networks: tuple[str, ...],
+    keep_going: bool,
+    scripts: bool | None,
     dry_run: bool,
 ) -> None:
     """Revert each replica to a restore point and power it on.
@@ -79,6 +79,8 @@ def start(
     Works from the replicas alone: neither the source site, the repository nor the configuration of the lost site is
     needed. What was begun and cut off goes on when the same command is given again. Until it is committed it can be
     undone; replication runs keep away from a replica that is not ready.
+
+    With --plan, VMs start in the order of a failover plan; with --all, in that of every plan there is.
     """
     import datetime as dt
 
@@ -102,31 +104,23 @@ def start(
             planned=planned,
         )
         failovers.shutdown_seconds = shutdown_limit
+        order = ordered(failovers, selected, keep_going=keep_going, scripts=scripts)
         if dry_run:
-            show_dry_run(state, context, failovers, selected, wish)
+            show_dry_run(state, context, order.preview(wish))
+        order.tell()
         if planned:
             from vrepl.app.failover import planned as planned_failover
 
-            chosen = chosen_replicas(failovers, selected, "shut down {} and start it at site {}")
-            with planned_failover(state.config(), failovers, failovers.context.services.events, shutdown_limit) as plan:
-                report = plan.run(chosen, wish)
+            ask_about(failovers, selected, "shut down {} and start it at site {}", order.chosen)
+            with planned_failover(
+                state.config(), failovers, failovers.context.services.events, shutdown_limit
+            ) as moving:
+                report = moving.run_plan(order.walk(wish), wish) if order.plan else moving.run(order.chosen, wish)
         else:
-            report = failovers.run(chosen_replicas(failovers, selected, "start {} at site {}"), lambda _: wish)
+            ask_about(failovers, selected, "start {} at site {}", order.chosen)
+            report = order.walk(wish).run() if order.plan else failovers.run(order.chosen, lambda _: wish)
+        order.note(report)
     finish(state, context, report)
-
-
-def show_dry_run(
-    state: State, context: click.Context, failovers: Failovers, selected: Selected, wish: Start
-) -> NoReturn:
-    """Nobody is asked: nothing is changed."""
-    from vrepl.engine.failover.preview import preview
-    from vrepl.engine.failover.replicas import choose
-    from vrepl.report.failover_preview import show_preview
-
-    chosen = choose(failovers.find(), selected.vms, job=selected.job, every=selected.every)
-    report = preview(failovers, chosen, lambda _: wish)
-    state.result(report.to_json(), lambda out: show_preview(out, report))
-    context.exit(report.exit_code)
 
 
 @failover.command(
@@ -172,3 +166,4 @@ def commit(state: State, context: click.Context, selected: Selected) -> None:
 
 
 failover.add_command(test)
+failover.add_command(plan)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
+from vrepl.cli.failover_plans import keep_going_option, ordered, scripts_option
 from vrepl.cli.parameters import DURATION
 from vrepl.cli.replica_selection import Selected, at_target, finish, network_map_of, selection
 from vrepl.cli.state import State, examples, json_option, pass_state
@@ -16,6 +15,7 @@ from vrepl.errors import UsageError
 if TYPE_CHECKING:
     from vrepl.engine.failover.replicas import FoundReplica
     from vrepl.engine.failover.testing import FailoverTests
+    from vrepl.model.plans import FailoverPlan
 
 
 class TestGroup(click.Group):
@@ -37,6 +37,7 @@ class TestGroup(click.Group):
         "vrepl failover test web-01",
         "vrepl failover test web-01 db-01 --check heartbeat --check port:443 --timeout 10m",
         "vrepl failover test --job web --network test-lan --keep",
+        "vrepl failover test --plan site",
         "vrepl failover test stop web-01",
     ),
 )
@@ -60,6 +61,8 @@ def test() -> None:
     "--check", "checks", multiple=True, metavar="CHECK", help="heartbeat, port:N or script:COMMAND [heartbeat]."
 )
 @click.option("--timeout", type=DURATION, default=300.0, metavar="TIME", help="For every check, from power-on [5m].")
+@keep_going_option
+@scripts_option
 @json_option
 @click.pass_context
 @pass_state
@@ -72,12 +75,18 @@ def run_test(
     networks: tuple[str, ...],
     checks: tuple[str, ...],
     timeout: float,
+    keep_going: bool,
+    scripts: bool | None,
 ) -> None:
     """Start linked clones of restore points, isolated; measure how long they take to serve; throw them away.
 
     Nothing of the replicas changes, and replication goes on meanwhile. A script gets VREPL_VM, VREPL_CLONE and
     VREPL_ADDRESS in its environment; it is asked again until it ends with 0.
+
+    With --plan, clones start in the order of a failover plan, all on one network, and its gates are the checks unless
+    --check says others. The plan's scripts before and after are not run.
     """
+    from vrepl.app.failover import tests_at
     from vrepl.model.failover_tests import TestWish
     from vrepl.model.plans import parse_gate
 
@@ -97,8 +106,15 @@ def run_test(
         checks=gates,
         keep=keep,
     )
-    with _tests(state, selected) as tests:
-        report = tests.run(_tested(tests, selected), wish)
+    with at_target(state, selected) as failovers:
+        tests = tests_at(failovers)
+        if selected.plan is None:
+            report = tests.run(_tested(tests, selected), wish)
+        else:
+            order = ordered(failovers, selected, keep_going=keep_going, scripts=scripts)
+            order.tell()
+            report = order.tested(tests, wish, gates if checks else None)
+            order.note(report)
     finish(state, context, report)
 
 
@@ -109,21 +125,19 @@ def run_test(
 @pass_state
 def stop_test(state: State, context: click.Context, selected: Selected) -> None:
     """Throw away the copies that tests left, with the networks that were made for them."""
-    with _tests(state, selected) as tests:
-        report = tests.stop(_tested(tests, selected))
-    finish(state, context, report)
-
-
-@contextmanager
-def _tests(state: State, selected: Selected) -> Iterator[FailoverTests]:
     from vrepl.app.failover import tests_at
 
     with at_target(state, selected) as failovers:
-        yield tests_at(failovers)
+        tests = tests_at(failovers)
+        plan = None
+        if selected.plan is not None:
+            plan = ordered(failovers, selected, keep_going=False, scripts=None).plan
+        report = tests.stop(_tested(tests, selected, plan))
+    finish(state, context, report)
 
 
-def _tested(tests: FailoverTests, selected: Selected) -> list[FoundReplica]:
+def _tested(tests: FailoverTests, selected: Selected, plan: FailoverPlan | None = None) -> list[FoundReplica]:
     """Nobody is asked: nothing is at stake."""
     from vrepl.engine.failover.replicas import choose
 
-    return choose(tests.find(), selected.vms, job=selected.job, every=selected.every)
+    return choose(tests.find(), selected.vms, job=selected.job, every=selected.every, plan=plan)

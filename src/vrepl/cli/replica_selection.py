@@ -37,6 +37,7 @@ class Selected:
 
     vms: tuple[str, ...]
     job: str | None
+    plan: str | None
     every: bool
     site: str | None
     server: str | None
@@ -47,37 +48,33 @@ class Selected:
     yes: bool
 
 
+SITE = click.option("--site", metavar="SITE", help="Where the replicas are; default: the only target site.")
 WHICH = (
     click.argument("vms", metavar="[VM]...", nargs=-1),
     click.option("--job", metavar="JOB", help="Every VM that this job replicated last."),
+    click.option("--plan", metavar="PLAN", help="The VMs of this failover plan."),
     click.option("--all", "every", is_flag=True, help="Every replica at the site."),
-    click.option("--site", metavar="SITE", help="Where the replicas are; default: the only target site."),
+    SITE,
+)
+SERVER = (
+    click.option(
+        "--server", metavar="HOST[:PORT]", help="Without a configuration: the replicas' vCenter or ESXi host."
+    ),
+    click.option("--user", metavar="USER", help="With --server. The password is asked for."),
+    click.option(
+        "--password-file", type=click.Path(path_type=Path, dir_okay=False), help="With --server: instead of asking."
+    ),
+    click.option("--ca-file", type=click.Path(path_type=Path, dir_okay=False), help="With --server: its authority."),
+    click.option("--thumbprint", metavar="SHA256", help="With --server: of its certificate, instead of a CA."),
 )
 YES = click.option("--yes", is_flag=True, help="Answer every question with yes.")
-NO_SERVER = {"server": None, "user": None, "password_file": None, "ca_file": None, "thumbprint": None}
+NOT_ASKED: Mapping[str, Any] = {"vms": (), "every": False, "yes": True}
+"""What a command has that does not take these options; None for every other one."""
 
 
 def selection(command: Command) -> Command:
     """The arguments and options that say which replicas a command is about; given to it as one `Selected`."""
-
-    options = (
-        *WHICH,
-        click.option(
-            "--server", metavar="HOST[:PORT]", help="Without a configuration: the replicas' vCenter or ESXi host."
-        ),
-        click.option("--user", metavar="USER", help="With --server. The password is asked for."),
-        click.option(
-            "--password-file", type=click.Path(path_type=Path, dir_okay=False), help="With --server: instead of asking."
-        ),
-        click.option(
-            "--ca-file",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="With --server: its authority.",
-        ),
-        click.option("--thumbprint", metavar="SHA256", help="With --server: of its certificate, instead of a CA."),
-        YES,
-    )
-    return _selecting(command, options)
+    return _selecting(command, (*WHICH, *SERVER, YES))
 
 
 def selection_at_site(command: Command) -> Command:
@@ -85,10 +82,15 @@ def selection_at_site(command: Command) -> Command:
     return _selecting(command, (*WHICH, YES))
 
 
+def selection_of_site(command: Command) -> Command:
+    """Only where the replicas are."""
+    return _selecting(command, (SITE, *SERVER))
+
+
 def _selecting(command: Command, options: Sequence[Callable[[Any], Any]]) -> Command:
     def wrapped(**values: Any) -> Any:
         names = Selected.__dataclass_fields__
-        selected = Selected(**{name: values.pop(name, NO_SERVER.get(name)) for name in names})
+        selected = Selected(**{name: values.pop(name, NOT_ASKED.get(name)) for name in names})
         return command(selected=selected, **values)
 
     chosen: Any = functools.update_wrapper(wrapped, command)
@@ -110,7 +112,7 @@ def at_target(state: State, selected: Selected) -> Iterator[Failovers]:
     stop = threading.Event()
     with events_for(state) as events:
         if selected.server is None:
-            source = at_site(state.config(), selected.site, selected.job, events, stop)
+            source = at_site(state.config(), selected.site, selected.job, events, stop, selected.plan)
         elif selected.user is None:
             raise UsageError("--server needs --user", hint="--server HOST --user USER")
         else:
@@ -140,19 +142,28 @@ def chosen_replicas(
 ) -> list[FoundReplica]:
     """The replicas that the operator meant, once the question was answered.
 
-    `meant`: which of all, or of all of a job; one that was named is always meant.
+    `meant`: which of all, or of all of a job or a plan; one that was named is always meant.
     """
+    from vrepl.engine.failover.plan_book import plan_book
     from vrepl.engine.failover.replicas import choose
 
-    chosen = choose(failovers.find(), selected.vms, job=selected.job, every=selected.every)
+    found = failovers.find()
+    plan = None
+    if selected.plan is not None:
+        plan = plan_book(failovers.plans, found, failovers.settings).named(selected.plan)
+    chosen = choose(found, selected.vms, job=selected.job, every=selected.every, plan=plan)
     chosen = [one for one in chosen if selected.vms or meant(one)]
-    if not chosen:
-        return []
-    names = ", ".join(one.source_name for one in chosen[:5]) + (
-        f" and {len(chosen) - 5} more" if len(chosen) > 5 else ""
-    )
-    confirm(question.format(names, failovers.context.target.name), selected.yes)
+    ask_about(failovers, selected, question, chosen)
     return chosen
+
+
+def ask_about(failovers: Failovers, selected: Selected, question: str, chosen: Sequence[FoundReplica]) -> None:
+    """`question` with the names of the VMs and the site; nobody is asked about none."""
+    if not chosen:
+        return
+    names = ", ".join(one.source_name for one in chosen[:SHOWN])
+    more = f" and {len(chosen) - SHOWN} more" if len(chosen) > SHOWN else ""
+    confirm(question.format(names + more, failovers.context.target.name), selected.yes)
 
 
 def finish(state: State, context: click.Context, report: FailoverReport) -> None:

@@ -46,6 +46,7 @@ class LoadedConfig:
         slots = [self.config.proxies[proxy].slots for proxy in table.proxy.names if proxy is not None]
         return replace(
             settings,
+            plans=tuple(self.plans(table.target)),
             limits=replace(
                 settings.limits,
                 parallel_disks=min([settings.limits.parallel_disks, *slots]),

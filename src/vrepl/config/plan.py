@@ -61,7 +61,7 @@ class PlanGroupTable(Table):
         texts = next((gates for gates in (vm.gates, self.gates, plan.gates) if gates is not None), ())
         within = vm.gate_timeout or self.gate_timeout or plan.gate_timeout
         delay = self.delay if vm.delay is None else vm.delay
-        return PlannedVm(vm.name, delay, tuple(parse_gate(text, within) for text in texts))
+        return PlannedVm(vm.name, delay, tuple(parse_gate(text, within) for text in dict.fromkeys(texts)))
 
 
 class PlanTable(Table):

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from vrepl.ports import TransferProgress
 from vrepl.report.model import VmReport
+from vrepl.report.plan import PlanReport
 
 Note = Callable[[str], None]
 """Says something of one VM that an operator should know, and keeps it for the report."""
@@ -31,6 +32,10 @@ class EngineEvents(Protocol):
 
     def vm_finished(self, report: VmReport) -> None: ...
 
+    def plan_moved(self, plan: PlanReport) -> None:
+        """A failover plan is somewhere else than when it was told of last."""
+        ...
+
 
 class SilentEvents:
     """Events that nobody watches."""
@@ -52,3 +57,6 @@ class SilentEvents:
 
     def vm_finished(self, report: VmReport) -> None:
         del report
+
+    def plan_moved(self, plan: PlanReport) -> None:
+        del plan

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass, field
 
 from vrepl.model.addresses import FailoverPolicy, GuestNetwork
+from vrepl.model.plans import FailoverPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +22,7 @@ class FailoverSettings:
     """The job's, as far as it means this VM."""
     guest: GuestNetwork | None = None
     """What the source's guest reported last; None: it never did."""
+    plans: tuple[FailoverPlan, ...] = ()
+    """The failover plans that mean this VM, each whole: a copy beside any replica is enough to walk it."""
+    plans_since: dt.datetime | None = None
+    """When a run first wrote these plans, by its machine's clock; None: there never was one."""

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 
 from vrepl.model.addresses import FailoverPolicy
 from vrepl.model.guests import GuestPolicy
+from vrepl.model.plans import FailoverPlan
 from vrepl.model.replicas import ReplicaPlacement
 from vrepl.model.selection import Selection, is_pattern
 from vrepl.model.transport import DEFAULT_MODES, TransportMode
@@ -124,6 +125,8 @@ class JobSettings:
     enable_cbt: EnableCbt = EnableCbt.ALWAYS
     guest: GuestPolicy = field(default_factory=GuestPolicy)
     failover: FailoverPolicy = field(default_factory=FailoverPolicy)
+    plans: tuple[FailoverPlan, ...] = ()
+    """Failover plans that may mean VMs of the job: runs keep them beside the replicas."""
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     source_modes: tuple[TransportMode, ...] = DEFAULT_MODES
     target_modes: tuple[TransportMode, ...] = DEFAULT_MODES

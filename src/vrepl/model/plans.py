@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from vrepl.model.selection import is_pattern
@@ -108,6 +109,10 @@ class FailoverPlan:
         return next(
             (index for index, group in enumerate(self.groups) if any(one.name == vm for one in group.vms)), None
         )
+
+    def means(self, vm: str) -> bool:
+        """Whether a source VM of this name is in it, by its name or by a pattern."""
+        return any(vm == name or (is_pattern(name) and fnmatchcase(vm, name)) for name in self.names)
 
     @property
     def has_patterns(self) -> bool:

@@ -8,13 +8,15 @@ host is not decided here: the engine holds them back where they are made, so tha
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from vrepl.model.plans import FailoverPlan, OnGateFailure, PlanGroup, PlannedVm, ScriptGate
+from vrepl.model.failover_settings import FailoverSettings
+from vrepl.model.plans import FailoverPlan, Gate, OnGateFailure, PlanGroup, PlannedVm, ScriptGate
 from vrepl.model.selection import is_pattern
 
 ALL = "all"
@@ -118,6 +120,38 @@ def _is_overdue(vm: PlannedVm, progress: Progress, now: float) -> bool:
     return bool(vm.gates) and progress.stage is Stage.BOOTING and now - progress.since >= _patience(vm)
 
 
+# -- which plans count, where they lie beside the replicas ----------------------------------------------------------
+
+
+def plans_that_count(kept: Iterable[FailoverSettings]) -> list[FailoverPlan]:
+    """The plans of a site by the copies that runs left beside its replicas, in their order.
+
+    Of two copies of one plan the one written later counts. A plan that a VM of its own was written without, later than
+    any copy of it, is one no more.
+    """
+    documents = [one for one in kept if one.plans_since is not None]
+    newest: dict[str, tuple[dt.datetime, FailoverPlan]] = {}
+    for one in documents:
+        for plan in one.plans:
+            moment = one.plans_since or EARLIEST
+            if plan.name not in newest or moment > newest[plan.name][0]:
+                newest[plan.name] = (moment, plan)
+
+    def was_dropped(moment: dt.datetime, plan: FailoverPlan) -> bool:
+        return any(
+            plan.means(one.source_name)
+            and (one.plans_since or EARLIEST) > moment
+            and all(other.name != plan.name for other in one.plans)
+            for one in documents
+        )
+
+    counting = [plan for moment, plan in newest.values() if not was_dropped(moment, plan)]
+    return sorted(counting, key=lambda plan: (plan.rank, plan.name))
+
+
+EARLIEST = dt.datetime.min.replace(tzinfo=dt.UTC)
+
+
 # -- which VMs a plan means -----------------------------------------------------------------------------------------
 
 
@@ -186,6 +220,12 @@ def without_commands(plan: FailoverPlan) -> FailoverPlan:
         for group in plan.groups
     )
     return replace(plan, groups=groups, before=(), after=())
+
+
+def with_gates(plan: FailoverPlan, gates: tuple[Gate, ...]) -> FailoverPlan:
+    """The plan with these gates for every VM."""
+    groups = (replace(group, vms=tuple(replace(vm, gates=gates) for vm in group.vms)) for group in plan.groups)
+    return replace(plan, groups=tuple(groups))
 
 
 def left_alone(plan: FailoverPlan, chosen: AbstractSet[str]) -> tuple[str, ...]:

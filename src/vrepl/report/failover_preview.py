@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vrepl.errors import exit_code_of_run
+from vrepl.model.plans import FailoverPlan, OnGateFailure, PlannedVm, gate_text
 from vrepl.report.addresses import AddressReport
 from vrepl.report.model import FORMAT_VERSION, ErrorReport, Json
 
@@ -47,11 +48,42 @@ class FailoverPreview:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class PreviewedPlan:
+    """By which plan, and where that was found."""
+
+    plan: FailoverPlan
+    from_replicas: bool
+
+    def to_json(self) -> Json:
+        plan = self.plan
+        return {
+            "name": plan.name,
+            "kept": "beside the replicas" if self.from_replicas else "in the configuration",
+            "power_ons_per_host": plan.power_ons_per_host,
+            "on_failure": plan.on_failure.value,
+            "before": list(plan.before),
+            "after": list(plan.after),
+            "groups": [{"name": group.name, "vms": [_planned(vm) for vm in group.vms]} for group in plan.groups],
+        }
+
+
+def _planned(vm: PlannedVm) -> Json:
+    return {
+        "name": vm.name,
+        "delay": vm.delay,
+        "gates": [gate_text(gate) for gate in vm.gates],
+        "gate_timeout": max(gate.within for gate in vm.gates) if vm.gates else None,
+    }
+
+
 @dataclass(slots=True)
 class FailoverPreviewReport:
-    """All of one command."""
+    """All of one command, or of one plan; in the order in which they would start, where a plan says one."""
 
     vms: list[FailoverPreview] = field(default_factory=list)
+    plan: PreviewedPlan | None = None
+    notes: Sequence[str] = ()
 
     @property
     def exit_code(self) -> int:
@@ -59,18 +91,29 @@ class FailoverPreviewReport:
         return exit_code_of_run(len(self.vms) - failed, failed, 0)
 
     def to_json(self) -> Json:
-        return {"version": FORMAT_VERSION, "dry_run": True, "vms": [vm.to_json() for vm in self.vms]}
+        return {"version": FORMAT_VERSION, "dry_run": True, **self.body()}
+
+    def body(self) -> Json:
+        """Without what says of a whole document what it is."""
+        told: Json = {"vms": [vm.to_json() for vm in self.vms], "notes": list(self.notes)}
+        return told if self.plan is None else {**told, "plan": self.plan.to_json()}
 
 
 def show_preview(out: Console, report: FailoverPreviewReport) -> None:
     """A table of all VMs, then what would change of each."""
     from vrepl.report import console
 
-    listing = console.table("VM", "Replica", "State", "Restore point", "Addresses", dense=True)
+    if report.plan is not None:
+        _show_order(out, report.plan)
+    listing = console.table(
+        "VM", "Replica", "State", "Restore point", "Addresses", gives_way=("Replica", "State"), dense=True
+    )
     for vm in report.vms:
         addresses = vm.addresses.result.value if vm.addresses is not None else "as they are"
         listing.add_row(vm.name, vm.replica, vm.state, vm.restore_point or "–", "–" if vm.error else addresses)
     out.print(listing)
+    for note in report.notes:
+        console.line(out, note)
     for vm in report.vms:
         lines = [*vm.networks, *(vm.addresses.lines if vm.addresses is not None else ()), *vm.notes]
         if vm.addresses is not None:
@@ -81,3 +124,28 @@ def show_preview(out: Console, report: FailoverPreviewReport) -> None:
             console.line(out, f"{vm.name}: {text}")
         if vm.error is not None:
             console.show_error(out, vm.name, vm.error)
+
+
+def _show_order(out: Console, shown: PreviewedPlan) -> None:
+    """The plan as it is: a row a VM."""
+    from vrepl.report import console
+    from vrepl.report import format as words
+
+    plan = shown.plan
+    where = "as it lies beside the replicas" if shown.from_replicas else "of the configuration"
+    stops = "stops" if plan.on_failure is OnGateFailure.STOP else "goes on"
+    console.line(
+        out, f"plan {plan.name}, {where}: {plan.power_ons_per_host} power-ons a host, {stops} at what does not come up"
+    )
+    for moment, command in (("before", plan.before), ("after", plan.after)):
+        if command:
+            console.line(out, f"{moment}: {command[0]}")
+    listing = console.table(
+        "Group", "VM", "Delay", "Gates", "Within", right=("Delay", "Within"), gives_way=("Within",), dense=True
+    )
+    for group in plan.groups:
+        for vm in group.vms:
+            gates = ", ".join(gate_text(gate) for gate in vm.gates)
+            within = words.duration(max(gate.within for gate in vm.gates)) if vm.gates else "–"
+            listing.add_row(group.name, vm.name, words.duration(vm.delay) if vm.delay else "–", gates or "–", within)
+    out.print(listing)

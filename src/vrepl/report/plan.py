@@ -197,6 +197,25 @@ def _group_line(group: PlanGroupReport) -> Text:
     return text
 
 
+def changes(before: PlanReport | None, now: PlanReport) -> list[str]:
+    """What has happened in between, a line each."""
+    from vrepl.report import format as words
+
+    lines: list[str] = []
+    stages = {vm.name: vm.stage for vm in before.vms} if before is not None else {}
+    for index, group in enumerate(now.groups):
+        if group.began is not None and (before is None or before.groups[index].began is None):
+            lines.append(f"plan {now.name}: group {group.name}: {', '.join(vm.name for vm in group.vms)}")
+        for vm in group.vms:
+            if vm.stage is stages.get(vm.name, Stage.WAITING) or vm.stage is Stage.STARTING:
+                continue
+            line = f"{vm.name}: {WORDS[vm.stage]}"
+            if vm.stage is Stage.THERE and vm.powered_on is not None and vm.gates:
+                line += f", {words.duration((vm.there or 0.0) - vm.powered_on)} after its power-on"
+            lines.append(line + (f": {vm.reason}" if vm.reason else ""))
+    return lines
+
+
 def show_plan(out: Console, report: PlanReport) -> None:
     """What became of it: a row a VM in the order of the plan, then how it ended."""
     from vrepl.report import console

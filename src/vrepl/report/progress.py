@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.text import Text
@@ -22,6 +22,7 @@ from vrepl.report import format as words
 from vrepl.report.console import make_console
 from vrepl.report.flow import Disk, Flow
 from vrepl.report.model import Result, VmReport
+from vrepl.report.plan import PlanReport, PlanResult, changes, live_view
 
 
 class _DiskBar(BarColumn):
@@ -31,12 +32,28 @@ class _DiskBar(BarColumn):
         return super().render(task) if task.total is not None else Text("")
 
 
+class _Screen(Progress):
+    """Lines for VMs and disks; while a failover plan is walked, the plan instead, which says more of its VMs."""
+
+    plan: PlanReport | None = None
+    looked_at: float = 0.0
+    """When it was told of, by `time.monotonic`: since then it has grown older."""
+
+    def get_renderable(self) -> RenderableType:
+        if self.plan is None:
+            return super().get_renderable()
+        now = self.plan.seconds
+        if self.plan.result is PlanResult.RUNNING:
+            now += time.monotonic() - self.looked_at
+        return live_view(self.plan, now, self.console.height)
+
+
 class LiveProgress:
     """One line per VM with its step, under it a bar per disk in transfer, and a line for all of it."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or make_console(stderr=True)
-        self._progress = Progress(
+        self._progress = _Screen(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}", markup=False),
             _DiskBar(bar_width=20),
@@ -108,6 +125,10 @@ class LiveProgress:
             self._progress.remove_task(task)
         self._print(finished_line(report))
 
+    def plan_moved(self, plan: PlanReport) -> None:
+        self._progress.looked_at = time.monotonic()
+        self._progress.plan = plan
+
     def _print(self, text: str) -> None:
         self._progress.print(Text(printable(text)))
 
@@ -127,6 +148,7 @@ class LogProgress:
         self._stream = stream
         self._write = write
         self._flow = Flow(clock)
+        self._plan: PlanReport | None = None
 
     def __enter__(self) -> LogProgress:
         return self
@@ -160,6 +182,11 @@ class LogProgress:
     def vm_finished(self, report: VmReport) -> None:
         self._flow.finished(report.name)
         self._say(finished_line(report))
+
+    def plan_moved(self, plan: PlanReport) -> None:
+        before, self._plan = self._plan, plan
+        for line in changes(before, plan):
+            self._say(line)
 
     def _say(self, text: str) -> None:
         if self._write is not None:

@@ -22,7 +22,7 @@ from vrepl.model import SnapshotState, VirtualMachine
 from vrepl.model.addresses import FailoverPolicy
 from vrepl.model.failover import Commit, FailoverRecord, Start, Wish
 from vrepl.model.failover_settings import FailoverSettings
-from vrepl.model.plans import POWER_ONS_PER_HOST
+from vrepl.model.plans import POWER_ONS_PER_HOST, FailoverPlan
 from vrepl.report.failover import FailoverReport, FailoverVm
 from vrepl.report.model import Result
 from vrepl.repository.failover import save_failover
@@ -80,6 +80,8 @@ class Failovers:
     policy_of: PolicyOf = lambda _replica: None
     shutdown_seconds: float = 300.0
     power_ons_per_host: int = POWER_ONS_PER_HOST
+    plans: tuple[FailoverPlan, ...] = ()
+    """Of the configuration, if there is one; else what lies beside the replicas counts."""
     states: ReplicaStates = field(init=False)
     settings: ReplicaSettings = field(init=False)
     _hosts: dict[str, threading.Semaphore] = field(init=False, default_factory=dict)

@@ -250,7 +250,7 @@ class OneTest:
         replica = self.site.read_vm(self.replica.vm.ref)
         if all(one.ref != self._snapshot_ref for one in replica.snapshots):
             reason = f"restore point {point} was removed under the test: what it showed counts for nothing"
-        served = None if reason else max((one.seconds for one in self.results), default=time.monotonic() - self._since)
+        served = None if reason else max((one.seconds for one in self.results), default=0.0)
         self._ended = FailoverTest(self.site.current_time(), point, not reason, served, reason)
         self.kept = self.wish.keep
         if self.kept:

@@ -17,7 +17,7 @@ from vrepl.engine.failover.plan_run import PlanRun, Watch, unwatched
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.errors import NotFoundError, VreplError
 from vrepl.model import PowerState, ReplicaState
-from vrepl.model.failover import Wish
+from vrepl.model.failover import Start, Wish
 from vrepl.model.guests import ProgramEnd
 from vrepl.model.plans import FailoverPlan, Gate
 from vrepl.planner.plans import Stage
@@ -45,12 +45,12 @@ class PlanFailover:
     plan: FailoverPlan
     """Naming VMs, not patterns."""
     replicas: Mapping[str, FoundReplica]
-    """By source name; a VM of the plan that has none fails when its turn comes."""
-    wish: Callable[[FoundReplica], Wish]
+    """By their names in plans; a VM of the plan that has none fails when its turn comes."""
     probe: ServiceProbe
     commands: Commands
     watch: Watch = unwatched
     look_every: float = 1.0
+    wish: Callable[[FoundReplica], Wish] = lambda _: Start()
     failed_before: Mapping[str, FailoverVm] = field(default_factory=dict)
     """VMs that failed before the plan began, in a planned failover's sync or shutdown: they are not started."""
     rows: dict[str, FailoverVm] = field(init=False, default_factory=dict)
@@ -60,7 +60,7 @@ class PlanFailover:
         states = self._states()
         failed = "" if any(state is not ReplicaState.READY for state in states.values()) else self._command("before")
         if failed:
-            return self._stopped_by_its_script(failed)
+            return self.not_begun(failed)
         self.failovers.limit_power_ons(self.plan.power_ons_per_host)
         run = PlanRun(
             self.plan,
@@ -147,9 +147,11 @@ class PlanFailover:
         lines = end.output.decode(errors="replace").strip().splitlines()
         return f"its script {moment}, {words[0]}, {why}" + (f": {lines[-1]}" if lines else "")
 
-    def _stopped_by_its_script(self, why: str) -> FailoverReport:
+    def not_begun(self, why: str, failed: Mapping[str, FailoverVm] | None = None) -> FailoverReport:
+        """Nothing is started. `failed`: VMs that are to blame for it."""
+        self.rows.update(failed or {})
         report = PlanRun(self.plan, self, self.failovers.context.services).report(PlanResult.STOPPED)
-        return self._told(replace(report, error=why))
+        return self._told(replace(report, error=why, failed=tuple(self.rows)))
 
     # -- what is told -----------------------------------------------------------------------------------------------
 

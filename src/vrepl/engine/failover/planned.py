@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from vrepl.engine.failover.command import Failovers
+from vrepl.engine.failover.plan_failover import PlanFailover
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.errors import NotFoundError, NotReadyError, VreplError
 from vrepl.model import PowerState, ReplicaState
 from vrepl.model.failover import Start
+from vrepl.model.plans import OnGateFailure
 from vrepl.ports.failover import PlannedSource
 from vrepl.report.failover import FailoverReport, FailoverVm
 from vrepl.report.model import ErrorReport, Result, RunReport
@@ -43,12 +45,42 @@ class PlannedFailover:
         fresh = self._synced([one for one in replicas if one not in begun])
         fresh = self._shut_down(fresh)
         fresh = self._synced(fresh)
-        unseen = replace(wish, planned=False, source_is_down=True)
-        report = self.failovers.run([*begun, *fresh], lambda one: unseen if one.source_name in self.found_off else wish)
+        report = self.failovers.run([*begun, *fresh], self._wish(wish))
         report.vms.extend(self.failed.values())
         order = {one.source_name: number for number, one in enumerate(replicas)}
         report.vms.sort(key=lambda vm: order[vm.name])
         return report
+
+    def run_plan(self, walk: PlanFailover, wish: Start) -> FailoverReport:
+        """Sources are shut down in the reverse order of the plan's groups, replicas started in its order.
+
+        Where a plan stops at what does not come up, it stops here already: nothing is shut down unless all are synced,
+        and nothing is started unless all are off.
+        """
+        mine = [walk.replicas[name] for name in walk.plan.names if name in walk.replicas]
+        fresh = self._synced([one for one in mine if self._state(one) is ReplicaState.READY])
+        if self._stops(walk):
+            return walk.not_begun("its sync failed, and nothing was shut down", self.failed)
+        off: list[FoundReplica] = []
+        for group in reversed(walk.plan.groups):
+            names = {vm.name for vm in group.vms}
+            off += self._shut_down([one for one in fresh if one.source_name in names])
+            if self._stops(walk):
+                sources = ", ".join(one.source_name for one in off) or "none"
+                return walk.not_begun(f"not all could be shut down; off are: {sources}", self.failed)
+        self._synced(off)
+        if self._stops(walk):
+            return walk.not_begun("the sync after the shutdown failed", self.failed)
+        walk.wish, walk.failed_before = self._wish(wish), self.failed
+        return walk.run()
+
+    def _stops(self, walk: PlanFailover) -> bool:
+        stopped = self.failovers.context.services.stop.is_set()
+        return stopped or (bool(self.failed) and walk.plan.on_failure is OnGateFailure.STOP)
+
+    def _wish(self, wish: Start) -> Callable[[FoundReplica], Start]:
+        unseen = replace(wish, planned=False, source_is_down=True)
+        return lambda one: unseen if one.source_name in self.found_off else wish
 
     def _state(self, replica: FoundReplica) -> ReplicaState:
         record = self.failovers.states.read(replica.vm)

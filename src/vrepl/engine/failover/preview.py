@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,9 +12,11 @@ from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError
 from vrepl.model.failover import FailoverRecord, Start
+from vrepl.model.plans import FailoverPlan
 from vrepl.planner.conflicts import FailoverConflict
 from vrepl.planner.failover import Done, SeenReplica, advance
-from vrepl.report.failover_preview import FailoverPreview, FailoverPreviewReport
+from vrepl.report.failover_preview import FailoverPreview, FailoverPreviewReport, PreviewedPlan
+from vrepl.report.model import ErrorReport
 
 
 def preview(
@@ -23,6 +25,26 @@ def preview(
     """Changes nothing; never raises for one VM's sake."""
     with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="preview") as pool:
         return FailoverPreviewReport(list(pool.map(lambda one: _preview(failovers, one, wish_for(one)), replicas)))
+
+
+def preview_plan(
+    failovers: Failovers,
+    plan: FailoverPlan,
+    replicas: Mapping[str, FoundReplica],
+    wish_for: Callable[[FoundReplica], Start],
+    *,
+    from_replicas: bool,
+) -> FailoverPreviewReport:
+    """One row for each VM of the plan (naming VMs, not patterns), in its order, whether it has a replica or not."""
+    mine = {name: replicas[name] for name in plan.names if name in replicas}
+    rows = dict(zip(mine, preview(failovers, list(mine.values()), wish_for).vms, strict=True))
+
+    def lost(name: str) -> FailoverPreview:
+        hint = f"replicate it, or take it out of plan {plan.name}"
+        return FailoverPreview(name, "", error=ErrorReport("it has no replica here", hint))
+
+    vms = [rows.get(name) or lost(name) for name in plan.names]
+    return FailoverPreviewReport(vms, PreviewedPlan(plan, from_replicas))
 
 
 def _preview(failovers: Failovers, replica: FoundReplica, wish: Start) -> FailoverPreview:

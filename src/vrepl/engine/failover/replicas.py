@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +11,7 @@ from typing import Protocol
 from vrepl.errors import NotFoundError, UsageError
 from vrepl.model import RestorePoint, Snapshot, SnapshotState, VirtualMachine
 from vrepl.model.failover import FailoverRecord
+from vrepl.model.plans import FailoverPlan
 from vrepl.repository.commit_record import CommitRecord, is_header, parse_commit_record, read_commit_record, read_mark
 
 
@@ -69,18 +71,34 @@ def _commit_record(snapshot: Snapshot, reader: ReplicaReader) -> CommitRecord | 
     return read_commit_record(state.description, state.extra_config)
 
 
+def by_name(found: Sequence[FoundReplica]) -> dict[str, FoundReplica]:
+    """Replicas by the names of their sources; those of which several have one are called as they are themselves."""
+    count = Counter(one.source_name for one in found)
+    return {one.source_name if count[one.source_name] == 1 else one.vm.name: one for one in found}
+
+
 def choose(
-    found: Sequence[FoundReplica], names: Sequence[str], *, job: str | None = None, every: bool = False
+    found: Sequence[FoundReplica],
+    names: Sequence[str],
+    *,
+    job: str | None = None,
+    every: bool = False,
+    plan: FailoverPlan | None = None,
 ) -> list[FoundReplica]:
-    """Those named (source or replica name), those of a job, or all.
+    """Those named (source or replica name), those of a job, of a plan (naming VMs, not patterns), or all.
 
     Raises UsageError for none or several of these ways, or a name that two replicas answer to, NotFoundError for a name
-    or a job that has no replica here.
+    or a job that has no replica here. A VM of a plan that has none is left out.
     """
-    if (bool(names), job is not None, every).count(True) != 1:
-        raise UsageError("say which VMs: their names, --job JOB, or --all", hint="vrepl replicas lists them")
+    if (bool(names), job is not None, every, plan is not None).count(True) != 1:
+        raise UsageError(
+            "say which VMs: their names, --job JOB, --plan PLAN, or --all", hint="vrepl replicas lists them"
+        )
     if every:
         return list(found)
+    if plan is not None:
+        known = by_name(found)
+        return [known[name] for name in plan.names if name in known]
     if job is not None:
         chosen = [one for one in found if one.job == job]
         if not chosen:

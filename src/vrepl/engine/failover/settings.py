@@ -67,12 +67,15 @@ def keep_settings(
     if before is None:
         before = FailoverSettings(replica.instance_uuid, source.name)
     guest = before.guest if source.guest is None else source.guest.after(before.guest)
+    plans = tuple(plan for plan in context.job.plans if plan.means(source.name))
     now = replace(
         before,
         replica_instance_uuid=replica.instance_uuid,
         source_name=source.name,
         policy=policy_for(context.job, source.name),
         guest=guest,
+        plans=plans,
+        plans_since=before.plans_since if plans == before.plans else context.services.clock(),
     )
     if now == before and before.sequence:
         return

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from vrepl.engine.context import Surroundings
@@ -25,7 +25,7 @@ from vrepl.engine.failover.standing import (
     write_tests,
 )
 from vrepl.engine.failover.states import ReplicaStates
-from vrepl.engine.vm_work import VmWork
+from vrepl.engine.vm_work import Outcome, VmWork
 from vrepl.errors import NotFoundError, VreplError
 from vrepl.model import PowerState, ReplicaState, SnapshotState, VirtualMachine
 from vrepl.model.failover import FailoverRecord
@@ -86,9 +86,15 @@ class FailoverTests:
 
     def run(self, replicas: Sequence[FoundReplica], wish: TestWish) -> FailoverReport:
         """Side by side on one network, so that they find each other there. Never raises for one VM's sake."""
+        with self.network_for(replicas) as network:
+            return self._each(replicas, lambda one: self._run_one(one, wish, network))
+
+    @contextmanager
+    def network_for(self, replicas: Sequence[FoundReplica]) -> Iterator[IsolatedNetwork]:
+        """One for them all, made where it is first needed, and gone afterwards."""
         network = IsolatedNetwork(self.site, f"vrepl-test-{self.id}")
         try:
-            return self._each(replicas, lambda one: self._run_one(one, wish, network))
+            yield network
         finally:
             network.remove_unused(lambda text: self.services.events.note(network.name, text))
             for replica in replicas:
@@ -111,15 +117,19 @@ class FailoverTests:
         test = OneTest(self, replica, wish, network, work, addresses=self.addresses(replica, work))
         began = time.monotonic()
         outcome = work.outcome(test.go)
+        return self.row(test, outcome, time.monotonic() - began)
+
+    def row(self, test: OneTest, outcome: Outcome, seconds: float) -> FailoverVm:
+        """What is told of one test."""
         return FailoverVm(
-            name=replica.source_name,
-            replica=replica.vm.name,
+            name=test.replica.source_name,
+            replica=test.replica.vm.name,
             result=outcome.result,
-            state=self._state(replica),
+            state=self._state(test.replica),
             restore_point=test.point,
-            seconds=time.monotonic() - began,
+            seconds=seconds,
             error=outcome.error,
-            notes=work.notes,
+            notes=test.work.notes,
             test=test.report(),
             addresses=test.addresses.report if test.addresses is not None else None,
         )
