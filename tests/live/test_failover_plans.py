@@ -93,12 +93,12 @@ def test_with_all_else_gone_every_vm_comes_up_in_the_order_of_the_plan_that_lies
         assert done.returncode == 0, done.stderr + done.stdout
         return json.loads(done.stdout)
 
-    [preview] = vrepl("plan", "show")["previews"]
+    [preview] = vrepl("plan", "show")["plans"]
     assert preview["plan"]["kept"] == "beside the replicas"
     assert [[vm["name"] for vm in group["vms"]] for group in preview["plan"]["groups"]] == [
         ["dns-01"], ["db-01"], ["web-01", "web-02"],
     ]  # fmt: skip
-    assert {vm["would"] for vm in preview["vms"]} == {"start"}
+    assert {vm["error"] for vm in preview["vms"]} == {None}
     report = vrepl("start", "--all", "--yes")
     assert {vm["result"] for vm in report["vms"]} == {"success"}
     assert [group["name"] for group in report["plan"]["groups"]] == ["site/base", "site/data", "site/web"]

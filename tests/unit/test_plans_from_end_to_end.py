@@ -18,7 +18,7 @@ from vrepl.engine.failover.plan_book import PlanBook, plan_book, runnable
 from vrepl.engine.failover.plan_failover import PlanFailover
 from vrepl.engine.failover.plan_test import PlanTest
 from vrepl.engine.failover.planned import PlannedFailover
-from vrepl.engine.failover.rehearsal import rehearse_plan
+from vrepl.engine.failover.preview import preview_plan
 from vrepl.engine.failover.replicas import by_name
 from vrepl.engine.failover.testing import FailoverTests
 from vrepl.errors import NotFoundError
@@ -29,6 +29,7 @@ from vrepl.model.failover_tests import TestWish
 from vrepl.model.plans import FailoverPlan, HeartbeatGate, OnGateFailure, PlanGroup, PlannedVm, ScriptGate
 from vrepl.planner.plans import Stage
 from vrepl.report.failover import FailoverReport
+from vrepl.report.failover_preview import FailoverPreview
 from vrepl.report.model import Result
 from vrepl.report.plan import PlanReport, PlanResult
 
@@ -147,16 +148,25 @@ def test_what_a_plan_would_do_is_told_and_nothing_is_done(world: World) -> None:
     before = {vm.name: (vm.power, dict(vm.files)) for vm in world.target.vms.values()}
     plan = replace(plan_of(), groups=(*plan_of().groups, PlanGroup("lost", (PlannedVm("gone-01"),))))
     plan = book_of_names(plan, failovers)
-    told = rehearse_plan(failovers, plan, by_name(failovers.find()), Start())
-    assert {(name, one.would) for name, one in told.items()} == {
-        ("dns-01", "refuse"), ("db-01", "refuse"), ("web-01", "refuse"), ("gone-01", "refuse"),
-    }  # fmt: skip
-    assert "still runs at site prod" in told["dns-01"].why
-    assert told["gone-01"].why == "it has no replica here"
+
+    def told(wish: Start) -> dict[str, FailoverPreview]:
+        replicas = by_name(failovers.find())
+        report = preview_plan(failovers, plan, replicas, lambda _: wish, from_replicas=True)
+        assert report.plan is not None
+        assert report.plan.plan is plan
+        assert report.exit_code != 0
+        return {vm.name: vm for vm in report.vms}
+
+    refused = {name: vm.error.message for name, vm in told(Start()).items() if vm.error is not None}
+    assert list(refused) == ["dns-01", "db-01", "web-01", "gone-01"]
+    assert "still runs at site prod" in refused["dns-01"]
+    assert refused["gone-01"] == "it has no replica here"
     assert failovers.run_one(by_name(failovers.find())["dns-01"], Start(source_is_down=True)).result is Result.SUCCESS
-    told = rehearse_plan(failovers, plan, by_name(failovers.find()), Start(source_is_down=True))
-    assert [one.would for one in told.values()] == ["nothing", "start", "start", "refuse"]
-    assert told["db-01"].restore_point == max(point.id for point in by_name(failovers.find())["db-01"].restore_points)
+    later = told(Start(source_is_down=True))
+    assert [name for name, vm in later.items() if vm.error is not None] == ["gone-01"]
+    assert later["dns-01"].state == "failed-over"
+    newest = by_name(failovers.find())["db-01"].restore_points[-1]
+    assert later["db-01"].restore_point == newest.id
     after = {vm.name: (vm.power, dict(vm.files)) for vm in world.target.vms.values() if "dns" not in vm.name}
     assert {name: before[name] for name in after} == after
 

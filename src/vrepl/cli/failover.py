@@ -20,6 +20,7 @@ from vrepl.cli.replica_selection import (
 from vrepl.cli.state import State, examples, json_option, pass_state
 from vrepl.errors import UsageError
 
+
 @click.group(
     short_help="Bring replicas into service.",
     epilog=examples(

@@ -30,9 +30,9 @@ class Stage(StrEnum):
 
     WAITING = "waiting"
     STARTING = "starting"
-    """Failing over, up to its power-on."""
+    """Failing over, up to its power-on, and until its guest has the addresses that it was given."""
     BOOTING = "booting"
-    """Powered on; its gates have not let it pass yet."""
+    """Its gates have not let it pass yet."""
     THERE = "there"
     FAILED = "failed"
 

@@ -41,7 +41,7 @@ PolicyOf = Callable[[FoundReplica], FailoverPolicy | None]
 
 
 @dataclass(slots=True)
-class _Attempt:
+class Attempt:
     """One replica of a command, and how far it came."""
 
     replica: FoundReplica
@@ -106,9 +106,9 @@ class Failovers:
         """Never raises for one VM's sake. All are powered on before any is waited for."""
         report = FailoverReport()
         with ThreadPoolExecutor(self.side_by_side(replicas), thread_name_prefix="failover") as pool:
-            attempts = list(pool.map(lambda one: self._attempt(one, wish_for(one)), replicas))
+            attempts = list(pool.map(lambda one: self.attempt(one, wish_for(one)), replicas))
         with ThreadPoolExecutor(MOST_SIDE_BY_SIDE, thread_name_prefix="addresses") as pool:
-            report.vms = list(pool.map(_Attempt.confirmed, attempts))
+            report.vms = list(pool.map(Attempt.confirmed, attempts))
         report.interrupted = self.context.services.stop.is_set()
         return report
 
@@ -124,13 +124,13 @@ class Failovers:
 
     def run_one(self, replica: FoundReplica, wish: Wish) -> FailoverVm:
         """One replica, as far as it goes; never raises."""
-        return self._attempt(replica, wish).confirmed()
+        return self.attempt(replica, wish).confirmed()
 
-    def _attempt(self, replica: FoundReplica, wish: Wish) -> _Attempt:
+    def attempt(self, replica: FoundReplica, wish: Wish) -> Attempt:
         """Up to the power-on; never raises."""
         services = self.context.services
         work = VmWork(services, replica.source_name)
-        attempt = _Attempt(replica, work, replica.never_failed_over)
+        attempt = Attempt(replica, work, replica.never_failed_over)
         last = [replica.never_failed_over]
 
         def go() -> None:

@@ -76,6 +76,7 @@ class OneTest:
         """Raises NotReadyError where another test stands or there is nothing to test, VreplError where it failed."""
         with self.standing():
             self.power_on()
+            self.settle()
             self.judge(self._wait_for_checks())
 
     @contextmanager
@@ -215,6 +216,9 @@ class OneTest:
         with self.shared.power_ons(self.replica.vm.host):
             self._since = time.monotonic()
             self.site.power_on(self._there.ref)
+
+    def settle(self) -> None:
+        """Its guest has the addresses that it was given. Raises VreplError where the job wants that."""
         if self.addresses is not None:
             self.addresses.confirm(self._there.ref)
 

@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from vrepl.engine.failover.command import Failovers
+from vrepl.engine.failover.command import Attempt, Failovers
 from vrepl.engine.failover.gates import GateKeeper
 from vrepl.engine.failover.plan_run import PlanRun, Watch, unwatched
 from vrepl.engine.failover.replicas import FoundReplica
+from vrepl.engine.vm_work import Outcome
 from vrepl.errors import NotFoundError, VreplError
 from vrepl.model import PowerState, ReplicaState
 from vrepl.model.failover import Start, Wish
@@ -54,6 +55,7 @@ class PlanFailover:
     failed_before: Mapping[str, FailoverVm] = field(default_factory=dict)
     """VMs that failed before the plan began, in a planned failover's sync or shutdown: they are not started."""
     rows: dict[str, FailoverVm] = field(init=False, default_factory=dict)
+    attempts: dict[str, Attempt] = field(init=False, default_factory=dict)
 
     def run(self) -> FailoverReport:
         """Never raises for one VM's sake."""
@@ -80,7 +82,24 @@ class PlanFailover:
 
     def start(self, vm: str) -> str | None:
         """`Participants.start`."""
-        row = self.failed_before.get(vm) or self._start(vm)
+        replica = self.replicas.get(vm)
+        failed = self.failed_before.get(vm) or (self._lost(vm) if replica is None else None)
+        if failed is not None or replica is None:
+            return self._reason(vm, failed or self._lost(vm))
+        attempt = self.failovers.attempt(replica, self.wish(replica))
+        if attempt.record.state is ReplicaState.COMMITTED and self._runs(replica):
+            attempt.outcome = Outcome(Result.SUCCESS)
+            attempt.work.note("it was committed, and runs")
+        if attempt.outcome.result is not Result.SUCCESS:
+            return self._reason(vm, attempt.confirmed())
+        self.attempts[vm] = attempt
+        return None
+
+    def settle(self, vm: str) -> str | None:
+        """`Participants.settle`: its guest has the addresses that it was given."""
+        return self._reason(vm, self.attempts[vm].confirmed())
+
+    def _reason(self, vm: str, row: FailoverVm) -> str | None:
         self.rows[vm] = row
         if row.result is Result.SUCCESS:
             return None
@@ -93,19 +112,13 @@ class PlanFailover:
         target = self.failovers.context.target
         return GateKeeper(target, self.probe, replica.vm.ref, environment).missing(gate)
 
-    def _start(self, vm: str) -> FailoverVm:
-        replica = self.replicas.get(vm)
-        if replica is None:
-            site = self.failovers.context.target.name
-            error = NotFoundError(
-                f"there is no replica of {vm} at site {site}",
-                hint=f"replicate it, or take it out of plan {self.plan.name}; --keep-going starts what comes after it",
-            )
-            return FailoverVm(vm, "", Result.FAILED, str(ReplicaState.READY), error=ErrorReport.of(error))
-        row = self.failovers.run_one(replica, self.wish(replica))
-        if row.state == ReplicaState.COMMITTED and self._runs(replica):
-            return replace(row, result=Result.SUCCESS, error=None, notes=[*row.notes, "it was committed, and runs"])
-        return row
+    def _lost(self, vm: str) -> FailoverVm:
+        site = self.failovers.context.target.name
+        error = NotFoundError(
+            f"there is no replica of {vm} at site {site}",
+            hint=f"replicate it, or take it out of plan {self.plan.name}; --keep-going starts what comes after it",
+        )
+        return FailoverVm(vm, "", Result.FAILED, str(ReplicaState.READY), error=ErrorReport.of(error))
 
     def _runs(self, replica: FoundReplica) -> bool:
         try:

@@ -19,7 +19,7 @@ from typing import Protocol
 from vrepl.engine.context import Surroundings
 from vrepl.errors import NotFoundError, VreplError
 from vrepl.model.plans import FailoverPlan, Gate, PlannedVm, gate_text
-from vrepl.planner.plans import WAITING, Progress, Stage, current_group, next_step
+from vrepl.planner.plans import UNDER_WAY, WAITING, Progress, Stage, current_group, next_step
 from vrepl.report.plan import GateReport, PlanGroupReport, PlanReport, PlanResult, PlanVmReport
 
 POLL = 0.5
@@ -34,6 +34,10 @@ class Participants(Protocol):
 
     def start(self, vm: str) -> str | None:
         """Bring it up, and return once it is powered on: None, or why it is not. Called from several threads."""
+        ...
+
+    def settle(self, vm: str) -> str | None:
+        """Wait for what a VM that was powered on must have before any gate is asked: None, or why it never had it."""
         ...
 
     def missing(self, vm: str, gate: Gate) -> str | None:
@@ -147,18 +151,23 @@ class PlanRun:
             return
         vm = self._vms[name]
         vm.powered_on = moment - self._zero
-        if vm.planned.gates:
-            vm.gates = {gate: GateReport(gate_text(gate), False, 0.0) for gate in vm.planned.gates}
+        vm.gates = {gate: GateReport(gate_text(gate), False, 0.0) for gate in vm.planned.gates}
+        self._askers.submit(self._ask, name)
+
+    def _settled(self, name: str, reason: str | None, moment: float) -> None:
+        if reason is not None:
+            self._set(name, Stage.FAILED, reason)
+        elif self._vms[name].planned.gates:
             self._progress[name] = Progress(Stage.BOOTING, moment)
-            self._askers.submit(self._ask, name)
         else:
             self._there(name, moment)
 
     def _answered(self, name: str, gate: Gate, missing: str | None, moment: float) -> None:
-        vm, since = self._vms[name], self._progress[name].since
+        vm = self._vms[name]
         if self._stage(name) is not Stage.BOOTING:
             return
-        vm.gates[gate] = GateReport(gate_text(gate), missing is None, moment - since, missing or "")
+        seconds = moment - self._zero - (vm.powered_on or 0.0)
+        vm.gates[gate] = GateReport(gate_text(gate), missing is None, seconds, missing or "")
         if all(one.passed for one in vm.gates.values()):
             self._there(name, moment)
 
@@ -210,7 +219,9 @@ class PlanRun:
         """Until every gate has passed, or nobody waits for it any more."""
         waiting = list(self._vms[name].planned.gates)
         try:
-            while waiting and not self._over.is_set() and self._stage(name) is Stage.BOOTING:
+            reason = self.participants.settle(name)
+            self._happened.put(partial(self._settled, name, reason, self.monotonic()))
+            while waiting and reason is None and not self._over.is_set() and self._stage(name) in UNDER_WAY:
                 for gate in tuple(waiting):
                     missing = self._missing(name, gate)
                     if missing is None:

@@ -82,14 +82,17 @@ class PlanTest:
             return f"there is no replica of {vm} at site {self.tests.site.name}"
         gates = next(one.gates for one in self.plan.vms if one.name == vm)
         work = VmWork(self.tests.services, replica.source_name)
+        addresses = self.tests.addresses(replica, work)
+        booting = addresses.policy.wait if addresses is not None else 0.0
         test = OneTest(
             self.tests,
             replica,
             replace(self.wish, checks=gates),
             self._network,
             work,
+            addresses=addresses,
             environment={"VREPL_PLAN": self.plan.name},
-            stands_for=sum(_longest(self.plan, index) for index in range(len(self.plan.groups))),
+            stands_for=sum(_longest(self.plan, index) + booting for index in range(len(self.plan.groups))),
         )
         one = self._standing[vm] = _Standing(test, time.monotonic(), Outcome(Result.INTERRUPTED))
 
@@ -98,9 +101,19 @@ class PlanTest:
             test.power_on()
 
         one.outcome = work.outcome(begin)
+        return self._reason(one)
+
+    @staticmethod
+    def _reason(one: _Standing) -> str | None:
         if one.outcome.result is Result.SUCCESS:
             return None
         return one.outcome.error.message if one.outcome.error is not None else one.outcome.result.value
+
+    def settle(self, vm: str) -> str | None:
+        """`Participants.settle`: its guest has the addresses that it was given."""
+        one = self._standing[vm]
+        one.outcome = one.test.work.outcome(one.test.settle)
+        return self._reason(one)
 
     def missing(self, vm: str, gate: Gate) -> str | None:
         """`Participants.missing`."""
