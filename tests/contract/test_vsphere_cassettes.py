@@ -296,11 +296,10 @@ def test_replica_disks_come_and_go(open_site: OpenSite) -> None:
     [
         (ReplicaPlacement(None, "dr-vmfs-1"), "datastore dr-vmfs-1", "dr-vmfs-01"),
         (ReplicaPlacement("esx-77", "dr-vmfs-01"), "host esx-77", "127."),
-        (ReplicaPlacement(None, "dr-vmfs-01", folder="no/such"), "no VM folder no/such", ""),
         (ReplicaPlacement(None, "dr-vmfs-01", resource_pool="gold"), "no resource pool gold", "root pool"),
         (ReplicaPlacement(None, "dr-vmfs-01", networks={"VM Network": "isolatd"}), "network isolatd", "isolated"),
     ],
-    ids=["datastore", "host", "folder", "pool", "network"],
+    ids=["datastore", "host", "pool", "network"],
 )
 def test_place_not_found(placement: ReplicaPlacement, said: str, hint: str, open_site: OpenSite) -> None:
     site = open_site("dr")

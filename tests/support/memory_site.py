@@ -508,12 +508,13 @@ class MemorySite:
         self._call("datastores")
         return [Datastore("datastore-1", f"{self.name}-ds", "VMFS", 10**15, self.free)]
 
-    def check_place(self, name: str, hardware: Hardware, placement: ReplicaPlacement) -> None:
+    def check_place(self, name: str, hardware: Hardware, placement: ReplicaPlacement) -> list[str]:
         self._call("check_place")
         if len(name) > 80:
             raise NotReplicableError(f"the replica's name would have {len(name)} characters")
         if hardware.version > self.newest_hardware:
             raise NotReplicableError(f"no host of the target can take it: not vmx-{hardware.version}")
+        return []
 
     def create_replica(self, spec: ReplicaSpec) -> VirtualMachine:
         self._call("create_replica")

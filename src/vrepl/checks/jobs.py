@@ -15,6 +15,7 @@ from vrepl.errors import VreplError
 from vrepl.model import DataEngine, Datastore, JobSettings, PowerState, TransportMode, VirtualMachine
 from vrepl.model.selection import is_pattern
 from vrepl.planner.datastores import datastore_of_disk, find_datastore
+from vrepl.planner.placement import place_new_disk
 from vrepl.planner.preflight import not_replicable_reason
 from vrepl.planner.selection import choose
 from vrepl.report import format as words
@@ -72,7 +73,7 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
         lambda: target.lacking_as_target(job.placement, world.engine(job.proxy_at(job.target))[0]),
     )
     new = [vm for vm in vms if job.replica_name_of(vm.name) not in replicas]
-    yield check_space(job, target, new)
+    yield from check_space(job, target, new)
     yield from check_luns(world, job, source, target, vms)
     yield from check_hotadd(world, job, (source, sources), (target, targets))
     yield check_read(world, job, job.source, job.source_modes, vms)
@@ -169,14 +170,27 @@ def check_forgotten(world: World, job: JobSettings, sources: Sequence[VirtualMac
             )
 
 
-def check_space(job: JobSettings, target: CheckedSite, new: Sequence[VirtualMachine]) -> CheckResult:
+def check_space(job: JobSettings, target: CheckedSite, new: Sequence[VirtualMachine]) -> Iterator[CheckResult]:
     """Room for the replicas that are still to be made, at their disks' full size; else a look at what is left."""
-    title = f"space on {job.placement.datastore} ({job.target})"
     try:
-        store = find_datastore(job.placement.datastore, target.datastores(), site=job.target, host=job.placement.host)
+        stores = target.datastores()
+        home = find_datastore(job.placement.datastore, stores, site=job.target, host=job.placement.host)
+        used = {home.ref: home}
+        needed: dict[str, int] = {}
+        for vm in new:
+            for disk in vm.disks:
+                store = place_new_disk(disk, job, home, stores, set(home.hosts), needed, job.target)
+                used[store.ref] = store
+                needed[store.ref] = needed.get(store.ref, 0) + disk.capacity
     except VreplError as error:
-        return CheckResult.failed(title, error)
-    needed = sum(disk.capacity for vm in new for disk in vm.disks)
+        yield CheckResult.failed(f"space on {job.placement.datastore} ({job.target})", error)
+        return
+    for ref, store in used.items():
+        yield _room_on(store, job, needed.get(ref, 0))
+
+
+def _room_on(store: Datastore, job: JobSettings, needed: int) -> CheckResult:
+    title = f"space on {store.name} ({job.target})"
     if needed > store.free:
         return CheckResult(
             title,

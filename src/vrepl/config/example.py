@@ -63,10 +63,13 @@ vms = ["web-01", "db-01"]
 # allow_empty = false          # whether a run may find no VM at all
 # skip_disks = { "db-*" = [1] }   # disks that are left out, by number
 target_datastore = "dr-vmfs-01"
+# disk_datastores = { "prod-ssd-*" = "dr-ssd-01", "*" = "dr-*" }   # by the source's datastore, the first that fits:
+#                              # a name, "same-name", or a pattern (the one with the most free)
+# target_cluster = "dr-cluster"   # default: any host that mounts the datastores
 # target_host = "esx-1.dr.example.com"   # default: a host that sees the datastore
-# target_folder = "Replicas"
+# target_folder = "Replicas/Web"   # made where it is missing
 # target_resource_pool = "Resources"
-# networks = { "VM Network" = "DR Network" }   # others keep their name
+# networks = { "VM Network" = "DR Network", "Backup" = "disconnected" }   # others keep their name
 # replica_name = "{name}-replica"
 # every = "15m"                # how often cron or a timer runs it: `config validate` says how far back it reaches
 # rpo = "30m"                  # how old the last good restore point may be; `vrepl status` tells where it is older

@@ -25,6 +25,8 @@ from vrepl.model import (
 from vrepl.model.guests import GuestPolicy, OnScriptFailure
 from vrepl.model.selection import Criteria, Selection
 
+LONGEST_NAME = 80
+"""Characters of the name of a VM or a folder (vSphere Web Services API reference, VirtualMachineConfigSpec.name)."""
 MAX_RESTORE_POINTS = 28
 """vSphere allows 32 snapshots in a chain; some are left for failover and for other tools."""
 
@@ -167,6 +169,8 @@ class JobTable(Table):
     allow_empty: bool = False
     skip_disks: dict[Name, tuple[Annotated[int, Field(ge=0)], ...]] = Field(default_factory=dict)
     target_datastore: Name
+    disk_datastores: dict[Name, Name] = Field(default_factory=dict)
+    target_cluster: Name | None = None
     target_host: Name | None = None
     target_folder: Name | None = None
     target_resource_pool: Name | None = None
@@ -208,12 +212,25 @@ class JobTable(Table):
             raise ValueError("names no VM: give it vms = [...] or select = { ... }")
         return self
 
+    @field_validator("target_folder")
+    @classmethod
+    def _is_a_path(cls, value: str | None) -> str | None:
+        steps = [] if value is None else value.split("/")
+        if any(not step.strip() for step in steps):
+            raise ValueError("is a path of folder names, such as Replicas/Web, below the datacenter's VM folder")
+        if any(len(step) > LONGEST_NAME for step in steps):
+            raise ValueError(f"has a name of more than {LONGEST_NAME} characters, which vSphere does not take")
+        return value
+
     @field_validator("replica_name")
     @classmethod
     def _pattern(cls, value: str) -> str:
         unknown = set(re.findall(r"\{([^{}]*)\}", value)) - {"name", "job"}
         if unknown:
             raise ValueError(f"knows {{name}} and {{job}}, not {', '.join(sorted(f'{{{u}}}' for u in unknown))}")
+        shortest = len(re.sub(r"\{[^{}]*\}", "", value)) + 1
+        if shortest > LONGEST_NAME:
+            raise ValueError(f"gives names of {shortest} characters or more, and vSphere takes {LONGEST_NAME}")
         if re.search(r"[/\\%]", value):
             raise ValueError("must not hold / \\ or %, which vSphere escapes in names")
         return value
@@ -234,7 +251,9 @@ class JobTable(Table):
                 folder=self.target_folder,
                 resource_pool=self.target_resource_pool,
                 networks=dict(self.networks),
+                cluster=self.target_cluster,
             ),
+            disk_datastores=dict(self.disk_datastores),
             replica_name=self.replica_name,
             quiesce=self.quiesce,
             audit=None if self.audit == "off" else dt.timedelta(seconds=self.audit),

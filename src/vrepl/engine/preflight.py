@@ -13,54 +13,71 @@ from vrepl.engine.reporting import conflict_error, plan_side
 from vrepl.engine.undo import Undo
 from vrepl.errors import NoSpaceError, NotFoundError, NotReadyError, UsageError, VreplError
 from vrepl.model import Datastore, Side, VirtualMachine
-from vrepl.planner.datastores import find_datastore
+from vrepl.planner.placement import Placed, place_disks
 from vrepl.planner.snapshots import LONGEST_CHAIN, has_room_for_a_run, longest_chain
-from vrepl.planner.vm import VmPlan, space_conflict, space_needed
+from vrepl.planner.vm import VmPlan, space_conflict
 
 
-def refuse_impossible(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Datastore:
-    """The datastore that the replica lies on, or shall.
+def refuse_impossible(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Placed:
+    """Where the replica's disks lie, or shall.
 
-    Raises what the plan's conflict is, NotFoundError, UsageError or NoSpaceError for the target's datastore, UsageError
-    for what a replica that is still to be made does not find there, or DiskError for a disk that no transport
-    mode reaches. `datastores`: the target's, as they are now.
+    Raises what the plan's conflict is, NotFoundError, UsageError or NoSpaceError for the target's datastores,
+    UsageError for what a replica that is still to be made does not find there, or DiskError for a disk that no
+    transport mode reaches. `datastores`: the target's, as they are now.
     """
     if plan.conflict is not None:
         raise conflict_error(plan.conflict)
-    store = _require_space(context, plan, datastores)
+    placed = _require_space(context, plan, datastores)
+    plan = settled(plan, placed)
     if plan.replica is None:
-        _require_place(context, plan)
+        placed = replace(placed, made_besides=tuple(_require_place(context, plan)))
     for disk_plan in plan.disks:
         plan_side(context, Side.SOURCE, plan, disk_plan.disk)
         if plan.replica is not None or context.job.placement.host:
             # Else its host is still to be chosen, and with it which ports matter.
             plan_side(context, Side.TARGET, plan, disk_plan.disk)
-    return store
+    return placed
 
 
-def _require_place(context: ReplicationContext, plan: VmPlan) -> None:
+def settled(plan: VmPlan, placed: Placed) -> VmPlan:
+    """The plan with its disks' datastores, and with what is worth saying of them."""
+    elsewhere = placed.named()
+    new = [one.disk for one in plan.disks if one.disk.key in elsewhere and plan.replica is None]
+    notes = tuple(f"{disk.title} goes to datastore {elsewhere[disk.key]}" for disk in new)
+    return replace(plan, disk_stores=elsewhere, notes=(*plan.notes, *notes, *placed.made_besides))
+
+
+def _require_place(context: ReplicationContext, plan: VmPlan) -> list[str]:
     """What the job says of the target and the target does not have is a mistake of the configuration."""
+    placement = replace(context.job.placement, disk_stores=plan.disk_stores)
     try:
-        context.target.check_place(plan.replica_name, plan.vm.hardware, context.job.placement)
+        return context.target.check_place(plan.replica_name, plan.vm.hardware, placement)
     except NotFoundError as error:
         raise UsageError(error.message, hint=error.hint) from error
 
 
-def _require_space(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Datastore:
-    placement = context.job.placement
-    host = placement.host or (plan.replica.host if plan.replica is not None else None)
-    store = find_datastore(placement.datastore, datastores, site=context.target.name, host=host)
-    conflict = space_conflict(space_needed(plan, context.job), store)
-    if conflict is not None:
-        raise conflict_error(conflict)
-    return store
+def _require_space(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Placed:
+    try:
+        placed = place_disks(plan, context.job, datastores, context.target.name)
+    except NotFoundError as error:
+        raise UsageError(error.message, hint=error.hint) from error
+    for ref, needed in placed.needed.items():
+        conflict = space_conflict(needed, placed.store(ref))
+        if conflict is not None:
+            raise conflict_error(conflict)
+    return placed
 
 
 @contextmanager
-def room_kept(context: ReplicationContext, plan: VmPlan, store: Datastore, note: Note) -> Iterator[None]:
+def room_kept(context: ReplicationContext, plan: VmPlan, placed: Placed, note: Note) -> Iterator[None]:
     """Keep room on the target for what this VM may add, so that VMs side by side do not count on the same bytes."""
-    needed = space_needed(plan, context.job)
+    with Undo(note) as undo:
+        for ref, needed in sorted(placed.needed.items()):
+            _keep(context, plan, placed.store(ref), needed, undo)
+        yield
 
+
+def _keep(context: ReplicationContext, plan: VmPlan, store: Datastore, needed: int, undo: Undo) -> None:
     def now() -> Datastore:
         return next(one for one in context.datastores.now() if one.ref == store.ref)
 
@@ -68,10 +85,8 @@ def room_kept(context: ReplicationContext, plan: VmPlan, store: Datastore, note:
         conflict = space_conflict(needed, replace(now(), free=free))
         return conflict_error(conflict) if conflict else NoSpaceError(f"datastore {store.name} has no room")
 
-    with Undo(note) as undo:
-        give_up = context.gate.promise_room(plan.vm.ref, store.ref, needed, lambda: now().free, refusal)
-        undo.push("give up the room that was kept on the target", give_up)
-        yield
+    give_up = context.gate.promise_room(plan.vm.ref, store.ref, needed, lambda: now().free, refusal)
+    undo.push("give up the room that was kept on the target", give_up)
 
 
 def refuse_full_chain(context: ReplicationContext, replica: VirtualMachine) -> None:

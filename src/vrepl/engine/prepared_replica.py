@@ -75,7 +75,7 @@ def _spec(context: ReplicationContext, plan: VmPlan) -> ReplicaSpec:
     instance_uuid = _instance_uuid_for(context, plan)
     return ReplicaSpec(
         name=plan.replica_name,
-        placement=context.job.placement,
+        placement=replace(context.job.placement, disk_stores=plan.disk_stores),
         hardware=plan.vm.hardware,
         bios_uuid=plan.vm.bios_uuid,
         disks=tuple(disk.disk for disk in plan.disks),

@@ -62,7 +62,13 @@ def _expected_target_disk(plan: VmPlan, disk: Disk, job: JobSettings) -> Disk:
             return same_place[0]
     thin = disk.thin if job.thin is None else job.thin
     return replace(
-        disk, datastore=job.placement.datastore, path="", base_path="", thin=thin, encrypted=False, change_id=None
+        disk,
+        datastore=plan.disk_stores.get(disk.key, job.placement.datastore),
+        path="",
+        base_path="",
+        thin=thin,
+        encrypted=False,
+        change_id=None,
     )
 
 

@@ -15,7 +15,7 @@ from vrepl.engine.gate import Gate
 from vrepl.engine.job_vms import JobVms, find_job_vms, new_and_vanished
 from vrepl.engine.knowledge import TargetNames
 from vrepl.engine.planning import look_and_plan
-from vrepl.engine.preflight import refuse_impossible
+from vrepl.engine.preflight import refuse_impossible, settled
 from vrepl.engine.recovery import Original, recover
 from vrepl.engine.reporting import planned_vm_report
 from vrepl.engine.source_verification import verify_against_source
@@ -70,7 +70,7 @@ class Engine:
                 # What is wrong with one VM's documents is no reason to say nothing of the others.
                 report.vms.append(VmReport(name=vm.name, result=Result.FAILED, error=ErrorReport.of(error)))
                 continue
-            report.vms.append(planned_vm_report(context, plan, _obstacle(context, plan, datastores)))
+            report.vms.append(_planned(context, plan, datastores))
         report.vms.extend(vms.missing)
         report.soap_calls = {source.name: source.soap_calls, target.name: target.soap_calls}
         return report
@@ -262,10 +262,10 @@ class Engine:
         )
 
 
-def _obstacle(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> VreplError | None:
-    """What would stop a run of this plan before it made anything."""
+def _planned(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> VmReport:
+    """What a run would do, and what would stop it before it made anything."""
     try:
-        refuse_impossible(context, plan, datastores)
+        plan = settled(plan, refuse_impossible(context, plan, datastores))
     except VreplError as error:
-        return error
-    return None
+        return planned_vm_report(context, plan, error)
+    return planned_vm_report(context, plan, None)

@@ -24,15 +24,16 @@ from vrepl.engine.leaf_check import look_at_suspects
 from vrepl.engine.loose_files import remove_loose_files
 from vrepl.engine.marks import SourceMark, restore_point_snapshot_name
 from vrepl.engine.planning import look_and_plan
-from vrepl.engine.preflight import refuse_full_chain, refuse_impossible, room_kept
+from vrepl.engine.preflight import refuse_full_chain, refuse_impossible, room_kept, settled
 from vrepl.engine.prepared_replica import PreparedReplica, prepare_replica
 from vrepl.engine.recovery import Original, Seen, forget_lost_restore_points
 from vrepl.engine.sealing import prune, seal
 from vrepl.engine.source_snapshot import TakenSnapshot, snapshot_window, temporary_snapshot
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import RESUME_HINT, CbtError, NoSpaceError, NotFoundError, UsageError, VreplError
-from vrepl.model import Datastore, DiskPoint, Quiesce, ReplicaRecord, RestorePoint, Side, VirtualMachine
+from vrepl.model import DiskPoint, Quiesce, ReplicaRecord, RestorePoint, Side, VirtualMachine
 from vrepl.planner.knowledge import ReplicaKnowledge
+from vrepl.planner.placement import Placed
 from vrepl.planner.vm import ReplicaAction, VmPlan, plan_vm
 from vrepl.report.model import ScriptReport, VmReport
 from vrepl.repository.intent import Intent, Journal
@@ -128,9 +129,9 @@ class VmRun:
             first=lambda: thaw_after_the_dead(context, folder, self._vm, scripts),
         ) as seen:
             work.enter("preflight")
-            plan, known, store, ready = self._plan(folder, seen)
+            plan, known, placed, ready = self._plan(folder, seen)
             folder.upgrade()  # what could be compared has been
-            with room_kept(context, plan, store, work.note):
+            with room_kept(context, plan, placed, work.note):
                 work.enter("replica")
                 ready.check()
                 replica = self._prepare_replica(folder, plan, known)
@@ -205,7 +206,7 @@ class VmRun:
     def _prune(self, folder: ReplicaFolder, replica_ref: str, points: Sequence[RestorePoint]) -> None:
         self._removed += prune(self._context, folder, self._vm.name, replica_ref, points)
 
-    def _plan(self, folder: ReplicaFolder, seen: Seen) -> tuple[VmPlan, ReplicaKnowledge, Datastore, Ready]:
+    def _plan(self, folder: ReplicaFolder, seen: Seen) -> tuple[VmPlan, ReplicaKnowledge, Placed, Ready]:
         context = self._context
         vm = seen.original or context.source.read_vm(self._vm.ref)
         plan, known = look_and_plan(context, folder, vm, self._names, self._map_to, seen.replica)
@@ -220,10 +221,14 @@ class VmRun:
             self._work.note(note)
         for _, reason in plan.left_out:
             self._work.note(f"left out: {reason}")
-        return plan, known, self._require_possible(plan), ready
+        placed = self._require_possible(plan)
+        ready_plan = settled(plan, placed)
+        for note in ready_plan.notes[len(plan.notes) :]:
+            self._work.note(note)
+        return ready_plan, known, placed, ready
 
-    def _require_possible(self, plan: VmPlan) -> Datastore:
-        """The datastore of the replica. Nothing is refused by what was read for another VM of the run."""
+    def _require_possible(self, plan: VmPlan) -> Placed:
+        """Where the replica's disks go. Nothing is refused by what was read for another VM of the run."""
         context = self._context
         if plan.conflict is not None:
             return refuse_impossible(context, plan, ())

@@ -33,6 +33,7 @@ from vrepl.model.machines import (
     VirtualMachine,
 )
 from vrepl.model.replicas import (
+    DISCONNECTED,
     Consistency,
     DiskPoint,
     GrownDisk,
@@ -54,6 +55,7 @@ from vrepl.model.transport import (
 
 __all__ = [
     "DEFAULT_MODES",
+    "DISCONNECTED",
     "Bandwidth",
     "BandwidthWindow",
     "ChangedAreas",

@@ -114,6 +114,8 @@ class JobSettings:
     vms: tuple[str, ...]
     """Names of VMs, or patterns that stand for names."""
     placement: ReplicaPlacement
+    disk_datastores: Mapping[str, str] = field(default_factory=dict)
+    """Pattern of source datastores -> where a disk from there goes, the first that fits (`planner.placement`)."""
     selection: Selection = field(default_factory=Selection)
     """More VMs, by what they are; and what is left out of all of them."""
     allow_empty: bool = False

@@ -28,16 +28,25 @@ class ReplicaState(StrEnum):
     FAILING_BACK = "failing-back"
 
 
+DISCONNECTED = "disconnected"
+"""In place of a network's name: the adapter stays, and is not connected."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaPlacement:
     """Where a job puts its replicas, by name; None means: the only or the obvious one."""
 
     host: str | None
     datastore: str
+    """Of the VM's own files, and of disks that `disk_stores` does not name."""
     folder: str | None = None
     resource_pool: str | None = None
     networks: Mapping[str, str] = field(default_factory=dict)
-    """Source network name -> target network name; an unmapped one keeps its name."""
+    """Source network name -> target network name, or DISCONNECTED; an unmapped one keeps its name."""
+    cluster: str | None = None
+    """Hosts of this cluster only."""
+    disk_stores: Mapping[int, str] = field(default_factory=dict)
+    """Source device key -> datastore of that disk."""
 
 
 @dataclass(frozen=True, slots=True)

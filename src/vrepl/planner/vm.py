@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from vrepl.extents import total
 from vrepl.model import (
+    DISCONNECTED,
     Datastore,
     Disk,
     DiskPoint,
@@ -72,6 +73,8 @@ class VmPlan:
     revert_replica: bool = False
     """The leaf holds writes that are not vrepl's: revert to the last restore point first."""
     quiesce: bool = False
+    disk_stores: Mapping[int, str] = field(default_factory=dict)
+    """Source key -> the target's datastore, of disks that go elsewhere than the VM's own files."""
 
 
 def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> VmPlan:
@@ -331,25 +334,36 @@ def _hardware_notes(wanted: Hardware, have: Hardware, networks: Mapping[str, str
             ("CPUs", have.cpus, wanted.cpus),
             ("memory (MiB)", have.memory_mib, wanted.memory_mib),
             ("firmware", have.firmware, wanted.firmware),
-            ("network adapters", _networks(have, {}), _networks(wanted, networks)),
+            ("network adapters", *_networks(have, wanted, networks)),
         )
         if ours != theirs
     ]
     return [f"the replica's hardware follows the source's: {', '.join(found)}"] if found else []
 
 
-def _networks(hardware: Hardware, mapped: Mapping[str, str]) -> str:
-    return " + ".join(mapped.get(one.network, one.network) for one in hardware.network_adapters) or "none"
+def _networks(have: Hardware, wanted: Hardware, mapped: Mapping[str, str]) -> tuple[str, str]:
+    """The networks of the replica's adapters, and those that they shall have, in words."""
+    theirs = [mapped.get(one.network, one.network) for one in wanted.network_adapters]
+    loose = {number for number, network in enumerate(theirs) if network == DISCONNECTED}
+    ours = [
+        DISCONNECTED if number in loose and not one.connected else one.network
+        for number, one in enumerate(have.network_adapters)
+    ]
+    return " + ".join(ours) or "none", " + ".join(theirs) or "none"
 
 
-def space_needed(plan: VmPlan, job: JobSettings) -> int:
-    """Bytes that the run may add to the target datastore at the most, as far as this can be known before a snapshot."""
+def space_needed(plan: VmPlan, job: JobSettings, disks: Collection[int] | None = None) -> int:
+    """Bytes that the run may add to the target at the most, as far as this can be known before a snapshot.
+
+    `disks`: for the disks with these source keys only; None: for all.
+    """
+    counted = [one for one in plan.disks if disks is None or one.disk.key in disks]
     if plan.replica is not None:
-        return sum(disk.last_moved or 0 for disk in plan.disks if not disk.replace_disk) + sum(
-            disk.disk.capacity for disk in plan.disks if disk.replace_disk
+        return sum(one.last_moved or 0 for one in counted if not one.replace_disk) + sum(
+            one.disk.capacity for one in counted if one.replace_disk
         )
     thick = thin = 0
-    for disk_plan in plan.disks:
+    for disk_plan in counted:
         if job.thin if job.thin is not None else disk_plan.disk.thin:
             thin += disk_plan.disk.capacity
         else:

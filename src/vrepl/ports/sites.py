@@ -150,8 +150,10 @@ class ChangeTracking(ChangedBlocks, Protocol):
 class ReplicaMaking(Protocol):
     """Replica VMs, made and brought up to their sources."""
 
-    def check_place(self, name: str, hardware: Hardware, placement: ReplicaPlacement) -> None:
+    def check_place(self, name: str, hardware: Hardware, placement: ReplicaPlacement) -> list[str]:
         """Raises what would keep a replica of this name and hardware from being made there; makes nothing.
+
+        Returns what would be made beside it, in words, such as a folder.
 
         NotFoundError, UsageError, or NotReplicableError: the name's length, hardware version, guest OS, networks.
         """

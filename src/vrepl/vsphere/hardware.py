@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vrepl.model import Controller, Disk, Hardware, NetworkAdapter, ReplicaSpec
+from vrepl.errors import NotFoundError
+from vrepl.model import DISCONNECTED, Controller, Disk, Hardware, NetworkAdapter, ReplicaSpec
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.placement import Place, mapped_network
 from vrepl.vsphere.translation import encode_name
@@ -110,8 +111,16 @@ def name_file(device: Any, path: str) -> None:
 
 
 def adapter_backing(network: str, place: Place) -> Any:
-    """The backing for a network of the place, by name. Raises NotFoundError with near names."""
+    """The backing for a network of the place, by name. Raises NotFoundError with near names.
+
+    A disconnected adapter wants one all the same: the first of the host's, where it is not connected.
+    """
     card = vim.vm.device.VirtualEthernetCard
+    if network == DISCONNECTED and network not in place.networks:
+        plain = sorted(set(place.networks) - set(place.portgroups) - set(place.opaque)) or sorted(place.networks)
+        if not plain:
+            raise NotFoundError(f"host {place.host_name} has no network at all", hint="give it one")
+        network = plain[0]
     found = place.network(network)
     if network in place.portgroups:
         key, switch = place.portgroups[network]
@@ -129,7 +138,7 @@ def adapter_device(adapter: NetworkAdapter, *, key: int, network: str, place: Pl
     device.key = key
     device.backing = adapter_backing(network, place)
     device.connectable = vim.vm.device.VirtualDevice.ConnectInfo(
-        startConnected=adapter.connected, allowGuestControl=True, connected=False
+        startConnected=adapter.connected and network != DISCONNECTED, allowGuestControl=True, connected=False
     )
     device.wakeOnLanEnabled = True
     set_mac(device, adapter.mac if keep_mac else None)
@@ -190,13 +199,14 @@ def replica_config(spec: ReplicaSpec, place: Place, new_uuid: Callable[[], str])
     ]
     for disk in spec.disks:
         thin = disk.thin if spec.thin is None else spec.thin
+        datastore, datastore_name = place.store_of(spec.placement, disk.key)
         device = disk_device(
             disk,
             key=next(keys),
             controller_key=temporary_key(disk.controller_key),
             thin=thin,
-            datastore=place.datastore,
-            datastore_name=place.datastore_name,
+            datastore=datastore,
+            datastore_name=datastore_name,
         )
         changes.append(added(device, new_file=True))
     for adapter in hardware.network_adapters:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vrepl.errors import NotFoundError, UsageError
-from vrepl.model import Hardware, ReplicaPlacement
+from vrepl.errors import NotFoundError, UsageError, VsphereError
+from vrepl.model import DISCONNECTED, Hardware, ReplicaPlacement
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import kind_of, ref_of, vim
 from vrepl.vsphere.hosts import Environments, HostOffer, in_order, too_long, unknown_guest, with_placed
 from vrepl.vsphere.inventory import near_names
 from vrepl.vsphere.session import Session
-from vrepl.vsphere.translation import decode_name
+from vrepl.vsphere.translation import decode_name, encode_name
 
 _HOST_PATHS = (
     "name",
@@ -35,6 +35,12 @@ LISTING_LAST = 30.0
 def mapped_network(name: str, networks: Mapping[str, str]) -> str:
     """The target's network for one of the source's; unmapped ones keep their name."""
     return networks.get(name, name)
+
+
+def wanted_networks(hardware: Hardware, networks: Mapping[str, str]) -> list[str]:
+    """The target's networks that a replica of this hardware is connected to."""
+    mapped = [mapped_network(one.network, networks) for one in hardware.network_adapters]
+    return [network for network in mapped if network != DISCONNECTED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,23 @@ class Place:
     """Distributed port group by name -> (its key, its switch's uuid)."""
     opaque: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Network of NSX's own switch by name -> (its network id, its type)."""
+    stores: Mapping[str, Any] = field(default_factory=dict)
+    """Datastores of the host by name."""
+    missing_folders: tuple[str, ...] = ()
+    """What must be made below `folder`, one in the other, for the replica to go to."""
+
+    def store(self, name: str) -> Any:
+        """The datastore of that name that the host mounts. Raises NotFoundError with near names."""
+        if name not in self.stores:
+            raise NotFoundError(
+                f"host {self.host_name} has no datastore {name}", hint=near_names(name, self.stores) or "mount it there"
+            )
+        return self.stores[name]
+
+    def store_of(self, placement: ReplicaPlacement, disk_key: int) -> tuple[Any, str]:
+        """The datastore of a disk that is to be made, by the source's device key, and its name."""
+        name = placement.disk_stores.get(disk_key)
+        return (self.datastore, self.datastore_name) if name is None else (self.store(name), name)
 
     def network(self, name: str) -> Any:
         """Raises NotFoundError with near names."""
@@ -111,7 +134,7 @@ class Places:
             things = {one.ref: one for one in found}
             hosts = {host.ref: host for host in _hosts(found, things, placement)}
             hardware = replica.hardware
-            networks = [mapped_network(one.network, placement.networks) for one in hardware.network_adapters]
+            networks = wanted_networks(hardware, placement.networks)
             offers = [self._offer(things, host) for host in hosts.values()]
             if len(hosts) == 1:
                 # A single host's networks are looked up by name later, where near names are known.
@@ -122,9 +145,7 @@ class Places:
                 browser = _browser(things, host)
                 if self._environments.knows_guest(browser, host.object, hardware.version, hardware.guest_id):
                     place = self._place(found, things, host, placement)
-                    for network in networks or [
-                        mapped_network(one.network, placement.networks) for one in hardware.network_adapters
-                    ]:
+                    for network in networks or wanted_networks(hardware, placement.networks):
                         place.network(network)
                     return place
             raise unknown_guest(able[0], hardware.guest_id)
@@ -177,17 +198,35 @@ class Places:
             _pick(stores, placement.datastore, f"host {host_name} has no datastore", "it has")
         compute = _compute(things, host)
         networks, portgroups, opaque = _networks(self._session, host)
+        folder, missing_folders = _folder(found, things, host, placement.folder)
         return Place(
             host=host.object,
             host_name=host_name,
             datastore=datastore[0].object,
             datastore_name=_name(datastore[0]),
-            folder=_folder(found, things, host, placement.folder),
+            folder=folder,
             pool=_pool(found, things, compute, placement.resource_pool, host_name),
             networks=networks,
             portgroups=portgroups,
             opaque=opaque,
+            stores={_name(one): one.object for one in stores},
+            missing_folders=missing_folders,
         )
+
+    def make_folders(self, place: Place) -> Any:
+        """The folder that the replica goes to, made where it is missing: such a folder stays, whatever comes of it."""
+        folder = place.folder
+        for name in place.missing_folders:
+            try:
+                folder = folder.CreateFolder(name=encode_name(name))
+            except VsphereError as error:
+                if error.fault != "DuplicateName":
+                    raise
+                # Another replica's run was quicker.
+                folder = next(one for one in folder.childEntity if decode_name(str(one.name)) == name)
+        if place.missing_folders:
+            self.forget()
+        return folder
 
 
 def _compute(things: Mapping[str, collector.Found], host: collector.Found) -> collector.Found | None:
@@ -227,10 +266,15 @@ def _pick(candidates: list[collector.Found], name: str, missing: str, others: st
 def _hosts(
     found: list[collector.Found], things: Mapping[str, collector.Found], placement: ReplicaPlacement
 ) -> list[collector.Found]:
-    """The host that the job names, or all connected ones that mount the datastore, by name; at least one."""
+    """The host that the job names, or all connected ones that mount the datastores, by name; at least one."""
     hosts = sorted((one for one in found if isinstance(one.object, vim.HostSystem)), key=_name)
+    if placement.cluster is not None:
+        clusters = [one for one in found if isinstance(one.object, vim.ClusterComputeResource)]
+        cluster = _pick(clusters, placement.cluster, "the target site has no cluster", "it has")
+        hosts = [one for one in hosts if (above := _compute(things, one)) is not None and above.ref == cluster.ref]
     if placement.host is not None:
-        return [_pick(hosts, placement.host, "the target site has no host", "it has")]
+        where = f"cluster {placement.cluster} has no host" if placement.cluster else "the target site has no host"
+        return [_pick(hosts, placement.host, where, "it has")]
     usable = [
         host
         for host in hosts
@@ -240,8 +284,9 @@ def _hosts(
     ]
     if not usable:
         known = {_name(one) for one in found if isinstance(one.object, vim.Datastore)}
+        where = f"cluster {placement.cluster}" if placement.cluster else "the target site"
         raise NotFoundError(
-            f"no connected host of the target site has datastore {placement.datastore}",
+            f"no connected host of {where} has datastore {placement.datastore}",
             hint=near_names(placement.datastore, known) or "set host and datastore of the job's target",
         )
     meant = {store.ref for host in usable for store in _stores_named(placement.datastore, things, host)}
@@ -250,7 +295,14 @@ def _hosts(
             f"the target site has {len(meant)} datastores named {placement.datastore}",
             hint="write the datacenter before the name in target_datastore (datacenter/name), or name a target_host",
         )
-    return usable
+    others = sorted(set(placement.disk_stores.values()))
+    able = [host for host in usable if all(_stores_named(name, things, host) for name in others)]
+    if not able:
+        raise NotFoundError(
+            f"no connected host that has datastore {placement.datastore} has {', '.join(others)} too",
+            hint="a VM's disks lie on datastores of one host: change disk_datastores in the job",
+        )
+    return able
 
 
 def _datacenter(things: Mapping[str, collector.Found], start: collector.Found) -> collector.Found | None:
@@ -263,23 +315,26 @@ def _datacenter(things: Mapping[str, collector.Found], start: collector.Found) -
 
 def _folder(
     found: list[collector.Found], things: Mapping[str, collector.Found], host: collector.Found, path: str | None
-) -> Any:
-    """The VM folder of the host's datacenter, or the one at `a/b` below it."""
+) -> tuple[Any, tuple[str, ...]]:
+    """The VM folder of the host's datacenter, or as much of `a/b` below it as is there, and the steps that are not."""
     datacenter = _datacenter(things, host)
     if datacenter is None or datacenter.get("vmFolder") is None:
         raise NotFoundError(f"the datacenter of host {_name(host)} cannot be seen", hint="see `vrepl check`")
     current = datacenter.get("vmFolder")
-    for step in [part for part in (path or "").split("/") if part]:
+    steps = [part for part in (path or "").split("/") if part]
+    for number, step in enumerate(steps):
         inside = [
             one
             for one in found
             if isinstance(one.object, vim.Folder)
             and one.get("parent") is not None
             and ref_of(one.get("parent")) == ref_of(current)
+            and _name(one) == step
         ]
-        missing = f"datacenter {_name(datacenter)} has no VM folder {path}: there is no"
-        current = _pick(inside, step, missing, "there are").object
-    return current
+        if not inside:
+            return current, tuple(steps[number:])
+        current = inside[0].object
+    return current, ()
 
 
 def _pool(

@@ -83,6 +83,7 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
     ),
     Role.TARGET: (
         *_READ,
+        Need("Folder.Create", Scope.FOLDER, "make the folders of target_folder"),
         Need("VirtualMachine.Inventory.Create", Scope.FOLDER, "register replicas"),
         Need("VirtualMachine.Inventory.Delete", Scope.VM, "remove what a failed creation left"),
         Need("VirtualMachine.Config.AddNewDisk", Scope.VM, "give replicas their disks"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vrepl.errors import NotFoundError
-from vrepl.model import Hardware, NetworkAdapter, ReplicaPlacement
+from vrepl.model import DISCONNECTED, Hardware, NetworkAdapter, ReplicaPlacement
 from vrepl.vsphere import collector, hardware
 from vrepl.vsphere.api import kind_of, vim
 from vrepl.vsphere.inventory import Inventory
@@ -93,9 +94,14 @@ class Reconciler:
             mac = adapter.mac if keep_macs and hardware.is_static_mac(adapter.mac) else ""
             return kind, network, adapter.connected, mac
 
-        mine = [facts(one, one.network) for one in have.network_adapters]
-        theirs = [facts(one, mapped_network(one.network, placement.networks)) for one in wanted.network_adapters]
-        return mine != theirs
+        theirs = [_as_placed(one, placement) for one in wanted.network_adapters]
+        # Which network an adapter has that is to be disconnected does not matter.
+        loose = {number for number, one in enumerate(theirs) if one.network == DISCONNECTED}
+        mine = [
+            facts(one, DISCONNECTED if number in loose else one.network)
+            for number, one in enumerate(have.network_adapters)
+        ]
+        return mine != [facts(one, one.network) for one in theirs]
 
     def _adapters(
         self,
@@ -110,8 +116,9 @@ class Reconciler:
         """The n-th adapter of the replica follows the n-th of the source."""
         changes: list[Any] = []
         present = adapters_of(cards, self._inventory.names())
-        for number, adapter in enumerate(wanted.network_adapters):
-            network = mapped_network(adapter.network, placement.networks)
+        for number, one in enumerate(wanted.network_adapters):
+            adapter = _as_placed(one, placement)
+            network = adapter.network
             key = -200_000 - number
             if number >= len(cards):
                 device = hardware.adapter_device(adapter, key=key, network=network, place=place, keep_mac=keep_macs)
@@ -125,7 +132,7 @@ class Reconciler:
                 changed.append(f"network adapter {number + 1}: {mine.kind} -> {adapter.kind}")
                 continue
             said = []
-            if mine.network != network:
+            if network not in {mine.network, DISCONNECTED}:
                 card.backing = hardware.adapter_backing(network, place)
                 said.append(f"network {mine.network} -> {network}")
             if mine.connected != adapter.connected:
@@ -143,8 +150,14 @@ class Reconciler:
         return changes
 
 
+def _as_placed(adapter: NetworkAdapter, placement: ReplicaPlacement) -> NetworkAdapter:
+    """A source's adapter as the replica's is to be."""
+    network = mapped_network(adapter.network, placement.networks)
+    return replace(adapter, network=network, connected=adapter.connected and network != DISCONNECTED)
+
+
 def placed_on(placement: ReplicaPlacement, host: str) -> ReplicaPlacement:
     """Networks and datastores are those of the host that the replica is on now (DRS may have moved it), wherever the
     job put it; one whose host may not be read has those of the job's.
     """
-    return ReplicaPlacement(host or placement.host, placement.datastore, networks=placement.networks)
+    return replace(placement, host=host or placement.host, folder=None, resource_pool=None, cluster=None)

@@ -48,8 +48,9 @@ class Replicas:
             )
             return found[0] if found else None
 
+        folder = self._places.make_folders(place)
         made = self._tasks.run(
-            lambda: place.folder.CreateVM_Task(config=config, pool=place.pool, host=place.host),
+            lambda: folder.CreateVM_Task(config=config, pool=place.pool, host=place.host),
             what=what,
             recover=there,
         )
@@ -84,13 +85,14 @@ class Replicas:
                     f"replica {vm.name} already has a disk at {kind} {bus}:{disk.unit_number}",
                     fault="InvalidDeviceSpec",
                 )
+        datastore, datastore_name = place.store_of(spec.placement, disk.key)
         device = hardware.disk_device(
             disk,
             key=-100_000,
             controller_key=controller_key,
             thin=disk.thin if spec.thin is None else spec.thin,
-            datastore=place.datastore,
-            datastore_name=place.datastore_name,
+            datastore=datastore,
+            datastore_name=datastore_name,
         )
         if path is not None:
             hardware.name_file(device, path)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from vrepl.model import (
+    DISCONNECTED,
     ChangedAreas,
     DataEngine,
     Datastore,
@@ -219,8 +220,10 @@ class VsphereSite:
             place = self._places.find(placement)
             entities[Scope.FOLDER] = [place.folder]
             entities[Scope.POOL] = [place.pool]
-            entities[Scope.DATASTORE] = [place.datastore]
-            entities[Scope.NETWORK] = [place.network(name) for name in sorted(set(placement.networks.values()))]
+            others = [place.store(name) for name in sorted(set(placement.disk_stores.values()))]
+            entities[Scope.DATASTORE] = [place.datastore, *(one for one in others if one != place.datastore)]
+            networks = sorted(set(placement.networks.values()) - {DISCONNECTED})
+            entities[Scope.NETWORK] = [place.network(name) for name in networks]
             # Before the first replica exists, what will count on it is what the folder hands down.
             entities[Scope.VM] = entities[Scope.VM] or [place.folder]
         return missing(self._session, role, entities, engine)
@@ -319,9 +322,12 @@ class VsphereSite:
 
     # --- replicas
 
-    def check_place(self, name: str, hardware: Hardware, placement: ReplicaPlacement) -> None:
+    def check_place(self, name: str, hardware: Hardware, placement: ReplicaPlacement) -> list[str]:
         """Raises what would keep a replica of this name and hardware from being made there; makes nothing."""
-        self._places.find_for(NewReplica(name, hardware), placement)
+        place = self._places.find_for(NewReplica(name, hardware), placement)
+        if not place.missing_folders:
+            return []
+        return [f"folder {'/'.join(place.missing_folders)} is made at the target (target_folder = {placement.folder})"]
 
     def create_replica(self, spec: ReplicaSpec) -> VirtualMachine:
         return self._replicas.create(spec)
