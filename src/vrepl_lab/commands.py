@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,14 @@ def folder_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 NO_VDDK = click.option(
     "--no-vddk", "vddk", flag_value=False, default=True, help="Without any libvixDiskLib: vrepl takes its own engine."
+)
+
+PROXY = click.option(
+    "--proxy",
+    type=click.Choice(["bare", "hotadd", "san"]),
+    default="bare",
+    show_default=True,
+    help="Of the jobs: a machine that reaches ports alone, one that is a VM of both sites, one that sees all LUNs.",
 )
 
 
@@ -113,9 +122,12 @@ def lab() -> None:
     help="A standalone ESXi host in place of this site's vCenter; --esx alone: in place of both.",
 )
 @NO_VDDK
+@PROXY
 @json_option
 @pass_state
-def up(state: State, folder: Path | None, disk_mib: int, extra_vms: int, esx: str | None, vddk: bool) -> None:
+def up(
+    state: State, folder: Path | None, disk_mib: int, extra_vms: int, esx: str | None, vddk: bool, proxy: str
+) -> None:
     """Start a lab, and return when it serves.
 
     The first time, the simulator and the library are built. In a stopped lab's folder the lab is made anew.
@@ -129,7 +141,8 @@ def up(state: State, folder: Path | None, disk_mib: int, extra_vms: int, esx: st
     if running:
         click.echo(f"a lab is running in {place} already", err=True)
     else:
-        Lab.start(place, standalone(demo_spec(disk_mib, extra_vms, vddk=vddk), esx), detached=True)
+        spec = replace(demo_spec(disk_mib, extra_vms, vddk=vddk), job_proxy=proxy)
+        Lab.start(place, standalone(spec, esx), detached=True)
         click.echo(f"lab: ready in {place}", err=True)
         click.echo(f"try: vrepl --config {place / 'vrepl.toml'} replicate demo", err=True)
     config = str(place / "vrepl.toml")
@@ -332,14 +345,15 @@ def cbt_reset(state: State, folder: Path | None, site: str, vm: str, index: int)
 
 @lab.command(
     short_help="Replicate, write, replicate again, prove it.",
-    epilog=examples("vrepl lab demo", "vrepl lab demo --no-vddk"),
+    epilog=examples("vrepl lab demo", "vrepl lab demo --no-vddk", "vrepl lab demo --no-vddk --proxy hotadd"),
 )
 @folder_option
 @click.option("--disk-mib", type=click.IntRange(min=16), default=DISK_MIB, show_default=True, help="As for `lab up`.")
 @click.option("--keep", is_flag=True, help="Leave the lab running at the end.")
 @NO_VDDK
-def demo(folder: Path | None, disk_mib: int, keep: bool, vddk: bool) -> None:
+@PROXY
+def demo(folder: Path | None, disk_mib: int, keep: bool, vddk: bool, proxy: str) -> None:
     """Start a lab, replicate its VMs, let the guests write, replicate again, verify, show, and end the lab."""
     from vrepl_lab.demo import run_demo
 
-    run_demo(folder, disk_mib, keep=keep, vddk=vddk)
+    run_demo(folder, disk_mib, keep=keep, vddk=vddk, proxy=proxy)

@@ -34,7 +34,13 @@ def quoted(text: str) -> str:
 
 
 def configuration(
-    lab: Path, sites: Iterable[SiteAccess], proxies: Sequence[str], jobs: Iterable[JobText], *, target_host: str
+    lab: Path,
+    sites: Iterable[SiteAccess],
+    proxies: Sequence[str],
+    jobs: Iterable[JobText],
+    *,
+    target_host: str,
+    job_proxy: str | None = None,
 ) -> str:
     lines = [HEADER]
     for site in sites:
@@ -69,7 +75,7 @@ def configuration(
             'target_datastore = "dr-vmfs-01"',
             'networks = { "VM Network" = "VM Network" }',
             "retention = { last = 7 }",
-            *([f"proxy = {quoted(proxies[0])}"] if proxies else []),
+            *([f"proxy = {quoted(job_proxy or proxies[0])}"] if proxies else []),
             "",
         ]
     return "\n".join(lines)

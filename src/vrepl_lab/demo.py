@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,10 @@ class DiskName:
     index: int
 
 
-def run_demo(folder: Path | None, disk_mib: int, *, keep: bool, vddk: bool = True) -> None:
+def run_demo(folder: Path | None, disk_mib: int, *, keep: bool, vddk: bool = True, proxy: str = "bare") -> None:
     """Raises DemoError if a run or a proof fails; the lab is ended on every way out unless `keep`."""
     begun = time.monotonic()
-    spec = demo_spec(disk_mib, vddk=vddk)
+    spec = replace(demo_spec(disk_mib, vddk=vddk), job_proxy=proxy)
     disks = [
         DiskName(vm.name, index)
         for vm in spec.prod.vms
@@ -59,7 +59,7 @@ def run_demo(folder: Path | None, disk_mib: int, *, keep: bool, vddk: bool = Tru
     with place_of(folder, keep=keep) as place:
         lab = Lab.start(place, spec, detached=keep)
         try:
-            show(lab, disks, powered_on, engine="vddk" if vddk else "own")
+            show(lab, disks, powered_on, engine="vddk" if vddk else "own", proxy=proxy)
             say(f"demo: done in {time.monotonic() - begun:.0f} s")
         finally:
             if keep:
@@ -68,7 +68,7 @@ def run_demo(folder: Path | None, disk_mib: int, *, keep: bool, vddk: bool = Tru
                 lab.stop()
 
 
-def show(lab: Lab, disks: Sequence[DiskName], powered_on: set[str], *, engine: str) -> None:
+def show(lab: Lab, disks: Sequence[DiskName], powered_on: set[str], *, engine: str, proxy: str) -> None:
     step("replicate: the first run moves what is allocated")
     first = replicate(lab)
     step(f"the guests write {GUEST_WRITE // 1024} KiB to each disk of the running VMs")
@@ -77,13 +77,15 @@ def show(lab: Lab, disks: Sequence[DiskName], powered_on: set[str], *, engine: s
             guest_writes(lab, disk)
     step("replicate: the second run")
     second = replicate(lab)
-    through = "VDDK" if engine == "vddk" else "vrepl's own NBD"
+    through = "VDDK" if engine == "vddk" else f"vrepl's own {'HotAdd' if proxy == 'hotadd' else 'NBD'}"
     step(f"verify: the restore points are read back through {through} against their digests")
     verified = verify(lab)
     step("proof: the disks are exported from both sites, compared byte by byte, and checked with e2fsck")
     proofs = {disk: prove(lab, disk, report_of(second, disk.vm)) for disk in disks}
     for run in (first, second):
         assert_engine(run, engine)
+        if proxy == "hotadd":
+            assert_mode(run, "hotadd")
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     say("\nof each disk the first run, then the second:\n")
     console.make_console(width=width).print(table(disks, first, second, verified, proofs))
@@ -175,6 +177,15 @@ def assert_engine(run: dict[str, Any], engine: str) -> None:
             used = {side["engine"] for side in disk["transport"].values() if side["mode"]}
             if used - {engine}:
                 raise DemoError(f"{vm['name']} disk {disk['index']} was opened by engine {', '.join(sorted(used))}")
+
+
+def assert_mode(run: dict[str, Any], mode: str) -> None:
+    """Raises DemoError where a disk crossed another way."""
+    for vm in run["vms"]:
+        for disk in vm["disks"]:
+            used = {side["mode"] for side in disk["transport"].values() if side["mode"]}
+            if used - {mode}:
+                raise DemoError(f"{vm['name']} disk {disk['index']} crossed over {', '.join(sorted(used))}")
 
 
 def report_of(run: dict[str, Any], vm: str) -> dict[str, Any]:

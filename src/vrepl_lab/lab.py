@@ -157,6 +157,7 @@ class Lab:
             [proxy.name for proxy in spec.proxies],
             [job for job in jobs if job.vms],
             target_host=self.sites["dr"].hosts[0],
+            job_proxy=spec.job_proxy,
         )
         (self.folder / "vrepl.toml").write_text(text)
 

@@ -151,6 +151,8 @@ class LabSpec:
     seed: str = "vrepl lab"
     vddk: bool = True
     """Whether proxies have a libvixDiskLib; without one vrepl takes its own engine."""
+    job_proxy: str | None = None
+    """Of the jobs in the configuration; None: the first proxy."""
 
     @property
     def sites(self) -> dict[str, SiteSpec]:

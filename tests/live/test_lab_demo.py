@@ -10,21 +10,32 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from vrepl_lab.folder import read_state
 from vrepl_lab.lab import Lab
 
 COMMAND = [sys.executable, "-c", "from vrepl.cli import main; main()", "lab", "demo", "--disk-mib", "32"]
 
 
-def test_the_demo_ends_well_and_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ((), "nbdssl"),
+        (("--no-vddk", "--proxy", "hotadd"), "hotadd"),
+        pytest.param(("--no-vddk",), "nbdssl", marks=pytest.mark.long),
+    ],
+)
+def test_the_demo_ends_well_and_leaves_nothing(lab: Lab, tmp_path: Path, options: tuple[str, ...], mode: str) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     rows = [line.split() for line in lines]
     first = [row for row in rows if row[0] in {"web-01", "db-01", "app-01"}]
     assert [row[:2] for row in first] == [["web-01", "0"], ["db-01", "0"], ["db-01", "1"], ["app-01", "0"]]
     assert [row[-1] == "yes" for row in rows[2:]] == [False, True] * 4
+    assert [row[2] for row in first] == [mode] * 4
     assert max(len(line.rstrip()) for line in lines) <= 80
     assert list(tmp_path.iterdir()) == []
     assert lab.status()

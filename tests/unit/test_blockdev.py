@@ -80,7 +80,7 @@ def test_a_disk_is_found_among_others_whatever_its_name_and_controller(guest: Pr
     assert find(guest) == right
 
 
-def test_a_disk_that_comes_late_is_waited_for_and_the_bus_is_scanned_once(guest: ProxyGuest, image: Path) -> None:
+def test_a_disk_that_comes_late_is_waited_for_and_the_bus_is_scanned(guest: ProxyGuest, image: Path) -> None:
     scan = guest.sysroot / "sys/class/scsi_host/host2/scan"
     scan.parent.mkdir(parents=True)
     scan.touch()

@@ -24,7 +24,8 @@ SECTOR = 512
 """Bytes: the unit of `size` in /sys, whatever the disk's own sectors are (Linux, Documentation/block/stat.rst)."""
 APPEAR_SECONDS = 60.0
 RESCAN_AFTER = 2.0
-"""Seconds until the SCSI hosts are asked to look: with a paravirtual controller a disk appears by itself."""
+"""Seconds until the SCSI hosts are asked to look, and twice as many until the next time: with a paravirtual controller a
+disk appears by itself."""
 POLL = 0.05
 NOT_FOUND, NO_ACCESS, BUSY = 4, 13, 5
 """Codes as VDDK has them for the same (`vddk.codes`)."""
@@ -74,7 +75,7 @@ def find_disk(
 ) -> ScsiDisk:
     """Wait for the disk, and prove that it is the one. Raises DiskError where it is not, or cannot be told apart."""
     began = monotonic()
-    scanned = False
+    scan_at = RESCAN_AFTER
     wanted = wwid_of(attached.uuid)
     while True:
         disks = list(scsi_disks(sysroot))
@@ -92,8 +93,8 @@ def find_disk(
         waited = monotonic() - began
         if waited >= within:
             raise _missing(attached, disks, within)
-        if waited >= RESCAN_AFTER and not scanned:
-            scanned = True
+        if waited >= scan_at:
+            scan_at *= 2
             rescan(sysroot)
         sleep(POLL)
 

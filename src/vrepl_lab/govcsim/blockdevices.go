@@ -30,6 +30,7 @@ type blockDevice struct {
 	write   bool
 	visible bool
 	gone    bool
+	scanned bool     // the guest has looked since it was plugged in
 	links   []string // symlinks and folders that lead to it
 }
 
@@ -176,25 +177,36 @@ func (l *Lab) scanFile(device *blockDevice) string {
 	return l.sysroot(device.proxy, fmt.Sprintf("sys/class/scsi_host/host%d/scan", device.host))
 }
 
-// rescanned tells whether the guest asked, or the device went meanwhile. It makes the file that is written to.
+// makeScanFile makes it where it is not there: what was written to it is not forgotten.
+func (l *Lab) makeScanFile(device *blockDevice) {
+	file := l.scanFile(device)
+	_ = os.MkdirAll(filepath.Dir(file), 0o700)
+	if f, err := os.OpenFile(file, os.O_CREATE|os.O_RDONLY, 0o600); err == nil {
+		_ = f.Close()
+	}
+}
+
+// rescanned tells whether the guest asked, or the device went meanwhile.
 func (l *Lab) rescanned(device *blockDevice) bool {
 	file := l.scanFile(device)
 	l.devices.mu.Lock()
 	defer l.devices.mu.Unlock()
-	if device.gone {
+	if device.gone || device.scanned {
 		return true
 	}
 	said, err := os.ReadFile(file)
 	if err != nil {
-		_ = os.MkdirAll(filepath.Dir(file), 0o700)
-		_ = os.WriteFile(file, nil, 0o600)
+		l.makeScanFile(device)
 		return false
 	}
 	if len(bytes.TrimSpace(said)) == 0 {
 		return false
 	}
 	_ = os.Truncate(file, 0)
-	return true
+	for _, other := range l.devices.all { // a scan finds all that there is on the host
+		other.scanned = other.scanned || l.scanFile(other) == file
+	}
+	return device.scanned
 }
 
 // show puts the device into /dev and /sys. The caller holds devices.mu.
@@ -231,7 +243,6 @@ func (l *Lab) show(device *blockDevice, uuids bool) error {
 		filepath.Join(block, "ro"):                        "0\n",
 		filepath.Join(block, "queue/logical_block_size"):  "512\n",
 		filepath.Join(block, "queue/physical_block_size"): "512\n",
-		l.scanFile(device):                                "",
 	}
 	wwn := ""
 	if uuids {
@@ -246,6 +257,7 @@ func (l *Lab) show(device *blockDevice, uuids bool) error {
 			return err
 		}
 	}
+	l.makeScanFile(device)
 	device.links = append(device.links, node)
 	at := filepath.Join(root, "dev", device.name)
 	if err := os.Rename(device.file, at); err != nil {
