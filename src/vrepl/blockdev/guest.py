@@ -24,8 +24,8 @@ SECTOR = 512
 """Bytes: the unit of `size` in /sys, whatever the disk's own sectors are (Linux, Documentation/block/stat.rst)."""
 APPEAR_SECONDS = 60.0
 RESCAN_AFTER = 2.0
-"""Seconds until the SCSI hosts are asked to look, and twice as many until the next time: with a paravirtual controller a
-disk appears by itself."""
+"""Seconds until the SCSI hosts are asked to look, and twice as many until the next time: with a paravirtual controller
+a disk appears by itself."""
 POLL = 0.05
 NOT_FOUND, NO_ACCESS, BUSY = 4, 13, 5
 """Codes as VDDK has them for the same (`vddk.codes`)."""
