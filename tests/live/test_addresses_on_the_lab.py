@@ -121,9 +121,17 @@ def test_in_a_test_too_and_home_with_those_that_it_had(runs: Addressed) -> None:
 def test_what_customisation_comes_to_is_said(runs: Addressed) -> None:
     runs.replicate()
     runs.lab.set("dr.customize_needs_tools=yes")
-    kept = runs.failover("start", "web-01", "--source-is-down", "--yes")
-    assert (kept["result"], kept["state"], kept["addresses"]["result"]) == ("success", "failed-over", "kept"), kept
-    assert any("it keeps its addresses" in note for note in kept["notes"])
+    dry = runs.failover("start", "web-01", "--source-is-down", "--dry-run")
+    assert "it boots twice, once without networks" in dry["addresses"]["warnings"][-1]
+    tried = runs.failover("test", "web-01", "--timeout", "20s")
+    assert (tried["result"], tried["addresses"]["result"]) == ("success", "set"), tried
+    assert any("it ran once without networks" in note for note in tried["notes"])
+    introduced = runs.failover("start", "web-01", "--source-is-down", "--yes")
+    assert (introduced["state"], introduced["addresses"]["result"]) == ("failed-over", "set"), introduced
+    assert any("it ran once without networks" in note for note in introduced["notes"])
+    assert runs.shown("dr", "web-01-replica")[0] == "10.2.0.5"
+    with plain_api.session(runs.lab, "dr") as instance:
+        assert all(card.connected for card in plain_api.vm_named(instance, "web-01-replica").guest.net)
     runs.failover("undo", "web-01", "--yes")
     runs.lab.set("dr.customize_needs_tools=no", "dr.guest=web-01*,customize=fail")
     failed = runs.failover("start", "web-01", "--source-is-down", "--yes")

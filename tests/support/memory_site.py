@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tests.support.memory_disk import MemoryDisk, MemoryHandle
@@ -180,6 +180,8 @@ class MemorySite:
         """Which writes of a guest (disk's index, offset) change tracking does not see: it lies in silence."""
         self.customisation: Callable[[MemoryVm], str | None] = lambda vm: ""
         """How customisation ends in a guest: why it fails, "" where it does not, None where it never ends."""
+        self.powered_on: list[tuple[str, tuple[bool, ...]]] = []
+        """VMs in their order, with what their adapters were connected to."""
         self.isolated_networks: set[tuple[str, str]] = set()
         """(host, name)"""
         self.newest_hardware = 21
@@ -638,6 +640,8 @@ class MemorySite:
         if vm.writers:
             raise DiskLockedError(f"a disk of {vm.name} is open for writing")
         vm.power = PowerState.ON
+        vm.tools_known = vm.tools_known or vm.tools_running
+        self.powered_on.append((vm.name, tuple(one.connected for one in vm.hardware.network_adapters)))
         if vm.given is not None:
             why = self.customisation(vm)
             if why == "":
@@ -690,6 +694,17 @@ class MemorySite:
             raise VsphereError(f"the guest of {vm.name} cannot be customised", fault="UncustomizableGuest")
         if len(plan.adapters) != len(vm.hardware.network_adapters):
             raise VsphereError("the number of adapters does not match", fault="NicSettingMismatch")
+
+    def set_connected(self, vm_ref: str, adapters: Collection[int], connected: bool) -> None:
+        self._call("set_connected")
+        vm = self._vm(vm_ref)
+        if vm.power is not PowerState.OFF:
+            raise VsphereError(f"{vm.name} is powered on", fault="InvalidPowerState")
+        changed = tuple(
+            replace(one, connected=connected) if one.key in adapters else one for one in vm.hardware.network_adapters
+        )
+        vm.hardware = replace(vm.hardware, network_adapters=changed)
+        self.after_call("set_connected")
 
     def reported_addresses(self, vm_ref: str) -> GuestNetwork | None:
         self._call("reported_addresses")

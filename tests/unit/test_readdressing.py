@@ -13,11 +13,11 @@ from rich.console import Console
 from tests.support.memory_site import HARDWARE, MemorySite, MemoryVm
 from tests.support.world import World, source
 from vrepl.engine.context import FailoverContext
-from vrepl.engine.failover import readdressing
+from vrepl.engine.failover import introduction, readdressing
 from vrepl.engine.failover.command import Failovers
 from vrepl.engine.failover.preview import preview
 from vrepl.engine.failover.replicas import choose
-from vrepl.errors import PermissionDeniedError, TransientVsphereError
+from vrepl.errors import PermissionDeniedError, TransientVsphereError, VsphereError
 from vrepl.extents import GRAIN
 from vrepl.model import NetworkAdapter, PowerState
 from vrepl.model.addresses import (
@@ -47,6 +47,7 @@ SET = ["10.2.7.5/24"]
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readdressing, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(introduction, "LOOK_EVERY", 0.01)
 
 
 def make_world(folder: Path, policy: AddressPolicy = RULES) -> World:
@@ -120,8 +121,22 @@ def test_a_configuration_that_is_there_comes_first(world: World) -> None:
     assert texts(world.replica().guest) == ["10.3.7.5/24"]
 
 
+def unknown(site: MemorySite) -> MemoryVm:
+    """The replica never ran at its site, which knows nothing of its Tools."""
+    vm = next(vm for vm in site.vms.values() if vm.name == "web-01-replica")
+    vm.tools_known = False
+    return vm
+
+
 def refusing(site: MemorySite) -> None:
-    next(vm for vm in site.vms.values() if vm.name == "web-01-replica").tools_known = False
+    def give(*_: object) -> bool:
+        raise VsphereError("the guest cannot be customised", fault="CustomizationFault")
+
+    site.give_addresses = give  # type: ignore
+
+
+def forbid_checks(*_: object) -> None:
+    raise PermissionDeniedError("VirtualMachine.Provisioning.Customize is missing", hint="grant it")
 
 
 def forbidding(site: MemorySite) -> None:
@@ -166,7 +181,8 @@ def test_or_it_stays_off_where_the_job_says_so_until_it_can(
     assert done.error is not None
     assert "wants it to stay off" in done.error.message
     assert world.replica().power is PowerState.OFF
-    world.replica().tools_known, world.target.is_vcenter = True, True
+    world.target.is_vcenter = True
+    world.target.__dict__.pop("give_addresses", None)
     assert fail_over(world, Start()).state == "failed-over"
     assert texts(world.replica().guest) == SET
 
@@ -219,15 +235,47 @@ def test_all_are_powered_on_before_any_is_waited_for(world: World) -> None:
     assert asked.index("power_on") < asked.index("reported_addresses")
 
 
+def test_a_guest_whose_tools_the_site_does_not_know_runs_once_without_networks(world: World) -> None:
+    points = world.restore_point_contents()
+    unknown(world.target)
+    done = fail_over(world, Start())
+    assert (done.result, done.state) == (Result.SUCCESS, "failed-over"), done.error
+    assert texts(world.replica().guest) == SET
+    assert world.target.powered_on == [("web-01-replica", (False,)), ("web-01-replica", (True,))]
+    assert "it ran once without networks, so that vCenter knows of its VMware Tools" in done.notes
+    assert fail_over(world, Undo()).state == "ready"
+    assert world.restore_point_contents() == points
+    assert world.run_vm().result is Result.SUCCESS
+
+
+def test_where_its_tools_do_not_come_up_it_keeps_its_addresses(tmp_path: Path) -> None:
+    world = make_world(tmp_path / "repository", replace(RULES, wait=0.05))
+    replica = unknown(world.target)
+    replica.tools_running = False
+    done = fail_over(world, Start())
+    assert (done.result, done.state) == (Result.SUCCESS, "failed-over"), done.error
+    assert done.addresses is not None
+    assert done.addresses.result is AddressResult.KEPT
+    assert any("did not come up" in note for note in done.notes)
+    assert world.target.powered_on == [("web-01-replica", (False,)), ("web-01-replica", (True,))]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("wishes", [[Start()], [Start(), Undo()]], ids=["start", "undo"])
-def test_killed_before_and_after_every_call_the_guest_has_its_addresses(tmp_path: Path, wishes: list[Wish]) -> None:
+@pytest.mark.parametrize(
+    ("wishes", "known"),
+    [([Start()], True), ([Start()], False), ([Start(), Undo()], False)],
+    ids=["start", "start, unknown Tools", "undo, unknown Tools"],
+)
+def test_killed_before_and_after_every_call_the_guest_has_its_addresses(
+    tmp_path: Path, wishes: list[Wish], known: bool
+) -> None:
     seen = set()
     death = 0
     while True:
         death += 1
         world = make_world(tmp_path / f"repository-{death}")
         points = world.restore_point_contents()
+        world.replica().tools_known = known
         left = death
         where = ""
 
@@ -249,7 +297,10 @@ def test_killed_before_and_after_every_call_the_guest_has_its_addresses(tmp_path
         world.kill_at = lambda _: False
         assert done.result is Result.SUCCESS, done.error
         assert world.restore_point_contents() == points
+        connected = [one.connected for one in world.replica().hardware.network_adapters]
+        assert connected == [True], where
         if len(wishes) == 1:
+            assert world.target.powered_on[-1] == ("web-01-replica", (True,))
             assert done.addresses is not None
             assert done.addresses.result is AddressResult.SET, where
             assert (done.state, texts(world.replica().guest)) == ("failed-over", SET)
@@ -258,6 +309,7 @@ def test_killed_before_and_after_every_call_the_guest_has_its_addresses(tmp_path
         if not died:
             break
     assert {"before dr give_addresses", "after dr give_addresses", "before dr reported_addresses"} <= seen
+    assert ("after dr set_connected" in seen) is not known
 
 
 def test_given_again_the_command_says_what_the_guest_reports_now(world: World) -> None:
@@ -291,10 +343,14 @@ def test_a_look_beforehand_shows_what_would_change_and_changes_nothing(world: Wo
     assert (shown["addresses"]["result"], shown["addresses"]["adapters"][0]["after"]) == ("planned", "10.2.7.5/24")
     assert world.replica().files == before
     assert (world.replica().given, world.replica().power) == (None, PowerState.OFF)
-    refusing(world.target)
+    unknown(world.target)
+    [shown] = preview(failovers, choose(failovers.find(), ["web-01"]), lambda _: Start()).to_json()["vms"]
+    assert shown["addresses"]["result"] == "planned"
+    assert "it boots twice, once without networks" in shown["addresses"]["warnings"][-1]
+    world.target.check_addresses = forbid_checks  # type: ignore
     [shown] = preview(failovers, choose(failovers.find(), ["web-01"]), lambda _: Start()).to_json()["vms"]
     assert (shown["addresses"]["result"], shown["error"]) == ("kept", None)
-    assert "cannot be customised" in shown["addresses"]["reason"]
+    assert "Customize is missing" in shown["addresses"]["reason"]
     failovers.source_runs = lambda _: True
     report = preview(failovers, choose(failovers.find(), ["web-01"]), lambda _: Start())
     assert report.exit_code == 1

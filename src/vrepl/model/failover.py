@@ -89,6 +89,11 @@ class FailoverRecord:
     """By the target's clock: undone by the next run after it, unless committed."""
     networks: Mapping[str, str] = field(default_factory=dict)
     """Network of the replica -> network that it is connected to while it is failed over."""
+    introducing: tuple[int, ...] | None = None
+    """Before its failover the guest runs once without networks, so that vCenter knows of its VMware Tools, or is about
+    to: device keys of the adapters that are connected again afterwards."""
+    introduced: bool = False
+    """It has done so in this failover."""
     plan: str | None = None
     """The plan that this VM belongs to, with its group's place in the boot order."""
     group: int | None = None

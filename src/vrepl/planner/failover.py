@@ -69,6 +69,13 @@ class PrepareGuest:
 
 
 @dataclass(frozen=True, slots=True)
+class IntroduceGuest:
+    """Let it run once without these adapters, so that vCenter knows of its VMware Tools, and shut it down."""
+
+    adapters: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PowerOn:
     pass
 
@@ -104,7 +111,16 @@ class MergeSnapshots:
 
 
 Act = (
-    StandOn | PrepareGuest | PowerOn | ShutDownGuest | PowerOff | KeepState | RevertTo | RemoveSnapshot | MergeSnapshots
+    StandOn
+    | PrepareGuest
+    | IntroduceGuest
+    | PowerOn
+    | ShutDownGuest
+    | PowerOff
+    | KeepState
+    | RevertTo
+    | RemoveSnapshot
+    | MergeSnapshots
 )
 
 
@@ -181,6 +197,8 @@ def _claim(record: FailoverRecord, seen: SeenReplica, wish: Start) -> Ready | Fa
         networks=dict(wish.networks) or record.networks,
         base_change_ids=None,
         adopted=False,
+        introducing=None,
+        introduced=False,
     )
     if seen.vm.power is not PowerState.OFF:
         if not wish.adopt:
@@ -206,6 +224,8 @@ def _carry_on(record: FailoverRecord, seen: SeenReplica) -> Ready | Done | Failo
     assert record.restore_point is not None, "a claim names its restore point"
     if seen.strays:
         return Ready(None, tuple(RemoveSnapshot(ref) for ref in seen.strays))
+    if record.introducing is not None and seen.stands_on_base:
+        return Ready(None, (IntroduceGuest(record.introducing),))
     if seen.vm.power is PowerState.ON and seen.stands_on_base:
         return Ready(changed(record, state=ReplicaState.FAILED_OVER))
     if not seen.stands_on_base:
@@ -224,6 +244,15 @@ def _carry_on(record: FailoverRecord, seen: SeenReplica) -> Ready | Done | Failo
     if record.base_change_ids is None:
         return Ready(changed(record, base_change_ids=dict(seen.base_change_ids or {})), boot)
     return Ready(None, boot)
+
+
+def needs_introduction(record: FailoverRecord, adapters: tuple[int, ...]) -> FailoverRecord:
+    """vCenter does not know of the guest's Tools; once in a failover that can be changed."""
+    return changed(record, introducing=adapters)
+
+
+def was_introduced(record: FailoverRecord) -> FailoverRecord:
+    return changed(record, introducing=None, introduced=True)
 
 
 # -- undo -----------------------------------------------------------------------------------------------------------
@@ -287,6 +316,8 @@ def _bring_back(record: FailoverRecord, seen: SeenReplica) -> Ready | Done | Fai
             planned=False,
             adopted=False,
             keep_state=False,
+            introducing=None,
+            introduced=False,
         )
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from vrepl.model import GuestState, SnapshotState, VirtualMachine
@@ -69,6 +69,10 @@ class GuestAddresses(Protocol):
 
         A part of the VM's settings until it is powered on: a revert takes it away. Raises VsphereError.
         """
+        ...
+
+    def set_connected(self, vm_ref: str, adapters: Collection[int], connected: bool) -> None:
+        """Whether these network adapters (device keys) are connected when the VM, which is off, is powered on."""
         ...
 
     def reported_addresses(self, vm_ref: str) -> GuestNetwork | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vrepl.errors import NotFoundError
@@ -53,3 +53,21 @@ def connect(
     spec = vim.vm.ConfigSpec(deviceChange=changes)
     running.run(lambda: vm.ReconfigVM_Task(spec=spec), what=f"connect the networks of {replica.name}")
     return [f"{adapter.label}: {adapter.network} -> {network}" for adapter, network in moved]
+
+
+def set_connected(session: Session, running: Tasks, vm_ref: str, adapters: Collection[int], connected: bool) -> None:
+    """Whether adapters (device keys) of a VM that is off are connected at its power-on; one reconfiguration, if any."""
+    vm = session.object(vim.VirtualMachine, vm_ref)
+    found = collector.these(session, [vm], {vim.VirtualMachine: ["config.hardware.device"]})
+    if not found:
+        raise NotFoundError(f"VM {vm_ref} is gone", hint="was it deleted or unregistered?")
+    changes: list[Any] = []
+    for card in found[0].get("config.hardware.device", []):
+        if not isinstance(card, vim.vm.device.VirtualEthernetCard) or int(card.key) not in adapters:
+            continue
+        if bool(card.connectable.startConnected) is not connected:
+            card.connectable.startConnected = connected
+            changes.append(hardware.edited(card))
+    if changes:
+        spec = vim.vm.ConfigSpec(deviceChange=changes)
+        running.run(lambda: vm.ReconfigVM_Task(spec=spec), what=f"connect network adapters of {vm_ref}")

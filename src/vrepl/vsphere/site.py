@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,7 @@ from vrepl.vsphere.facts import EsxiHost
 from vrepl.vsphere.guest import Guests
 from vrepl.vsphere.guest_programs import GuestPrograms
 from vrepl.vsphere.inventory import Inventory
-from vrepl.vsphere.networks import connect
+from vrepl.vsphere.networks import connect, set_connected
 from vrepl.vsphere.placement import NewReplica, Places
 from vrepl.vsphere.privileges import NEEDS, Missing, Role, Scope, missing
 from vrepl.vsphere.reconcile import Reconciler
@@ -262,6 +262,9 @@ class VsphereSite:
 
     def give_addresses(self, vm_ref: str, plan: AddressPlan) -> bool:
         return self._customization.give(vm_ref, plan)
+
+    def set_connected(self, vm_ref: str, adapters: Collection[int], connected: bool) -> None:
+        set_connected(self._session, self._tasks, vm_ref, adapters, connected)
 
     def reported_addresses(self, vm_ref: str) -> GuestNetwork | None:
         return self._customization.reported(vm_ref)

@@ -143,6 +143,7 @@ class Failovers:
                 wanted = replace(wish, networks=wish.networks or settings.policy.networks)
                 attempt.addresses = self.readdressing(replica, work, settings)
                 driver.prepare_guest = attempt.addresses.give
+                driver.boot_seconds = settings.policy.addresses.wait
             if isinstance(wish, Commit):  # nothing else minds a test
                 driver.tests = lambda: names_of(standing_clones(self.context.target, replica.vm))
             with self._held(driver, folder, replica, last, wanted):

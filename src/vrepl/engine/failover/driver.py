@@ -6,16 +6,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+from vrepl.engine.failover.introduction import connected_adapters, introduce, shut_down_or_off
 from vrepl.engine.failover.look import free_name, look
 from vrepl.engine.failover.states import ReplicaStates
 from vrepl.engine.marks import FailoverMark
 from vrepl.engine.vm_work import VmWork
-from vrepl.errors import NotReadyError, VreplError
+from vrepl.errors import NotReadyError
 from vrepl.model.failover import FAILOVER_BASE, KEPT_STATE, FailoverRecord, Wish
 from vrepl.planner.conflicts import FailoverConflict
 from vrepl.planner.failover import (
     Act,
     Done,
+    IntroduceGuest,
     KeepState,
     MergeSnapshots,
     PowerOff,
@@ -28,6 +30,8 @@ from vrepl.planner.failover import (
     ShutDownGuest,
     StandOn,
     advance,
+    needs_introduction,
+    was_introduced,
 )
 from vrepl.ports.failover import FailoverTarget
 
@@ -50,8 +54,13 @@ class FailoverDriver:
     source_runs: Callable[[], bool | None] = lambda: None
     shutdown_seconds: float = 300.0
     """What a guest gets to shut down before it is powered off."""
-    prepare_guest: Callable[[str], None] = lambda _ref: None
-    """Beyond networks: what has the guest's addresses set at its next power-on."""
+    boot_seconds: float = 600.0
+    """What its VMware Tools get to come up, where vCenter must know of them before its failover."""
+    prepare_guest: Callable[[str, bool], bool] = lambda _ref, _may_introduce: False
+    """Beyond networks: what has the guest's addresses set at its next power-on.
+
+    True: only once vCenter knows of its VMware Tools. The second argument: whether that can still be done.
+    """
     power_ons: AbstractContextManager[object] = field(default_factory=nullcontext)
     """Held while a VM is powered on, so that a host is not given too many at a time."""
 
@@ -66,7 +75,10 @@ class FailoverDriver:
                 record = self._save(seen, answer.save)
             for act in answer.do:
                 self.work.enter(WORDS[type(act)])
-                self._do(act, replica_ref, record)
+                after = self._do(act, replica_ref, record)
+                if after is not None:
+                    record = self._save(seen, after)
+                    break
 
     def claim(self, replica_ref: str, record: FailoverRecord, wish: Wish) -> FailoverRecord:
         """Only the first step, if it is one that saves and does nothing: whoever works at the replica then ends."""
@@ -88,7 +100,8 @@ class FailoverDriver:
         self.mirror(record)
         return record
 
-    def _do(self, act: Act, replica_ref: str, record: FailoverRecord) -> None:
+    def _do(self, act: Act, replica_ref: str, record: FailoverRecord) -> FailoverRecord | None:
+        """A record: it is saved now, and what comes next is decided anew."""
         target = self.target
         match act:
             case StandOn():
@@ -102,7 +115,19 @@ class FailoverDriver:
             case PrepareGuest():
                 for change in target.connect_networks(replica_ref, act.networks):
                     self.work.note(change)
-                self.prepare_guest(replica_ref)
+                if self.prepare_guest(replica_ref, not record.introduced):
+                    return needs_introduction(record, connected_adapters(target.read_vm(replica_ref)))
+            case IntroduceGuest():
+                introduce(
+                    target,
+                    replica_ref,
+                    act.adapters,
+                    self.work,
+                    self.power_ons,
+                    lambda: self._shut_down(replica_ref),
+                    within=self.boot_seconds,
+                )
+                return was_introduced(record)
             case PowerOn():
                 with self.power_ons:
                     target.power_on(replica_ref)
@@ -121,6 +146,7 @@ class FailoverDriver:
                 self._remove(replica_ref, act.snapshot_ref)
             case MergeSnapshots():
                 self._merge(replica_ref)
+        return None
 
     def _snapshot(self, replica_ref: str, name: str, record: FailoverRecord, what: str, stands_on: str = "") -> None:
         description = FailoverMark(record.repository_id, record.epoch, stands_on).description(what)
@@ -130,11 +156,7 @@ class FailoverDriver:
         )
 
     def _shut_down(self, replica_ref: str) -> None:
-        try:
-            self.target.shut_down_guest(replica_ref, within=self.shutdown_seconds)
-        except VreplError as error:
-            self.work.note(f"the guest did not shut down, and is powered off: {error.message}")
-            self.target.power_off(replica_ref)
+        shut_down_or_off(self.target, replica_ref, self.work, self.shutdown_seconds)
 
     def _remove(self, replica_ref: str, snapshot_ref: str) -> None:
         if self.target.remove_snapshot(replica_ref, snapshot_ref):
@@ -150,6 +172,7 @@ class FailoverDriver:
 WORDS: dict[type[object], str] = {
     StandOn: "revert to the restore point",
     PrepareGuest: "connect networks",
+    IntroduceGuest: "let vCenter know of VMware Tools",
     PowerOn: "power on",
     PowerOff: "power off",
     ShutDownGuest: "shut down the guest",

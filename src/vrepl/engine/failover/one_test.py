@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vrepl.engine.failover.gates import GateKeeper, GateResult
+from vrepl.engine.failover.introduction import connected_adapters, introduce, shut_down_or_off
 from vrepl.engine.failover.isolation import IsolatedNetwork
 from vrepl.engine.failover.readdressing import Readdressing
 from vrepl.engine.failover.replicas import FoundReplica
@@ -40,6 +41,8 @@ LONGEST_NAME = 80
 """Characters of a VM's name (vSphere)."""
 TO_MAKE_IT = dt.timedelta(minutes=15)
 """What everything but the checks of a test may take."""
+SHUTS_DOWN_WITHIN = 120.0
+"""Seconds that a clone's guest gets; nothing on it is of worth."""
 REMOVAL_LOOKS = 60
 """How often, once in `look_every`, a run is waited for that is about to remove the restore point."""
 
@@ -102,7 +105,8 @@ class OneTest:
             self.clone = self._clone(replica, snapshot_ref)
             self.work.enter("connect networks")
             self.site.connect_networks(self.clone.ref, self._networks(self.clone))
-            if self.addresses is not None:
+            if self.addresses is not None and self.addresses.give(self.clone.ref, may_introduce=True):
+                self._introduce(self.clone, self.addresses)
                 self.addresses.give(self.clone.ref)
             yield
 
@@ -147,7 +151,7 @@ class OneTest:
         """Two that announce at once: one's file stays, and the other one gives way."""
         made = self.wish.network is None and bool(replica.hardware.network_adapters)
         checks = max((gate.within for gate in self.wish.checks), default=0.0)
-        booting = self.addresses.policy.wait if self.addresses is not None else 0.0
+        booting = 2 * self.addresses.policy.wait if self.addresses is not None else 0.0
         longest = dt.timedelta(seconds=checks + booting + self.stands_for)
         standing = StandingTest(
             id=self.shared.id,
@@ -210,6 +214,15 @@ class OneTest:
         to = self.wish.network or self.network.name
         names = {adapter.network for adapter in clone.hardware.network_adapters}
         return {name: self.wish.networks.get(name, to) for name in names}
+
+    def _introduce(self, clone: VirtualMachine, addresses: Readdressing) -> None:
+        self.work.enter("let vCenter know of VMware Tools")
+        adapters = connected_adapters(self.site.read_vm(clone.ref))
+        introduce(
+            self.site, clone.ref, adapters, self.work, self.shared.power_ons(self.replica.vm.host),
+            lambda: shut_down_or_off(self.site, clone.ref, self.work, SHUTS_DOWN_WITHIN),
+            within=addresses.policy.wait,
+        )  # fmt: skip
 
     def power_on(self) -> None:
         self.work.enter("power on")

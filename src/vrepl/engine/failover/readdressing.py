@@ -27,6 +27,8 @@ from vrepl.planner.addresses import DHCP, plan_addresses
 from vrepl.ports.failover import GuestAddresses
 from vrepl.report.addresses import AddressReport, AddressResult
 
+UNKNOWN_TOOLS = "UncustomizableGuest"
+"""The fault where vCenter knows nothing of the guest's VMware Tools; also that of a system that it does not support."""
 LOOK_EVERY = 2.0
 """Seconds between looks at a guest that is to get its addresses."""
 
@@ -61,17 +63,26 @@ class Readdressing:
         try:
             self.site.check_addresses(vm.ref, planned)
         except (VsphereError, PermissionDeniedError) as error:
+            if isinstance(error, VsphereError) and error.fault == UNKNOWN_TOOLS and self.report is not None:
+                self.report.warnings = (
+                    *self.report.warnings,
+                    f"it boots twice, once without networks: {error.message}",
+                )
+                return
             self._keep(planned, AddressConflict(error.message, error.hint or ""))
 
-    def give(self, vm_ref: str) -> None:
-        """Before the first power-on. Raises NotReadyError where it cannot be done, and the job wants it to stay off."""
+    def give(self, vm_ref: str, may_introduce: bool = False) -> bool:
+        """Before the first power-on. Raises NotReadyError where it cannot be done, and the job wants it to stay off.
+
+        True: vCenter would, if it knew of the guest's VMware Tools; only where the caller can see to that.
+        """
         vm = self.site.read_vm(vm_ref)
         planned = self._planned(vm)
         if planned is None:
-            return
+            return False
         if isinstance(planned, AddressConflict):
             self._give_up(planned)
-            return
+            return False
         self.work.enter("set addresses")
         self._since = self.site.current_time()
         given: list[bool] = []
@@ -80,15 +91,18 @@ class Readdressing:
         except TransientVsphereError:
             raise  # nothing says that it cannot be done
         except (VsphereError, PermissionDeniedError) as error:
+            if may_introduce and isinstance(error, VsphereError) and error.fault == UNKNOWN_TOOLS:
+                return True
             refusal = AddressConflict(error.message, error.hint or "set its addresses by hand")
             self._keep(planned, refusal)
             self._give_up(refusal)
-            return
+            return False
         self._plan = planned
         for warning in planned.warnings:
             self.work.note(warning)
         if not given[-1]:
             self.work.note("addresses were given to it before, by a command that was cut off: those count")
+        return False
 
     def resume(self, vm_ref: str, *, under_way: bool) -> None:
         """For a guest that runs already, whose addresses an earlier command gave it.
