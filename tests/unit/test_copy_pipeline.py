@@ -365,7 +365,7 @@ def test_a_target_that_waits_gets_a_block_before_the_next_is_hashed(monkeypatch:
     source = fill(64 * GRAIN, dict.fromkeys(range(64), 1))  # four blocks, which are all read at once
     target = MemoryHandle(MemoryDisk(64 * GRAIN), writable=True)
     copy_disk(
-        order_of(64 * GRAIN), MemoryHandle(source), target, MemoryDigests({}), MemoryLog(),
+        order_of(64 * GRAIN), MemoryHandle(source), target, MemoryDigests({}), MemoryLog(), tuning=Tuning(16, 0),
         hook=lambda point, settled: steps.append("write") if point is Point.WRITE else None,
     )  # fmt: skip
     assert steps.count("hash") == steps.count("write") == 4

@@ -59,7 +59,7 @@ class MoverSettings:
     """NFC buffers per disk (vixDiskLib.nfcAio.Session.BufCount)."""
     ring: int = 16
     """1 MiB buffers of the pipeline."""
-    hashers: int = 0
+    hashers: int = 1
     engine: str = "vrepl.vddk.engine:start"
     """What starts the disk engine, as `package.module:name`; the process loads no other."""
     open_lookup: str = "vrepl.repository.digests:open_lookup"

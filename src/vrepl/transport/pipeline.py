@@ -3,14 +3,13 @@
     work -> read into a free buffer -> zeros and digests -> write rule -> write what must be -> buffer is free again
 
 The thread that calls `run` owns both disks: it alone submits, decides and checkpoints, and sleeps on one queue that
-completions (from the disks' threads) and hashed buffers (from the hashing threads) arrive in. Memory is the ring of
+completions (from the disks' threads) and buffers that others have hashed arrive in. Memory is the ring of
 buffers, whatever the size of the disk. The first error stops the intake; what is in flight is waited for; then the
 error is raised, with its offset and code.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +21,10 @@ from vrepl.extents import Extent, split, total
 from vrepl.ports import TransferProgress
 from vrepl.transport.buffers import MIB
 from vrepl.transport.checkpoints import Checkpoints
+from vrepl.transport.depth import Depth
 from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.grains import ZERO_DIGEST
+from vrepl.transport.hashing import Hashing
 from vrepl.transport.hooks import Hook, Point, no_hook
 from vrepl.transport.slots import Slot, ZeroWrite
 from vrepl.transport.waits import Waits
@@ -31,22 +32,17 @@ from vrepl.transport.work import Block, Packer, Stretch, survey
 from vrepl.transport.write_rules import Run, Settled, WriteRule, WriteZeros, ZeroWork
 
 PROGRESS_SECONDS = 0.2
-CACHED_RATE = 1500 * MIB
-"""Bytes per second: past this rate the disks' working set is enough, and more would do worse."""
-DRAINED_SECONDS = 0.25
-"""How many seconds of reading may be in flight: a stop waits for it to end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """`buffers` MiB make the ring, in blocks of the size that the disks want.
 
-    `hashers` threads hash (0: the pipeline's own thread does it).
-    On two cores the own thread is the fastest: handing the interpreter over costs more than the second core brings.
+    `hashers` threads help the pipeline's own to hash while that is busy with it.
     """
 
     buffers: int = 16
-    hashers: int = 0
+    hashers: int = 1
 
 
 DEFAULT_TUNING = Tuning()
@@ -83,25 +79,22 @@ class Pipeline:
         self._target = target
         self._rule = rule
         self._checkpoints = checkpoints
-        self._tuning = tuning
         self._progress = progress
         self._hook = hook
         self._figures = TransferProgress(planned=total(regions))
         disks = [source] if target is None else [source, target]
         self._block = min(disk.block for disk in disks)
-        self._working_set = max(min(disk.working_set for disk in disks) // self._block, 2)
         buffers = max(tuning.buffers * MIB // self._block, 2)
+        self._depth = Depth(buffers, self._block, min(disk.working_set for disk in disks))
         self._work = self._work_of(regions, allocated_only)
         self._next: Block | WriteZeros | Settled | None = None
         self._events: SimpleQueue[tuple[str, Slot | ZeroWrite | None]] = SimpleQueue()
-        self._to_hash: SimpleQueue[Slot | None] = SimpleQueue()
+        self._hashing = Hashing(tuning.hashers, self._slot_hashed)
         self._slots = [Slot(self._slot_read, self._written, compares=rule.compares) for _ in range(buffers)]
         self._free = deque(self._slots)
         self._ready: deque[Slot] = deque()
         self._reading = self._writing = 0
         self._bytes_arrived = 0
-        self._read_limit = max(min(4, tuning.buffers) * MIB // self._block, 1)
-        self._use_limit = buffers
         self._unflushed = False
         self._stopped = False
         self._failure: Exception | None = None
@@ -119,10 +112,15 @@ class Pipeline:
 
     def _slot_read(self, slot: Slot) -> None:
         """A disk's thread: every piece of the buffer is read, or failed."""
-        if slot.error is not None or self._tuning.hashers == 0:
-            self._events.put(("read", slot))
+        if slot.error is not None:
+            self._events.put(("hashed", slot))
         else:
-            self._to_hash.put(slot)
+            self._hashing.arrived(slot)
+            self._events.put(("read", None))
+
+    def _slot_hashed(self, slot: Slot) -> None:
+        """A helper's thread."""
+        self._events.put(("hashed", slot))
 
     def _written(self, slot: Slot | ZeroWrite) -> None:
         """A disk's thread: every run of the buffer, or the zeros, are written, or failed."""
@@ -132,21 +130,13 @@ class Pipeline:
 
     def run(self) -> None:
         """Go through all regions. Raises the first DiskError, or InterruptedRunError."""
-        hashers = [
-            threading.Thread(target=self._hash_loop, name=f"hasher-{number}", daemon=True)
-            for number in range(self._tuning.hashers)
-        ]
-        for thread in hashers:
-            thread.start()
+        self._hashing.start()
         self.waits.start()
         try:
             self._hook(Point.OPENED, 0)
             self._loop()
         finally:
-            for _ in hashers:
-                self._to_hash.put(None)
-            for thread in hashers:
-                thread.join()
+            self._hashing.end()
             self.waits.end()
             self._part_with_buffers()
 
@@ -198,7 +188,7 @@ class Pipeline:
                 if self._writing >= len(self._slots):
                     return
                 self._write_zeros(work.extent)
-            elif self._free and self._reading < self._read_limit and self._in_use < self._use_limit:
+            elif self._free and self._reading < self._depth.reads and self._in_use < self._depth.in_use:
                 self._read(self._free.pop(), work)
             else:
                 return
@@ -245,10 +235,10 @@ class Pipeline:
                 self._writer.submit_read(offset, other, start, length, slot.read_done)
 
     def _handle_events(self) -> None:
-        """Sleep until something arrives, then take all that has.
+        """Sleep until something arrives, then take what has, up to the first buffer that was read.
 
-        Where the target has nothing to write, a buffer that this thread hashed is taken by itself: its write goes out
-        before the next is hashed.
+        What becomes of that one (its write, the next read) goes out before this thread hashes another: the disks have
+        something to do meanwhile.
         """
         events = self._events
         if events.empty():
@@ -259,12 +249,14 @@ class Pipeline:
             event = events.get()
         while True:
             self._handle(*event)
-            if events.empty() or (event[0] == "read" and not self._writing):
+            if event[0] in ("read", "hashed") or events.empty():
                 return
             event = events.get()
 
     def _handle(self, kind: str, slot: Slot | ZeroWrite | None) -> None:
-        if slot is None:
+        if kind == "read":
+            slot = self._hashing.take()
+        if slot is None:  # a helper has taken it, or somebody wants a stop
             return
         if kind == "written" or isinstance(slot, ZeroWrite):
             self._writing -= 1
@@ -278,9 +270,9 @@ class Pipeline:
         if slot.error is not None:
             self._free.append(slot)
             raise slot.error
-        if kind == "read":
-            slot.hash()
         if self._failure is None:
+            if kind == "read":
+                self._hashing.hash(slot)
             self._decide_slot(slot)
         else:
             self._free.append(slot)
@@ -288,19 +280,12 @@ class Pipeline:
     def _decide_slot(self, slot: Slot) -> None:
         block = slot.block
         self._bytes_arrived += block.used
-        self._grow_depth()
+        self._depth.follow(self._bytes_arrived / max(self.waits.elapsed, 0.001))
         self._ready.append(slot)
         self._figures.bytes_read = self.totals.read
         if block.from_target:
             slot.same = [value == ZERO_DIGEST for value in slot.digests]
             slot.digests = [ZERO_DIGEST] * len(slot.digests)
-
-    def _grow_depth(self) -> None:
-        """Reads in flight grow with the rate, so that a slow disk can still be stopped at once."""
-        rate = self._bytes_arrived / max(self.waits.elapsed, 0.001)
-        allowed = int(rate * DRAINED_SECONDS / self._block)
-        self._read_limit = max(2 * MIB // self._block, min(len(self._slots), allowed))
-        self._use_limit = self._working_set if rate > CACHED_RATE else len(self._slots)
 
     def _write(self, slot: Slot) -> None:
         block = slot.block
@@ -359,7 +344,7 @@ class Pipeline:
 
     def _slowest(self) -> str:
         """Which stage holds most of the buffers: that is what the pipeline waits for now."""
-        hashing = self._to_hash.qsize()
+        hashing = self._hashing.waiting
         held = {"target": self._writing, "source": self._reading - hashing, "mover": hashing}
         return max(held, key=held.__getitem__)
 
@@ -417,9 +402,3 @@ class Pipeline:
             self._reported = now
             self._figures.waits = self.waits.as_dict()
             self._progress(self._figures)
-
-    def _hash_loop(self) -> None:
-        """A hashing thread."""
-        while (slot := self._to_hash.get()) is not None:
-            slot.hash()
-            self._events.put(("hashed", slot))
