@@ -144,3 +144,29 @@ def test_what_customisation_comes_to_is_said(runs: Addressed) -> None:
     hung = runs.failover("start", "web-01", "--source-is-down", "--yes", code=1)
     assert (hung["state"], hung["addresses"]["result"]) == ("failed-over", "unconfirmed"), hung
     assert "it reports no address after 2 s" in hung["error"]
+
+
+@pytest.mark.slow
+def test_a_rule_moves_every_guest_of_a_job_and_windows_too(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> None:
+    vms = (VmSpec("web-01", disks=DISK), VmSpec("win-01", disks=DISK, guest_id="windows2019srv_64Guest"))
+    lab = start_lab(LabSpec.of_vms(*vms, job_vms=["web-01", "win-01"]))
+    lab.set("boot_ms=20")
+    policy = """
+[jobs.demo.failover]
+addresses = ["10.0.0.0/8 -> 11.0.0.0/8"]
+domain = "dr.example.com"
+sysprep = { time_zone = 85 }
+"""
+    lab.config_file.write_text(lab.config_file.read_text() + policy)
+    lab.config_file.chmod(0o600)
+    runs = Runs(lab, tmp_path)
+    runs.json("replicate", "demo")
+    rows = runs.json("failover", "start", "--all", "--source-is-down", "--yes")["vms"]
+    assert [(row["name"], row["addresses"]["result"]) for row in rows] == [("web-01", "set"), ("win-01", "set")], rows
+    for row in rows:
+        with plain_api.session(lab) as instance:
+            before = plain_api.vm_named(instance, row["name"]).guest.ipAddress
+        with plain_api.session(lab, "dr") as instance:
+            after = plain_api.vm_named(instance, row["replica"]).guest.ipAddress
+        assert (before[:3], after) == ("10.", f"11.{before[3:]}")
+    assert any("new SID" in note for note in rows[1]["notes"])
