@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +93,7 @@ class FakeSite:
     lacking_target: tuple[Lacked, ...] = ()
     lacking_proxy: tuple[Lacked, ...] = ()
     lacking_scripts: tuple[Lacked, ...] = ()
+    lacking_addresses: tuple[Lacked, ...] = ()
     vms: list[VirtualMachine] = field(default_factory=list)
     free: int = 10 * GIB
 
@@ -123,6 +124,9 @@ class FakeSite:
 
     def lacking_as_hotadd_proxy(self, vm_ref: str, engine: DataEngine) -> Sequence[Lacked]:
         return [one for one in self.lacking_proxy if vm_ref == "vm-proxy"]
+
+    def lacking_for_guest_addresses(self, vm_refs: Sequence[str]) -> Sequence[Lacked]:
+        return self.lacking_addresses if vm_refs else ()
 
     def lacking_for_guest_scripts(self, vm_refs: Sequence[str]) -> Sequence[Lacked]:
         return self.lacking_scripts if vm_refs else ()
@@ -276,6 +280,22 @@ def test_missing_privileges_are_named_with_where_and_what_for(setup: Setup) -> N
     assert f"{revert} is missing on Folder group-0, Folder group-1 and 1 more" in bad.detail
     assert bad.hint is not None
     assert "Global.DisableMethods (PrepareForAccess)" in bad.hint
+
+
+def test_address_rules_are_looked_at_with_the_guests_and_the_privilege(setup: Setup) -> None:
+    [vm] = setup.prod.vms
+    setup.more = '[jobs.demo.failover]\naddresses = ["10.1.0.0/16 -> 10.2.0.0/16"]\n'
+    customise = "VirtualMachine.Provisioning.Customize"
+    setup.dr.lacking_addresses = (Lacked(customise, "VirtualMachine replica", "set guests' addresses"),)
+    [bad] = setup.bad().values()
+    assert bad.name == "addresses of guests (job demo)"
+    assert f"vCenter would not set those of {vm.name}" in bad.detail, "its guest system is one of neither family"
+    setup.prod.vms = [replace(vm, hardware=replace(vm.hardware, guest_id="rhel9_64Guest"))]
+    assert setup.bad() == {}, "no replica yet"
+    setup.dr.vms = [machine(f"{vm.name}-replica", extra_config={"vrepl.source": "prod"})]
+    [bad] = setup.bad().values()
+    assert bad.name == "privileges for addresses of guests (job demo)"
+    assert customise in f"{bad.detail} {bad.hint}"
 
 
 def test_scripts_of_guests_are_looked_for_with_logins_and_privileges(setup: Setup) -> None:

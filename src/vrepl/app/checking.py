@@ -61,6 +61,9 @@ class SiteForChecks:
     def lacking_for_guest_scripts(self, vm_refs: Sequence[str]) -> Sequence[Missing]:
         return self._site.missing_privileges(Role.GUEST_SCRIPTS, vm_refs=vm_refs)
 
+    def lacking_for_guest_addresses(self, vm_refs: Sequence[str]) -> Sequence[Missing]:
+        return self._site.missing_privileges(Role.GUEST_ADDRESSES, vm_refs=vm_refs)
+
     def list_vms(self) -> list[VirtualMachine]:
         return self._site.list_vms()
 

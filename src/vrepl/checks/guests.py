@@ -1,17 +1,51 @@
-"""Checks of a job's scripts: they are there, every guest has a login, and the site's user may run them."""
+"""Checks of a job's scripts (they are there, with logins, and may be run), and of what it says of guests' addresses."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from vrepl.checks.facts import CheckedSite
 from vrepl.checks.privileges import check_privileges
 from vrepl.checks.result import CheckResult, Status
 from vrepl.config.job import GuestTable
-from vrepl.model import VirtualMachine
+from vrepl.model import JobSettings, VirtualMachine
+from vrepl.model.addresses import GuestFamily
+from vrepl.planner.addresses import family_of, rules_for
+
+
+def check_addresses(
+    job: JobSettings, target: CheckedSite, sources: Sequence[VirtualMachine], replicas: Mapping[str, VirtualMachine]
+) -> Iterator[CheckResult]:
+    """Whether a failover could set guests' addresses as the job's rules say, as far as that is seen without asking."""
+    rules = job.failover.addresses.rules
+    if not rules:
+        return
+    meant = [vm for vm in sources if rules_for(rules, vm.name)]
+    strange = [vm.name for vm in meant if not _is_customised(vm, job)]
+    title = f"addresses of guests (job {job.name})"
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        yield CheckResult(
+            title,
+            Status.WARNING,
+            f"vCenter would not set those of {', '.join(strange[:3])}{more}",
+            "vrepl failover start --all --dry-run says why",
+        )
+    else:
+        yield CheckResult.ok(title, f"rules for {len(meant)} VM{'s' if len(meant) != 1 else ''}")
+    refs = [vm.ref for vm in replicas.values() if vm.name in {job.replica_name_of(one.name) for one in meant}]
+    if refs:
+        yield check_privileges(
+            f"privileges for addresses of guests (job {job.name})", lambda: target.lacking_for_guest_addresses(refs)
+        )
+
+
+def _is_customised(vm: VirtualMachine, job: JobSettings) -> bool:
+    family = family_of(vm.hardware.guest_id)
+    return family is GuestFamily.LINUX or (family is GuestFamily.WINDOWS and job.failover.addresses.sysprep is not None)
 
 
 def check_guest_scripts(

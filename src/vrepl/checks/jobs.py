@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vrepl.checks.facts import CheckedSite, World
-from vrepl.checks.guests import check_guest_scripts
+from vrepl.checks.guests import check_addresses, check_guest_scripts
 from vrepl.checks.hotadd import check_hotadd
 from vrepl.checks.luns import check_luns
 from vrepl.checks.privileges import check_privileges
@@ -72,6 +72,7 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
         f"privileges on {job.target} as target (job {job.name})",
         lambda: target.lacking_as_target(job.placement, world.engine(job.proxy_at(job.target))[0]),
     )
+    yield from check_addresses(job, target, vms, replicas)
     new = [vm for vm in vms if job.replica_name_of(vm.name) not in replicas]
     yield from check_space(job, target, new)
     yield from check_luns(world, job, source, target, vms)
