@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import preloaded
 from tests.support.small_lab import small_spec
 from vrepl.repository.documents import with_checksum
 from vrepl_lab.lab import Lab
@@ -45,8 +46,7 @@ class BadInput:
         return path
 
     def run(self, *arguments: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
-        command = [*VREPL, "--config", str(config or self.lab.config_file), *arguments]
-        return judge(subprocess.run(command, capture_output=True, text=True, check=False, timeout=120))
+        return judge(preloaded.run("--config", str(config or self.lab.config_file), *arguments, timeout=120))
 
     def made(self) -> dict[str, int]:
         """Calls since the last reset that left something behind."""
@@ -337,7 +337,7 @@ def test_a_repository_that_cannot_be_written(then: str, words: tuple[str, ...], 
     def run(command: str) -> subprocess.CompletedProcess[str]:
         script = f'{mount} && {then} && exec "$0" -m vrepl --config "$2" {command}'
         return judge(
-            subprocess.run([*namespace, script, *arguments], capture_output=True, text=True, check=False, timeout=60)
+            subprocess.run([*namespace, script, *arguments], capture_output=True, text=True, check=False, timeout=240)
         )
 
     expect(run("replicate demo"), 1, f"the repository {repository} cannot be written: {words[0]}", words[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.vrepl_runs import VREPL, Runs, api_fault_fired, change, disk_calls, until
+from tests.support import preloaded
+from tests.support.vrepl_runs import Runs, api_fault_fired, change, disk_calls, until
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
@@ -68,8 +68,7 @@ def test_ctrl_c_while_a_vcenter_is_frozen(phase: str, both: bool, runs: Runs) ->
     fault, site = PHASES[phase]
     sites = pids(runs.lab)
     runs.lab.set(fault)
-    command = [*VREPL, "-v", "--config", str(runs.lab.config_file), "replicate", "demo"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = preloaded.start("-v", "--config", str(runs.lab.config_file), "replicate", "demo")
     try:
         until(
             lambda: api_fault_fired(runs.lab, site) if "api_fault" in fault else disk_calls(runs.lab, site) > 0, process

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
-from tests.support import plain_api
+from tests.support import plain_api, preloaded
 from tests.support.plain_api import vm_named
 from tests.support.vrepl_runs import GRAIN, VREPL, Runs, api_fault_fired, change, disk_calls, moved, until
 from vrepl_lab.lab import Lab
@@ -45,8 +45,8 @@ def runs(quick_lab: Lab, tmp_path: Path) -> Runs:
 
 
 def start(runs: Runs, *options: str) -> subprocess.Popen[str]:
-    command = [*VREPL, "-v", "--config", str(runs.lab.config_file), "replicate", "demo", "--vm", runs.vm, *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    config = str(runs.lab.config_file)
+    return preloaded.start("-v", "--config", config, "replicate", "demo", "--vm", runs.vm, *options)
 
 
 def find_on(site: str, lab: Lab, name: str) -> tuple[list[str], list[str]]:
@@ -234,8 +234,7 @@ def replicate_under(vms: Sequence[Runs], *faults: str) -> tuple[list[Any], str]:
     for site in ("prod", "dr"):
         lab.reset_soap_calls(site)
     lab.set(*faults)
-    command = [*VREPL, "--config", str(lab.config_file), "replicate", "demo", *chosen, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    done = preloaded.run("--config", str(lab.config_file), "replicate", "demo", *chosen, "--json", timeout=250)
     fired = sum(rule["fired"] for site in ("prod", "dr") for rule in lab.control(site).get("/faults"))
     calls = sum(lab.soap_calls(site)["total"] for site in ("prod", "dr"))
     lab.set("faults=none")

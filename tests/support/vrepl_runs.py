@@ -14,6 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from tests.support import preloaded
 from vrepl_lab.lab import Lab
 
 GRAIN = 65536
@@ -75,8 +76,7 @@ class Runs:
     # -- the command line ---------------------------------------------------------------------------------------------
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [*VREPL, "--config", str(self.lab.config_file), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return preloaded.run("--config", str(self.lab.config_file), *arguments)
 
     def json(self, *arguments: str, code: int = 0) -> Any:
         """What the command prints with --json; it must end with this exit code."""
@@ -95,12 +95,7 @@ class Runs:
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         """In the background: a run, or another command."""
-        return subprocess.Popen(
-            [*VREPL, "--config", str(self.lab.config_file), *(command or ("replicate", "demo")), "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return preloaded.start("--config", str(self.lab.config_file), *(command or ("replicate", "demo")), "--json")
 
     def kill_when(self, reached: Callable[[], bool], *command: str) -> None:
         """Start a run (or another command) and SIGKILL it once `reached`; its end before that is a failure."""
