@@ -110,3 +110,29 @@ def test_a_vm_whose_change_tracking_cannot_be_enabled_is_compared(start_runs: St
         report = runs.replicate()
         assert (kinds(report), moved(report)) == (["incremental", "incremental"], GRAIN)
         assert_replicated(runs, report)
+
+
+def test_a_source_that_lost_power_is_compared_and_its_next_power_on_resets_its_tracking(start_runs: StartRuns) -> None:
+    runs = start_runs(DiskSpec(4 * MIB, content="random"))
+    runs.lab.set("prod.cbt_false=0")
+    runs.replicate()
+    runs.write(3, seed="lost with the power")
+    runs.lab.lose_power("prod", "web-01")
+    [planned] = runs.plan()["disks"]
+    assert planned["kind"] == "compare"
+    assert "lost power" in planned["reason"]
+    assert "the VM lost power" in runs.json("verify", "--source", "web-01", code=3)["vms"][0]["error"]
+    report = runs.replicate()
+    assert kinds(report) == ["compare"]
+    assert "lost power" in report["disks"][0]["reason"]
+    assert_replicated(runs, report)
+    with plain_api.session(runs.lab) as api:
+        wait(vm_named(api, "web-01").PowerOnVM_Task())
+    report = runs.replicate()
+    assert kinds(report) == ["compare"]
+    assert "CBT was reset" in report["disks"][0]["reason"]
+    assert_replicated(runs, report)
+    runs.write(5, seed="tracked again")
+    report = runs.replicate()
+    assert kinds(report) == ["incremental"]
+    assert_replicated(runs, report)

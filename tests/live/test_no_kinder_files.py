@@ -286,9 +286,12 @@ def test_power_loss_loses_what_was_tracked_and_only_power_on_tells(vcenter: Lab,
     wait(first.RemoveSnapshot_Task(False))
     vcenter.lose_power("prod", "lost-01")
     assert vm.runtime.powerState == "poweredOff"
-    assert areas(since) == [0]  # the write after the last snapshot is not known, and nothing says so
+    assert areas(since) == [0]  # the write after the last snapshot is not known, and no change ID says so
+    assert vm.runtime.cleanPowerOff is False
     wait(vm.PowerOnVM_Task())
+    assert vm.runtime.cleanPowerOff is None
     wait(vm.PowerOffVM_Task())
+    assert vm.runtime.cleanPowerOff is True
     with pytest.raises(vim.fault.FileFault):
         areas(since)
 

@@ -308,3 +308,19 @@ def test_a_file_beside_a_vm_is_written_read_and_replaced(site: VsphereSite) -> N
     site.write_vm_file(vm, "vrepl-failover-0.json", b"first, and longer than the second")
     site.write_vm_file(vm, "vrepl-failover-0.json", b"second")
     assert site.read_vm_file(vm, "vrepl-failover-0.json") == b"second"
+
+
+def test_waiting_for_a_vms_tasks_ends_once_what_was_given_up_is_there(lab: Lab, site: VsphereSite) -> None:
+    """A snapshot whose time had passed comes all the same, and whoever waits sees it, or nobody would remove it."""
+    (vm,) = site.find_vms(["app-01"])
+    lab.set("prod.snapshot_ms=1500")
+    try:
+        with pytest.raises(VsphereError, match="has not ended within"):
+            site.create_snapshot(vm.ref, "late", "", quiesce=False, within=0.2)
+        assert not named(site, vm, "late")
+        site.wait_for_tasks(vm.ref)
+        (ref,) = named(site, vm, "late")
+    finally:
+        lab.set("prod.snapshot_ms=0")
+    site.remove_snapshot(vm.ref, ref)
+    site.wait_for_tasks(vm.ref)  # nothing runs: at once

@@ -128,6 +128,7 @@ class MemoryVm:
     access: str | None = None
     """Whose PrepareForAccess has disabled its relocation."""
     disabled_methods: tuple[str, ...] = ()
+    lost_power: bool = False
     tracked: set[int] = field(default_factory=set)
     """Keys of the disks that change tracking was switched on for; empty: of all, where the VM has it on."""
     stun: bool = False
@@ -814,6 +815,7 @@ class MemorySite:
             cbt_enabled=vm.cbt_enabled,
             cbt_supported=vm.cbt_supported,
             tools_running=vm.tools_running,
+            lost_power=vm.lost_power and vm.power is PowerState.OFF,
             disabled_methods=(*vm.disabled_methods, *(["RelocateVM_Task"] if vm.access else [])),
             extra_config=dict(vm.extra_config),
         )

@@ -345,6 +345,10 @@ def test_a_site_is_asked_only_for_the_privileges_of_its_role(setup: Setup) -> No
             lambda s: s.prod.vms.append(machine("old-01", snapshots=(Snapshot("s", "vrepl-source-x", "", NOW, None),))),
             "snapshots of old-01",
         ),
+        (
+            lambda s: setattr(s.prod, "vms", [machine(disabled_methods=("CreateSnapshot_Task", "RelocateVM_Task"))]),
+            "methods of web-01",
+        ),
         (lambda s: setattr(s.prod, "hosts_there", (EsxiHost("esx-1", connected=False),)), "ESXi host esx-1 (prod)"),
     ],
 )
@@ -353,6 +357,16 @@ def test_one_thing_broken_is_one_line_with_a_hint(setup: Setup, break_it: Callab
     (bad,) = setup.bad().values()
     assert bad.name == name
     assert bad.hint
+
+
+def test_methods_that_the_state_of_a_vm_disables_are_no_news(setup: Setup) -> None:
+    setup.prod.vms = [machine(disabled_methods=("PowerOffVM_Task", "RemoveAllSnapshots_Task", "MarkAsVirtualMachine"))]
+    assert not setup.bad()
+    setup.prod.vms = [machine(disabled_methods=("PowerOnVM_Task", "RelocateVM_Task"))]
+    (bad,) = setup.bad().values()
+    assert "RelocateVM_Task disabled in vSphere: somebody keeps it from being moved" in bad.detail
+    assert "PowerOnVM_Task" not in bad.detail
+    assert "another product" in str(bad.hint)
 
 
 def test_a_secret_that_cannot_be_had_stops_only_what_needs_it(setup: Setup) -> None:

@@ -118,3 +118,24 @@ def test_a_repair_waits_until_the_snapshots_of_others_are_gone(world: World) -> 
     world.source.remove_snapshot(source(world).ref, made.ref)
     succeed(world)
     assert world.source.calls.count("enable_cbt") == calls + 1
+
+
+@pytest.mark.parametrize("died", [False, True], ids=["settled", "in mid-run"])
+def test_a_vm_that_lost_power_is_compared_whatever_change_tracking_says(world: World, died: bool) -> None:
+    """It has kept its change IDs, and lost what it had in memory: a run that resumes may not go by them either."""
+    succeed(world)
+    world.source.guest_write(source(world), 0, 5 * GRAIN, b"\x05" * (4 * GRAIN))
+    if died:
+        assert world.run_until(lambda where: where.startswith("transfer recorded")) is None
+    world.source.cbt_misses = lambda index, offset: True
+    for grain in (2, 6):
+        world.source.guest_write(source(world), 0, grain * GRAIN, b"\x09" * GRAIN)
+    world.source.cbt_misses = lambda index, offset: False
+    source(world).power = PowerState.OFF
+    source(world).lost_power = True
+    [planned] = world.engine().plan(world.job).vms
+    assert {disk.kind for disk in planned.disks} == {TransferKind.COMPARE}
+    report = succeed(world)
+    assert kinds(report) == [TransferKind.COMPARE] * 2
+    assert "lost power" in report.disks[0].reason
+    assert world.replica().disks[0].disk.content() == source(world).disks[0].disk.content()

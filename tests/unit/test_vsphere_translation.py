@@ -200,6 +200,15 @@ def test_a_vm_that_cannot_be_read_is_still_a_vm() -> None:
     assert (vm.name, vm.instance_uuid, vm.disks, vm.datacenter) == ("lost", "", (), "")
 
 
+@pytest.mark.parametrize(
+    ("power", "clean", "lost"),
+    [("poweredOff", False, True), ("poweredOff", True, False), ("poweredOff", None, False), ("poweredOn", None, False)],
+)
+def test_a_vm_lost_power_where_it_is_off_and_was_not_powered_off(power: str, clean: bool | None, lost: bool) -> None:
+    values = {"name": "one", "runtime.powerState": power, "runtime.cleanPowerOff": clean}
+    assert translation.virtual_machine("vm-9", values, translation.Names()).lost_power is lost
+
+
 @pytest.mark.parametrize("name", ["plain", "a/b", "a\\b", "100%", "100%2f", "/%\\"])
 def test_names_survive_the_way_to_vsphere_and_back(name: str) -> None:
     assert translation.decode_name(translation.encode_name(name)) == name

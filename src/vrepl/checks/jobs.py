@@ -58,6 +58,7 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     for vm in vms:
         yield check_cbt(vm)
         yield check_leftovers(vm)
+        yield from check_disabled(vm)
     yield from check_forgotten(world, job, sources)
     yield check_privileges(
         f"privileges on {job.source} as source (job {job.name})",
@@ -151,6 +152,31 @@ def check_leftovers(vm: VirtualMachine) -> CheckResult:
             title, Status.WARNING, "its disks need consolidation", "vSphere Client: Snapshots > Consolidate"
         )
     return CheckResult.ok(title, "none of vrepl's left")
+
+
+NEEDED = {
+    "CreateSnapshot_Task": "no snapshot can be taken of it, so its runs fail",
+    "ReconfigVM_Task": "change tracking cannot be switched on, so that its runs read all that is allocated and compare",
+    "RelocateVM_Task": "somebody keeps it from being moved, as a backup or a replication does while it works at the VM",
+}
+"""Methods of a source VM that runs need, or that whoever works at it disables -> what it means that they are disabled.
+
+A VM's disabledMethod also names what its state forbids, such as PowerOnVM_Task of one that runs (vSphere API
+reference); these are none of that kind.
+"""
+
+
+def check_disabled(vm: VirtualMachine) -> Iterator[CheckResult]:
+    disabled = [name for name in NEEDED if name in vm.disabled_methods]
+    if disabled:
+        yield CheckResult(
+            f"methods of {vm.name}",
+            Status.WARNING,
+            f"{', '.join(disabled)} disabled in vSphere: {'; '.join(NEEDED[name] for name in disabled)}",
+            "if a run, or another product's job, is at work, wait for its end; what a dead run of vrepl's disabled the "
+            "next run enables; what another product left is enabled by that product, or by AuthorizationManager's "
+            "EnableMethods in vCenter's MOB",
+        )
 
 
 def check_forgotten(world: World, job: JobSettings, sources: Sequence[VirtualMachine]) -> Iterator[CheckResult]:

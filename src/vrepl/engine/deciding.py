@@ -129,7 +129,7 @@ def _decide(
         grown=grown_disk(replica.record, replica.vm, key),
         newly_grown=key in replica.newly_grown,
     )
-    facts = disk_facts(known, key, at_target, reverted=plan.revert_replica)
+    facts = disk_facts(known, key, at_target, reverted=plan.revert_replica, lost_power=plan.vm.lost_power)
     digests_known = facts.digests_known
     decision = decide_disk(source_disk, facts)
     grown_from = at_target.grown.capacity if at_target.grown is not None else None

@@ -102,8 +102,8 @@ def _verify_disk(
     if disk is None:
         raise NotReadyError(f"{point.label} was removed from the source since the last restore point")
     broken = tracking_break(point.position, disk.position)
-    if broken is not None or point.change_id is None:
-        reason = broken.reason if broken else "it has no change ID"
+    if broken is not None or point.change_id is None or vm.lost_power:
+        reason = broken.reason if broken else "the VM lost power" if vm.lost_power else "it has no change ID"
         raise NotReadyError(
             f"change tracking does not say what of {disk.title} is unchanged: {reason}",
             hint="the next run compares the whole disk all the same",

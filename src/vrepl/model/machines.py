@@ -154,6 +154,8 @@ class VirtualMachine:
     committed: int | None = None
     """Bytes that the VM's files really take on its datastores; None where the site does not say."""
     disabled_methods: tuple[str, ...] = ()
+    lost_power: bool = False
+    """It is powered off, and was not powered off in an orderly way: its host crashed, or lost power."""
     devices_left_behind: tuple[str, ...] = ()
     """What a guest can feel and no replica gets, such as `PCI passthrough device`; each kind once."""
     virtual_tpm: bool = False

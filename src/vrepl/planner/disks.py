@@ -7,7 +7,7 @@ own configuration.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vrepl.extents import GRAIN, Extent, align, clip, intersect, subtract, total, union
 from vrepl.model import Disk, DiskPoint, TrackingPosition, TransferKind
@@ -82,6 +82,9 @@ class DiskFacts:
     """Change tracking was caught missing changes of this disk since."""
     made_empty: bool = True
     """Without a `point`, the replica's disk is known to have been created empty."""
+    lost_power: bool = False
+    """The source VM is off and lost power: what was tracked in its host's memory is gone, and only its next power-on
+    resets the tracking (Broadcom KB 432633)."""
     grown: bool = False
     """Without a `point`, the replica's disk is known to have been made of the leaf's parent's, and larger."""
 
@@ -89,6 +92,8 @@ class DiskFacts:
 def decide_disk(disk: Disk, facts: DiskFacts) -> DiskDecision:
     """How to bring the replica's disk to the source's state."""
     point, unfinished, digests_known = facts.point, facts.unfinished, facts.digests_known
+    if facts.lost_power:
+        disk = replace(disk, change_id=None)  # it goes on from nothing, an unfinished run's position neither
     dirty = tuple(clip(unfinished.maybe_written, disk.capacity)) if unfinished else ()
     unsure_since = unfinished is not None and unfinished.compare_with_target
     sure = facts.made_empty or (facts.grown and digests_known)
@@ -100,6 +105,8 @@ def decide_disk(disk: Disk, facts: DiskFacts) -> DiskDecision:
         return _decide_first(disk, unfinished, dirty)
     broken = tracking_break(point.position, disk.position)
     distrust = broken.reason if broken else None
+    if facts.lost_power:
+        distrust = "the VM lost power, and with it what change tracking had in memory"
     if facts.doubtful and distrust is None:
         distrust = "change tracking missed changes of this disk"
     if distrust is None and unfinished is None:

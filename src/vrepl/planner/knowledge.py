@@ -121,8 +121,13 @@ def grown_from(point: RestorePoint, disk: DiskPoint) -> ReplicaDisk:
     return ReplicaDisk(None, grown=GrownDisk(point.id, disk.capacity, ""), newly_grown=True)
 
 
-def disk_facts(known: ReplicaKnowledge, source_key: int, at_target: ReplicaDisk, *, reverted: bool) -> DiskFacts:
-    """What `decide_disk` goes by. `reverted`: the replica is, or will be, back at its last restore point."""
+def disk_facts(
+    known: ReplicaKnowledge, source_key: int, at_target: ReplicaDisk, *, reverted: bool, lost_power: bool = False
+) -> DiskFacts:
+    """What `decide_disk` goes by. `reverted`: the replica is, or will be, back at its last restore point.
+
+    `lost_power`: of the source VM.
+    """
     point = known.last.disk(source_key) if known.last and not at_target.newly_made else None
     grown = at_target.grown
     if point is not None and (at_target.empty or grown is not None or point.target_key != at_target.key):
@@ -140,4 +145,5 @@ def disk_facts(known: ReplicaKnowledge, source_key: int, at_target: ReplicaDisk,
         leaf_is_sealed_state=at_target.newly_made or sure,
         made_empty=at_target.newly_made or (known.seed is None and at_target.empty),
         grown=grown is not None,
+        lost_power=lost_power,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 
 from vrepl.extents import total
 from vrepl.model import (
@@ -107,7 +108,7 @@ def plan_vm(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge) -> Vm
             if known.last
             else known.touched
         )
-    plans, disk_notes, disk_conflict = _plan_disks(carried, job, known, revert=revert)
+    plans, disk_notes, disk_conflict = _plan_disks(carried, job, known, revert=revert, lost_power=vm.lost_power)
     notes.extend(disk_notes)
     notes.extend(_drift_notes(vm, known))
     enable_cbt, cbt_notes = _tracking_wish(vm, job, known)
@@ -240,7 +241,7 @@ def _replica_conflict(vm: VirtualMachine, replica_name: str, known: ReplicaKnowl
 
 
 def _plan_disks(
-    disks: Sequence[Disk], job: JobSettings, known: ReplicaKnowledge, *, revert: bool
+    disks: Sequence[Disk], job: JobSettings, known: ReplicaKnowledge, *, revert: bool, lost_power: bool
 ) -> tuple[list[DiskPlan], list[str], Conflict | None]:
     plans: list[DiskPlan] = []
     notes: list[str] = []
@@ -248,7 +249,8 @@ def _plan_disks(
     if known.verification_failed:
         notes.append("the last restore point failed its verification: both sides are read")
     for disk in disks:
-        facts = disk_facts(known, disk.key, expected_disk(known, disk.key, revert=revert), reverted=revert)
+        facts_of = partial(disk_facts, known, disk.key, reverted=revert, lost_power=lost_power)
+        facts = facts_of(expected_disk(known, disk.key, revert=revert))
         point = facts.point
         # A disk of which nothing is sealed may go, for no restore point needs it.
         replaced = point is None and known.seed is None and known.made_for_another_size(disk)
@@ -275,9 +277,9 @@ def _plan_disks(
         if origin is not None and origin.capacity >= disk.capacity:
             origin = None  # no disk file can be made smaller
         if replaced and origin is not None and known.last is not None:
-            facts = disk_facts(known, disk.key, grown_from(known.last, origin), reverted=revert)
+            facts = facts_of(grown_from(known.last, origin))
         elif replaced:
-            facts = disk_facts(known, disk.key, NEW_DISK, reverted=revert)
+            facts = facts_of(NEW_DISK)
         decision = decide_disk(disk, facts)
         bound = total(decision.carry) if decision.carry and not decision.whole_disk else disk.capacity
         plans.append(

@@ -238,7 +238,11 @@ func (l *Lab) postFaults(r *http.Request) (any, error) {
 	if err := dec.Decode(&rules); err != nil {
 		return nil, err
 	}
-	return nil, l.rules.put(rules, r.URL.Query().Get("add") == "1")
+	add := r.URL.Query().Get("add") == "1"
+	if !add {
+		defer l.endHung()
+	}
+	return nil, l.rules.put(rules, add)
 }
 
 func (l *Lab) vmNamed(r *http.Request) (*simulator.VirtualMachine, error) {

@@ -143,6 +143,18 @@ func bootTime(ctx *simulator.Context, vm *simulator.VirtualMachine, on bool) {
 	ctx.Update(vm, []types.PropertyChange{
 		{Name: "runtime.bootTime", Val: at}, {Name: "summary.runtime.bootTime", Val: at},
 	})
+	cleanPowerOff(ctx, vm, !on, true)
+}
+
+// cleanPowerOff says of a VM that is off whether it was powered off in an orderly way; of another one it says nothing.
+func cleanPowerOff(ctx *simulator.Context, vm *simulator.VirtualMachine, off, clean bool) {
+	var said types.AnyType
+	if off {
+		said = clean
+	}
+	ctx.Update(vm, []types.PropertyChange{
+		{Name: "runtime.cleanPowerOff", Val: said}, {Name: "summary.runtime.cleanPowerOff", Val: said},
+	})
 }
 
 // answer opens the guest's TCP ports on its address, if that is on the loopback network; elsewhere nothing can listen.

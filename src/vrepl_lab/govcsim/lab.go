@@ -39,6 +39,7 @@ type Lab struct {
 	prepared map[string]string     // moref value -> identity that disabled relocation
 	uses     map[string][]use      // by moref value of the running VM
 	spaceAt  time.Time
+	hung     []*Task // by rules
 
 	devices blockDevices
 	nfc     map[string]*nfcHost // by host name

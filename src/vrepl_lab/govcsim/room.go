@@ -98,7 +98,8 @@ func (l *Lab) room(ctx *simulator.Context, vm *simulator.VirtualMachine) types.B
 }
 
 // losePower is what a failing host does to a VM: it is off at once, and what change tracking had only in memory is gone.
-// The host notices at the next power-on, and only then the change IDs become void.
+// The host notices at the next power-on, and only then the change IDs become void (Broadcom KB 432633); until then
+// runtime.cleanPowerOff alone tells.
 func (l *Lab) losePower(r *http.Request) (any, error) {
 	vm, err := l.vmNamed(r)
 	if err != nil {
@@ -114,7 +115,9 @@ func (l *Lab) losePower(r *http.Request) (any, error) {
 			err = fmt.Errorf("%s is off", vm.Name)
 			return
 		}
-		fault = l.powerOff(ctx, vm)
+		if fault = l.powerOff(ctx, vm); fault == nil {
+			cleanPowerOff(ctx, vm, true, false)
+		}
 	})
 	if fault != nil {
 		err = fmt.Errorf("%s", faultText(fault))

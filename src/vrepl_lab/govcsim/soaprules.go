@@ -243,7 +243,11 @@ func (l *Lab) apply(rule *faultRule, c call, next http.Handler, w http.ResponseW
 		writeFault(w, faultByName(rule.Fault, c.this), rule.Message)
 	case "task_fault", "task_hang":
 		t := l.newTask(c.this, l.vmName(c), c.method, rule.Action == "task_hang")
-		if rule.Action == "task_fault" {
+		if rule.Action == "task_hang" {
+			l.mu.Lock()
+			l.hung = append(l.hung, t)
+			l.mu.Unlock()
+		} else {
 			go func() {
 				time.Sleep(20 * time.Millisecond)
 				finishTask(l.context(), t, nil, faultByName(rule.Fault, c.this), rule.Message)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,6 +52,18 @@ func finishTask(ctx *simulator.Context, t *Task, result types.AnyType, fault typ
 		ctx.Update(t, changes)
 		close(t.ended)
 	})
+	forgetTask(ctx, *t.Info.Entity, t.Self)
+}
+
+// endHung ends the tasks that a rule made hang, as a host that is restarted does.
+func (l *Lab) endHung() {
+	l.mu.Lock()
+	hung := l.hung
+	l.hung = nil
+	l.mu.Unlock()
+	for _, t := range hung {
+		finishTask(l.context(), t, nil, &types.Timedout{}, "")
+	}
 }
 
 // newTask registers a running task of an entity. method is the API's name, like "CreateSnapshot_Task".
@@ -74,7 +87,36 @@ func (l *Lab) newTask(entity types.ManagedObjectReference, name, method string, 
 	ctx.WithLock(t, func() {
 		t.Info.Key, t.Info.Task = t.Self.Value, t.Self
 	})
+	noteTask(ctx, entity, t.Self)
 	return t
+}
+
+// noteTask puts a task among the recent ones of its entity, before anybody has its reference. govcsim does this for tasks
+// of its own type alone.
+func noteTask(ctx *simulator.Context, entity, task types.ManagedObjectReference) {
+	changeRecent(ctx, entity, func(recent []types.ManagedObjectReference) []types.ManagedObjectReference {
+		return append(slices.Clone(recent), task)
+	})
+}
+
+// forgetTask takes a task that has ended off its entity. vSphere does so after ten minutes; the runs of a job are further
+// apart than that, those of a test are not.
+func forgetTask(ctx *simulator.Context, entity, task types.ManagedObjectReference) {
+	changeRecent(ctx, entity, func(recent []types.ManagedObjectReference) []types.ManagedObjectReference {
+		return slices.DeleteFunc(slices.Clone(recent), func(one types.ManagedObjectReference) bool { return one == task })
+	})
+}
+
+func changeRecent(
+	ctx *simulator.Context, entity types.ManagedObjectReference,
+	change func([]types.ManagedObjectReference) []types.ManagedObjectReference,
+) {
+	obj := ctx.Map.Get(entity)
+	if e, ok := obj.(mo.Entity); ok {
+		ctx.WithLock(obj, func() {
+			ctx.Update(obj, []types.PropertyChange{{Name: "recentTask", Val: change(e.Entity().RecentTask)}})
+		})
+	}
 }
 
 // run starts a task; body may take as long as it needs and takes the locks that it needs itself.
