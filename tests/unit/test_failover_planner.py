@@ -18,6 +18,7 @@ from vrepl.planner.conflicts import ConflictKind, FailoverConflict, is_overdue, 
 from vrepl.planner.failover import (
     Act,
     Done,
+    IntroduceGuest,
     KeepState,
     MergeSnapshots,
     PowerOff,
@@ -30,6 +31,8 @@ from vrepl.planner.failover import (
     ShutDownGuest,
     StandOn,
     advance,
+    needs_introduction,
+    was_introduced,
 )
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -47,6 +50,10 @@ class Target:
     """The leaf holds a part of a run that died."""
     guest_wrote: bool = False
     tests: tuple[str, ...] = ()
+    tools_known: bool = True
+    connected: bool = True
+    boots: list[bool] = field(default_factory=list)
+    """Each with its network adapters connected, or not."""
 
     def see(self) -> SeenReplica:
         snapshots = tuple(Snapshot(name, name, "", NOW, parent) for name, parent in self.parents.items())
@@ -66,14 +73,24 @@ class Target:
             tests=self.tests,
         )
 
-    def do(self, act: Act) -> None:
+    def do(self, act: Act, record: FailoverRecord) -> FailoverRecord | None:
+        """A record: what a driver saves because of what it met."""
         match act:
+            case IntroduceGuest():
+                if self.power is PowerState.OFF:
+                    self.connected, self.power = False, PowerState.ON
+                    self.boots.append(self.connected)
+                self.tools_known, self.guest_wrote, self.power, self.connected = True, True, PowerState.OFF, True
+                return was_introduced(record)
+            case PrepareGuest() if not self.tools_known and not record.introduced:
+                return needs_introduction(record, (4000,))
             case StandOn():
                 assert self.power is PowerState.OFF
                 self.parents[FAILOVER_BASE] = act.snapshot_ref
                 self.current, self.dirty, self.guest_wrote = FAILOVER_BASE, False, False
             case PowerOn():
                 self.power, self.guest_wrote = PowerState.ON, True
+                self.boots.append(self.connected)
             case PowerOff() | ShutDownGuest():
                 self.power = PowerState.OFF
             case KeepState():
@@ -91,6 +108,7 @@ class Target:
                 self.parents, self.current = {}, None
             case PrepareGuest():
                 assert self.power is PowerState.OFF
+        return None
 
 
 class Died(Exception):
@@ -119,7 +137,12 @@ class Driver:
                 self.saved.append(answer.save)
             for act in answer.do:
                 self._step()
-                self.target.do(act)
+                after = self.target.do(act, self.record)
+                if after is not None:
+                    self._step()
+                    self.record = after
+                    self.saved.append(after)
+                    break
         raise AssertionError("it does not come to an end")
 
     def _step(self) -> None:
@@ -146,11 +169,16 @@ WISHES: dict[str, list[Wish]] = {
     "commit": [Start(), Commit()],
     "undo by hand": [Undo()],
     "adopted": [Start(adopt=True), Undo()],
+    "introduced": [Start()],
+    "introduced and undone": [Start(), Undo()],
 }
+INTRODUCED = {"introduced", "introduced and undone"}
 BY_HAND = {"undo by hand", "adopted"}
 
 
 def begin(name: str) -> Target:
+    if name in INTRODUCED:
+        return Target(tools_known=False)
     return Target(power=PowerState.ON, guest_wrote=True) if name in BY_HAND else Target()
 
 
@@ -200,6 +228,7 @@ def test_after_a_death_anywhere_the_same_commands_end_in_the_same_place(name: st
     for wish in wishes:
         assert isinstance(broken.go(wish), Done)
     assert replace(broken.record, epoch=0) == replace(whole.record, epoch=0)
+    broken.target.boots, whole.target.boots = broken.target.boots[-1:], whole.target.boots[-1:]
     assert broken.target == whole.target
 
 
@@ -296,3 +325,23 @@ def test_a_deadline_counts_only_for_what_is_failed_over() -> None:
     assert is_overdue(late, NOW)
     assert not is_overdue(late, NOW - dt.timedelta(seconds=1))
     assert not is_overdue(replace(late, state=ReplicaState.COMMITTED), NOW)
+
+
+def test_a_guest_whose_tools_are_not_known_runs_once_without_networks_and_only_once() -> None:
+    driver = Driver(Target(tools_known=False), a_record())
+    assert isinstance(driver.go(Start()), Done)
+    assert driver.target.boots == [False, True]
+    assert (driver.record.introducing, driver.record.introduced) == (None, True)
+    driver.go(Undo())
+    assert not driver.record.introduced, "the next failover may have to do it again"
+
+
+def test_networks_that_are_said_when_it_goes_on_replace_those_of_the_first_try() -> None:
+    driver = Driver(Target(), a_record(), lives=3)
+    with suppress(Died):
+        driver.go(Start(networks={"lan": "gone"}))
+    driver.lives = 10**6
+    assert isinstance(driver.go(Start(networks={"lan": "dr-lan"})), Done)
+    assert driver.record.networks == {"lan": "dr-lan"}
+    driver.go(Start())
+    assert driver.record.networks == {"lan": "dr-lan"}

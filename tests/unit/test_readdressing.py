@@ -325,6 +325,15 @@ def test_given_again_the_command_says_what_the_guest_reports_now(world: World) -
     assert again.addresses.reason == "it reports 10.2.7.6"
 
 
+def test_one_that_was_powered_off_since_runs_again_with_what_it_has(world: World) -> None:
+    fail_over(world, Start())
+    by_hand = replace(GUEST.adapters[0], addresses=("10.2.7.6/24",))
+    world.replica().guest, world.replica().power = replace(GUEST, adapters=(by_hand,)), PowerState.OFF
+    again = fail_over(world, Start(), FailoverPolicy({}, replace(RULES, wait=0.05)))
+    assert (again.result, again.state) == (Result.SUCCESS, "failed-over"), again.error
+    assert texts(world.replica().guest) == ["10.2.7.6/24"]
+
+
 def test_the_source_vm_is_untouched(world: World) -> None:
     fail_over(world, Start())
     vm: MemoryVm = source(world)

@@ -164,6 +164,8 @@ def _start(record: FailoverRecord, seen: SeenReplica, wish: Start) -> Ready | Do
                 f"{record.source_name} is failing over to restore point {record.restore_point} already",
                 f"vrepl failover undo {record.source_name} first",
             )
+        case ReplicaState.FAILING_OVER if wish.networks and dict(wish.networks) != dict(record.networks) and not runs:
+            return Ready(changed(record, networks=dict(wish.networks)))  # those of the first try may not be there
         case ReplicaState.FAILING_OVER:
             return _carry_on(record, seen)
         case ReplicaState.FAILED_OVER if runs and not seen.strays:

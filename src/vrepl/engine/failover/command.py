@@ -18,7 +18,7 @@ from vrepl.engine.failover.standing import names_of, standing_clones
 from vrepl.engine.failover.states import ReplicaStates
 from vrepl.engine.vm_work import Outcome, VmWork
 from vrepl.errors import LockedError, VreplError
-from vrepl.model import SnapshotState, VirtualMachine
+from vrepl.model import ReplicaState, SnapshotState, VirtualMachine
 from vrepl.model.addresses import FailoverPolicy
 from vrepl.model.failover import Commit, FailoverRecord, Start, Wish
 from vrepl.model.failover_settings import FailoverSettings
@@ -140,7 +140,8 @@ class Failovers:
             wanted = wish
             if isinstance(wish, Start):
                 settings = self.settings_of(replica, work)
-                wanted = replace(wish, networks=wish.networks or settings.policy.networks)
+                if last[0].state is ReplicaState.READY:  # one that is under way has its own, unless others are said
+                    wanted = replace(wish, networks=wish.networks or settings.policy.networks)
                 attempt.addresses = self.readdressing(replica, work, settings)
                 driver.prepare_guest = attempt.addresses.give
                 driver.boot_seconds = settings.policy.addresses.wait
@@ -150,7 +151,8 @@ class Failovers:
                 before = last[0].epoch
                 last[0], _ = driver.go(replica.vm.ref, last[0], wanted)
             if attempt.addresses is not None and not last[0].adopted:
-                attempt.addresses.resume(replica.vm.ref, under_way=last[0].epoch != before)
+                under_way = driver.powered_on or last[0].epoch != before
+                attempt.addresses.resume(replica.vm.ref, under_way=under_way)
 
         attempt.outcome = work.outcome(go)
         attempt.record = last[0]

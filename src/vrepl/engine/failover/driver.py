@@ -12,6 +12,7 @@ from vrepl.engine.failover.states import ReplicaStates
 from vrepl.engine.marks import FailoverMark
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError
+from vrepl.model import ReplicaState
 from vrepl.model.failover import FAILOVER_BASE, KEPT_STATE, FailoverRecord, Wish
 from vrepl.planner.conflicts import FailoverConflict
 from vrepl.planner.failover import (
@@ -63,6 +64,8 @@ class FailoverDriver:
     """
     power_ons: AbstractContextManager[object] = field(default_factory=nullcontext)
     """Held while a VM is powered on, so that a host is not given too many at a time."""
+    powered_on: bool = field(default=False, init=False)
+    """By this command."""
 
     def go(self, replica_ref: str, record: FailoverRecord, wish: Wish) -> tuple[FailoverRecord, SeenReplica]:
         """Until nothing is left to do. Raises NotReadyError for a conflict, and what the target raises."""
@@ -115,7 +118,8 @@ class FailoverDriver:
             case PrepareGuest():
                 for change in target.connect_networks(replica_ref, act.networks):
                     self.work.note(change)
-                if self.prepare_guest(replica_ref, not record.introduced):
+                first = record.state is ReplicaState.FAILING_OVER  # one that was powered off since has its addresses
+                if first and self.prepare_guest(replica_ref, not record.introduced):
                     return needs_introduction(record, connected_adapters(target.read_vm(replica_ref)))
             case IntroduceGuest():
                 introduce(
@@ -131,6 +135,7 @@ class FailoverDriver:
             case PowerOn():
                 with self.power_ons:
                     target.power_on(replica_ref)
+                self.powered_on = True
             case PowerOff():
                 target.power_off(replica_ref)
             case ShutDownGuest():

@@ -11,6 +11,7 @@ from vrepl.engine.failover.look import look
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError
+from vrepl.model import ReplicaState
 from vrepl.model.failover import FailoverRecord, Start
 from vrepl.model.plans import FailoverPlan
 from vrepl.planner.conflicts import FailoverConflict
@@ -54,7 +55,9 @@ def _preview(failovers: Failovers, replica: FoundReplica, wish: Start) -> Failov
     def look_on() -> None:
         record = failovers.states.read(replica.vm) or replica.never_failed_over
         settings = failovers.settings_of(replica, work)
-        wanted = replace(wish, networks=wish.networks or settings.policy.networks)
+        wanted = wish
+        if record.state is ReplicaState.READY:
+            wanted = replace(wish, networks=wish.networks or settings.policy.networks)
         seen = look(failovers.context.target, replica.vm.ref, source_runs=failovers.source_runs(record))
         shown.state, shown.restore_point = str(record.state), record.restore_point
         answer = advance(record, seen, wanted)
