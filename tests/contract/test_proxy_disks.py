@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from pyVmomi import vim
+from pyVmomi.SoapAdapter import SoapStubAdapter
 
 from tests.support import plain_api, proxy_vm
 from tests.support.plain_api import vm_named, wait
+from vrepl.app.attachments import Attachments
+from vrepl.app.probes import process_name
 from vrepl.errors import DiskError, DiskLockedError, VsphereError
 from vrepl.ports import DiskRequest
 from vrepl.vsphere.attachments import Mark
@@ -89,6 +93,72 @@ def test_a_disk_comes_with_its_mark_and_goes_with_it(proxy: Proxy, writable: boo
     proxy.site.proxy_disks.detach(disk)
     proxy_vm.assert_bare(proxy.lab)
     proxy.site.proxy_disks.detach(disk)  # nothing is left to do
+
+
+class Died(BaseException):
+    """No Exception: nothing may catch it and go on."""
+
+
+class Dying:
+    """A process that dies at its N-th call of the API from now on, before the call takes effect or after."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, *, after: bool) -> None:
+        self.calls = 0
+        real: Any = SoapStubAdapter.InvokeMethod
+
+        def invoke(*arguments: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                return real(*arguments)
+            self.calls += 1
+            if self.calls > number or (self.calls == number and not after):
+                raise Died
+            answer = real(*arguments)
+            if self.calls == number:
+                raise Died
+            return answer
+
+        monkeypatch.setattr(SoapStubAdapter, "InvokeMethod", invoke)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("doing", ["attach", "detach"])
+def test_whoever_dies_at_any_call_leaves_nothing_that_the_next_does_not_take_off(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, doing: str, after: bool
+) -> None:
+    """All calls in turn, until one more would be one too many."""
+    root = proxy_vm.sysroot(proxy.lab)
+    ended = process_name().rpartition("/")[0] + "/1"
+    request = proxy.request()
+
+    def of(process: str) -> Attachments:
+        return Attachments(
+            lambda name: proxy.site, lambda name: root, lambda name: root, lambda: "r", process=lambda: process
+        )
+
+    died = 0
+    for number in range(1, 20):
+        disk = of(ended).desk(lambda: True).attach(request) if doing == "detach" else None
+        with monkeypatch.context() as patched:
+            dying = Dying(patched, number, after=after)
+            try:
+                if disk is None:
+                    of(ended).desk(lambda: True).attach(request)
+                else:
+                    of(ended).desk(lambda: True).detach(disk)
+            except Died:
+                died += 1
+        until_idle(proxy)
+        of(process_name()).clean_up("prod", request.vm_ref, None)
+        assert proxy_vm.hanging(proxy.lab, "prod") == []
+        assert proxy_vm.marks(proxy.lab, "prod") == []
+        if dying.calls < number:
+            break
+    assert died >= 3, "a look, a reconfiguration and another look at the least"
+
+
+def until_idle(proxy: Proxy) -> None:
+    """Tasks that the dead one had begun have ended."""
+    proxy.site.wait_for_tasks(proxy.ref)
 
 
 def test_what_hangs_there_already_is_not_attached_again(proxy: Proxy) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,10 +169,62 @@ def killed_and_again(runs: Runs, kills: int, seed: int) -> None:
         assert_sealed(runs, report)
 
 
-def test_killed_at_any_moment_and_run_again(start_runs: StartRuns) -> None:
-    runs = start_runs(16)
-    runs.set_in_job('bandwidth = "20 MiB/s"')
-    killed_and_again(runs, kills=1, seed=7)
+def reconfigurations(lab: Lab) -> int:
+    """Of both proxy VMs and of all others: attached, detached, and change tracking."""
+    return sum(lab.soap_calls(site)["by_method"].get("ReconfigVM_Task", 0) for site in ("prod", "dr"))
+
+
+@pytest.mark.parametrize("numbers", [(2,), pytest.param((1, 3, 4), marks=pytest.mark.long)], ids=["one", "all others"])
+def test_killed_at_a_call_that_attaches_or_detaches(start_runs: StartRuns, numbers: tuple[int, ...]) -> None:
+    """Two disks come and go; each task takes its time, so that some are under way as the run dies."""
+    runs = start_runs(4)
+    runs.replicate()
+    runs.lab.set("task_ms=150")
+    for number in numbers:
+        runs.write(2 * number, seed=f"kill {number}")
+        before = reconfigurations(runs.lab)
+        runs.kill_when(lambda: reconfigurations(runs.lab) - before >= number)  # noqa: B023
+        assert_sealed(runs, runs.replicate())
+
+
+def test_a_data_mover_that_is_killed_costs_no_more_than_an_attempt(start_runs: StartRuns) -> None:
+    runs = start_runs(32)
+    runs.set_in_job('bandwidth = "12 MiB/s"')
+    process = runs.start()
+    until(lambda: len(proxy_vm.hanging(runs.lab, "dr")) == 1, process)
+    time.sleep(1.0)
+    [mover] = [pid for pid in children(process.pid) if "vrepl.movers.worker" in command_line(pid)]
+    os.kill(mover, signal.SIGKILL)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, output + errors
+    [report] = runs.json("report")["vms"]
+    assert report["disks"][0]["attempts"] == 2
+    assert roads(report) == [BOTH]
+    assert_sealed(runs, report)
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def command_line(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return ""
+
+
+def test_what_cannot_be_attached_is_reached_over_the_network(start_runs: StartRuns) -> None:
+    runs = start_runs(4)
+    runs.lab.set("dr.fault=open:error:fail@1x*,mode=hotadd,vm=web-01-replica")
+    report = runs.replicate()
+    assert roads(report) == [("own hotadd", "own nbdssl")]
+    assert "the lab was asked to refuse it" in report["disks"][0]["transport"]["target"]["fallbacks"][0]
+    assert_sealed(runs, report)
 
 
 @pytest.mark.long

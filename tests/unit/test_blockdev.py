@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support.proxy_guest import UUID, WWID, FakeDesk, ProxyGuest
 from vrepl.blockdev.disk import BlockDisk
@@ -130,13 +133,42 @@ def test_two_disks_with_one_identity_are_none(guest: ProxyGuest, image: Path) ->
     assert "/dev/sdb, /dev/sdc" in error.message
 
 
+IDENTITIES = st.sampled_from(
+    [WWID, WWID.upper(), WWID[:-1], "naa.", "", "t10.ATA", "naa.6000c290000000000000000000000001"]
+)
+SHOWN = st.tuples(st.integers(0, 15), st.integers(2, 4), IDENTITIES, st.sampled_from([None, 1, CAPACITY // 512 + 1]))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(SHOWN, max_size=6, unique_by=lambda one: one[:2]))
+def test_whatever_a_machine_has_the_disk_found_is_the_one_or_none(
+    image: Path, shown: list[tuple[int, int, str, int | None]]
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        machine = ProxyGuest(Path(root))
+        names = [
+            machine.add(image, unit=unit, host=host, wwid=wwid, sectors=sectors) for unit, host, wwid, sectors in shown
+        ]
+        same = [name for name, (_, _, wwid, _) in zip(names, shown, strict=True) if wwid == WWID]
+        right = [
+            name
+            for name, (unit, _, wwid, sectors) in zip(names, shown, strict=True)
+            if wwid == WWID and unit == ATTACHED.unit and sectors is None
+        ]
+        if right and len(same) == 1:
+            assert find_disk(machine.sysroot, ATTACHED, within=0).name == right[0]
+        else:
+            with pytest.raises(DiskError):
+                find_disk(machine.sysroot, ATTACHED, within=0)
+
+
 # -- the engine --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def engine(guest: ProxyGuest, desk: FakeDesk) -> BlockEngine:
-    settings = EngineSettings(None, guest.sysroot, 1, 1, sysroot=guest.sysroot)
-    return BlockEngine(settings, lambda kind, text: None, desk, within=0.2)
+    made = EngineSettings(None, guest.sysroot, 1, 1, sysroot=guest.sysroot)
+    return BlockEngine(made, lambda kind, text: None, desk, within=0.2)
 
 
 def write(disk: BlockDisk, offset: int, data: bytes) -> VreplError | None:

@@ -82,6 +82,11 @@ OWN = Case(machine=replace(PROXY, disk_uuids=True), engine=DataEngine.OWN)
     [
         (OWN, Status.OK, "14 SCSI slots free (vrepl's own engine)"),
         (replace(OWN, machine=PROXY), Status.WARNING, "set disk.EnableUUID = TRUE"),
+        (
+            replace(OWN, machine=replace(PROXY, disk_uuids=True, attached_by_vrepl=2)),
+            Status.OK,
+            "2 of vrepl's disks hang on it",
+        ),
         (replace(OWN, machine=PROXY, modes=ONLY), Status.FAILED, "set disk.EnableUUID = TRUE"),
         (replace(OWN, machine=replace(PROXY, disk_uuids=True, has_snapshots=True)), Status.WARNING, "has snapshots"),
         (replace(OWN, no_devices="/dev/sda may not be read"), Status.WARNING, "/dev/sda may not be read"),

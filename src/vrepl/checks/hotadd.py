@@ -57,4 +57,10 @@ def _check_side(
             title, wrong, f"the proxy VM {machine.name} has no free SCSI slot", "give it another SCSI controller"
         )
     whose = " (vrepl's own engine)" if engine is DataEngine.OWN else ""
-    return CheckResult.ok(title, f"the proxy is VM {machine.name}, {machine.free_scsi_slots} SCSI slots free{whose}")
+    text = f"the proxy is VM {machine.name}, {machine.free_scsi_slots} SCSI slots free{whose}"
+    if machine.attached_by_vrepl:
+        text += (
+            f"; {machine.attached_by_vrepl} of vrepl's disks hang on it: of a run that goes on, or of a dead one "
+            "(the next run detaches them)"
+        )
+    return CheckResult.ok(title, text)

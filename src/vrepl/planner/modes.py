@@ -32,6 +32,8 @@ class ProxyVm:
     disk_uuids: bool = False
     """Whether its guest is told which virtual disk is which (`disk.EnableUUID`)."""
     has_snapshots: bool = False
+    attached_by_vrepl: int = 0
+    """How many disks hang there that vrepl attached without VDDK, by their marks: in use, or left by dead runs."""
 
 
 THIS_MACHINE = "this machine"

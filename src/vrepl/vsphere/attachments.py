@@ -216,8 +216,14 @@ class ProxyDisks:
         found = collector.these(self._session, [self._session.object(kind, ref)], {kind: [path]})
         for device in found[0].get(path, []) if found else []:
             if _path(device) == request.path:
-                backing = device.backing
-                return _Backing(str(backing.uuid or ""), int(device.capacityInBytes), backing.datastore)
+                uuid = str(getattr(device.backing, "uuid", None) or "")
+                if not uuid:
+                    raise DiskError(
+                        f"{request.path} has no uuid, so that on the proxy it could not be told from other disks",
+                        code=NO_ACCESS,
+                        hint="its descriptor file may lack ddb.uuid: vmkfstools -J setuuid gives it one",
+                    )
+                return _Backing(uuid, int(device.capacityInBytes), device.backing.datastore)
         raise DiskError(
             f"{request.path} is no disk of {kind_of(self._session.object(kind, ref))} {ref}",
             code=NO_ACCESS,
@@ -292,6 +298,6 @@ def _attached(site: str, proxy_ref: str, mark: Mark, device: Any | None) -> Atta
         proxy_ref=proxy_ref,
         device_key=int(device.key) if device is not None else 0,
         unit=int(device.unitNumber) if device is not None else 0,
-        uuid=str(device.backing.uuid or "") if device is not None else "",
+        uuid=str(getattr(device.backing, "uuid", None) or "") if device is not None else "",
         capacity=int(device.capacityInBytes) if device is not None else 0,
     )

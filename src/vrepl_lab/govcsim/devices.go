@@ -195,6 +195,9 @@ func (l *Lab) checkDisk(
 			if fault := l.mayHotAdd(disk, at, vm.Self.Value); fault != nil {
 				return fault
 			}
+			if fault := l.meetHotAdd(at); fault != nil {
+				return fault
+			}
 		}
 		if file := l.openForWriting(map[int32]*link{0: at}); file != "" {
 			return fileLocked(file)

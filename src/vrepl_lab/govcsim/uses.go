@@ -3,6 +3,7 @@ package main
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
@@ -150,4 +151,24 @@ func (l *Lab) mayHotAdd(disk *types.VirtualDisk, at *link, self string) types.Ba
 		return l.wrapped("hot-add", fileLocked(file))
 	}
 	return l.intact(at)
+}
+
+// meetHotAdd is where a fault of open over hotadd meets who attaches a disk without VDDK. A crash or a lost connection
+// has nobody to befall here.
+func (l *Lab) meetHotAdd(at *link) types.BaseMethodFault {
+	owner := ""
+	if vm := l.vm(types.ManagedObjectReference{Type: "VirtualMachine", Value: at.owner}); vm != nil {
+		owner = plainName(vm.Name)
+	}
+	fault := l.library.take(opOpen, owner, "hotadd")
+	time.Sleep(fault.freeze)
+	switch fault.code {
+	case 0:
+		return nil
+	case vixLocked:
+		return l.wrapped("hot-add", fileLocked(at.dsPath))
+	}
+	f := &types.GenericVmConfigFault{Reason: "the lab was asked to refuse it"}
+	f.FaultMessage = localized(f.Reason)
+	return f
 }
