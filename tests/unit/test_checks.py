@@ -92,6 +92,7 @@ class FakeSite:
     lacking_source: tuple[Lacked, ...] = ()
     lacking_target: tuple[Lacked, ...] = ()
     lacking_proxy: tuple[Lacked, ...] = ()
+    networks: frozenset[str] = frozenset({"VM Network"})
     lacking_scripts: tuple[Lacked, ...] = ()
     lacking_addresses: tuple[Lacked, ...] = ()
     vms: list[VirtualMachine] = field(default_factory=list)
@@ -132,7 +133,9 @@ class FakeSite:
         return self.lacking_scripts if vm_refs else ()
 
     def lacking_as_target(self, placement: ReplicaPlacement, engine: DataEngine) -> Sequence[Lacked]:
-        del placement
+        unknown = set(placement.networks.values()) - self.networks
+        if unknown:
+            raise NotFoundError(f"there is no network {unknown.pop()}")
         return self.lacking_target
 
     def list_vms(self) -> list[VirtualMachine]:
@@ -280,6 +283,15 @@ def test_missing_privileges_are_named_with_where_and_what_for(setup: Setup) -> N
     assert f"{revert} is missing on Folder group-0, Folder group-1 and 1 more" in bad.detail
     assert bad.hint is not None
     assert "Global.DisableMethods (PrepareForAccess)" in bad.hint
+
+
+def test_networks_of_a_failover_are_looked_for_while_there_is_time(setup: Setup) -> None:
+    setup.more = '[jobs.demo.failover]\nnetworks = { "Idle" = "VM Network" }\n'
+    assert setup.bad() == {}
+    setup.more = setup.more.replace('"VM Network"', '"VM-Network"')
+    [bad] = setup.bad().values()
+    assert bad.name == "privileges on dr as target (job demo)"
+    assert "there is no network VM-Network" in bad.detail
 
 
 def test_address_rules_are_looked_at_with_the_guests_and_the_privilege(setup: Setup) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from vrepl.checks.facts import CheckedSite, World
 from vrepl.checks.guests import check_addresses, check_guest_scripts
@@ -12,7 +13,7 @@ from vrepl.checks.privileges import check_privileges
 from vrepl.checks.result import CheckResult, Status
 from vrepl.config.references import near
 from vrepl.errors import VreplError
-from vrepl.model import DataEngine, Datastore, JobSettings, PowerState, TransportMode, VirtualMachine
+from vrepl.model import DataEngine, Datastore, JobSettings, PowerState, ReplicaPlacement, TransportMode, VirtualMachine
 from vrepl.model.selection import is_pattern
 from vrepl.planner.datastores import datastore_of_disk, find_datastore
 from vrepl.planner.placement import place_new_disk
@@ -71,7 +72,7 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     yield from check_guest_scripts(job.name, world.loaded.config.jobs[job.name].guest, source, vms)
     yield check_privileges(
         f"privileges on {job.target} as target (job {job.name})",
-        lambda: target.lacking_as_target(job.placement, world.engine(job.proxy_at(job.target))[0]),
+        lambda: target.lacking_as_target(_with_failover_networks(job), world.engine(job.proxy_at(job.target))[0]),
     )
     yield from check_addresses(job, target, vms, replicas)
     new = [vm for vm in vms if job.replica_name_of(vm.name) not in replicas]
@@ -81,6 +82,12 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     yield check_read(world, job, job.source, job.source_modes, vms)
     made = [vm for vm in replicas.values() if vm.extra_config]
     yield check_read(world, job, job.target, job.target_modes, made)
+
+
+def _with_failover_networks(job: JobSettings) -> ReplicaPlacement:
+    """The networks of a failover must be there as well, on the day that nobody has time to look for them."""
+    more = {f"{old} (failover)": new for old, new in job.failover.networks.items()}
+    return replace(job.placement, networks={**job.placement.networks, **more})
 
 
 def check_selection(job: JobSettings, count: int, idle: Sequence[str]) -> CheckResult:
