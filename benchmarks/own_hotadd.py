@@ -65,6 +65,9 @@ class TwoDisks:
     def clean_up(self, site: str, vm_ref: str, proxy: str | None) -> int:
         return 0
 
+    def clean_up_after(self, site: str, vm_ref: str, proxy: str) -> int:
+        return 0
+
     def attach(self, request: DiskRequest) -> AttachedDisk:
         side = request.path
         return AttachedDisk("prod", request.vm_ref, side, "vm-9", 2000, UNITS[side], UUIDS[side], SIZE)

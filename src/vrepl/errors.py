@@ -193,6 +193,9 @@ class DiskLockedError(DiskError):
 class MoverError(VreplError):
     retryable = True
 
+    machine: str | None = None
+    """The proxy on another machine whose mover it was, where that is known."""
+
 
 class StreamLostError(MoverError):
     """The stream between two data movers ended; why, the one that ended it knows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -121,12 +122,24 @@ def lab() -> None:
     flag_value="both",
     help="A standalone ESXi host in place of this site's vCenter; --esx alone: in place of both.",
 )
+@click.option(
+    "--proxies",
+    metavar="N+M",
+    help="So many proxies at prod and at dr that are machines of their own, reached over ssh; job demo takes them.",
+)
 @NO_VDDK
 @PROXY
 @json_option
 @pass_state
 def up(
-    state: State, folder: Path | None, disk_mib: int, extra_vms: int, esx: str | None, vddk: bool, proxy: str
+    state: State,
+    folder: Path | None,
+    disk_mib: int,
+    extra_vms: int,
+    esx: str | None,
+    proxies: str | None,
+    vddk: bool,
+    proxy: str,
 ) -> None:
     """Start a lab, and return when it serves.
 
@@ -141,12 +154,22 @@ def up(
     if running:
         click.echo(f"a lab is running in {place} already", err=True)
     else:
-        spec = replace(demo_spec(disk_mib, extra_vms, vddk=vddk), job_proxy=proxy)
-        Lab.start(place, standalone(spec, esx), detached=True)
+        spec = standalone(replace(demo_spec(disk_mib, extra_vms, vddk=vddk), job_proxy=proxy), esx)
+        if proxies is not None:
+            spec = spec.with_machines(*machine_counts(proxies))
+        Lab.start(place, spec, detached=True)
         click.echo(f"lab: ready in {place}", err=True)
         click.echo(f"try: vrepl --config {place / 'vrepl.toml'} replicate demo", err=True)
     config = str(place / "vrepl.toml")
     tell(state, {"folder": str(place), "config": config, "started": not running}, config)
+
+
+def machine_counts(text: str) -> tuple[int, int]:
+    """Raises click.BadParameter."""
+    found = re.fullmatch(r"(\d)\+(\d)", text)
+    if found is None or not int(found[1]) + int(found[2]):
+        raise click.BadParameter("takes two numbers below ten, as 2+2", param_hint="--proxies")
+    return int(found[1]), int(found[2])
 
 
 @lab.command(

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vrepl_lab.machines import ADDRESS, ssh_config
+from vrepl_lab.spec import ProxySpec
+
 
 @dataclass(frozen=True, slots=True)
 class SiteAccess:
@@ -36,7 +39,7 @@ def quoted(text: str) -> str:
 def configuration(
     lab: Path,
     sites: Iterable[SiteAccess],
-    proxies: Sequence[str],
+    proxies: Sequence[ProxySpec],
     jobs: Iterable[JobText],
     *,
     target_host: str,
@@ -56,11 +59,12 @@ def configuration(
         ]
     lines += ["[repository]", f"path = {quoted(str(lab / 'repository'))}", ""]
     if proxies:
-        lines += ["[vddk]", f"libdir = {quoted(str(lab / 'proxies' / proxies[0] / 'vddk'))}", ""]
+        lines += ["[vddk]", f"libdir = {quoted(str(lab / 'proxies' / proxies[0].name / 'vddk'))}", ""]
     for proxy in proxies:
-        folder = lab / "proxies" / proxy
+        folder = lab / "proxies" / proxy.name
         lines += [
-            f"[proxies.{proxy}]",
+            f"[proxies.{proxy.name}]",
+            *far_lines(lab, proxy),
             f"libdir = {quoted(str(folder / 'vddk'))}",
             f"sysroot = {quoted(str(folder / 'sysroot'))}",
             "",
@@ -75,7 +79,28 @@ def configuration(
             'target_datastore = "dr-vmfs-01"',
             'networks = { "VM Network" = "VM Network" }',
             "retention = { last = 7 }",
-            *([f"proxy = {quoted(job_proxy or proxies[0])}"] if proxies else []),
+            *([proxy_line(proxies, job_proxy)] if proxies else []),
             "",
         ]
     return "\n".join(lines)
+
+
+def far_lines(lab: Path, proxy: ProxySpec) -> list[str]:
+    """Of a proxy that is a machine of its own."""
+    if proxy.site is None:
+        return []
+    return [
+        f"ssh = {quoted(proxy.name)}",
+        f"ssh_config = {quoted(str(ssh_config(lab)))}",
+        f"address = {quoted(ADDRESS)}",
+        f"sites = [{quoted(proxy.site)}]",
+    ]
+
+
+def proxy_line(proxies: Sequence[ProxySpec], job_proxy: str | None) -> str:
+    """The job's: the machines of their own at both ends where there are any."""
+    far = {site: [proxy.name for proxy in proxies if proxy.site == site] for site in ("prod", "dr")}
+    if not any(far.values()):
+        return f"proxy = {quoted(job_proxy or proxies[0].name)}"
+    sides = {"source": far["prod"], "target": far["dr"]}
+    return f"proxy = {{ {', '.join(f'{side} = {json.dumps(names)}' for side, names in sides.items() if names)} }}"

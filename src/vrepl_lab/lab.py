@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vrepl_lab import configuration, nasty, processes, proxies
+from vrepl_lab import configuration, machines, nasty, processes, proxies
 from vrepl_lab.build import Built, Say, build, say_on_stderr
 from vrepl_lab.certificates import Authority
 from vrepl_lab.control import Control
@@ -92,6 +92,7 @@ class Lab:
             write_state(folder, {site: starting(child) for site, child in lab._children.items()})
             for site in SITES:
                 lab.sites[site] = lab._wait_for_site(site, thumbprints[site])
+            lab._start_machines([proxy.name for proxy in spec.proxies if proxy.site is not None])
             lab._write_configuration(spec, built)
             write_state(folder, lab.sites)
             if nasty.wanted():
@@ -112,6 +113,17 @@ class Lab:
         if not detached:
             command.append("--die-with-stdin")
         self._children[site] = processes.start(command, home / "sim.log", die_with_us=not detached)
+
+    def _start_machines(self, names: Sequence[str]) -> None:
+        if not names:
+            return
+        machines.make_keys(self.folder)
+        simulators = [site.process for site in self.sites.values()]
+        with ThreadPoolExecutor(len(names)) as pool:
+            ports = dict(
+                zip(names, pool.map(lambda name: machines.start(self.folder, name, simulators), names), strict=True)
+            )
+        machines.write_ssh_config(self.folder, ports)
 
     def _wait_for_site(self, site: str, thumbprints: tuple[str, str]) -> RunningSite:
         child = self._children[site]
@@ -154,7 +166,7 @@ class Lab:
                 configuration.SiteAccess(name, SERVER, site.port, USER, site.nfc_port)
                 for name, site in self.sites.items()
             ],
-            [proxy.name for proxy in spec.proxies],
+            list(spec.proxies),
             [job for job in jobs if job.vms],
             target_host=self.sites["dr"].hosts[0],
             job_proxy=spec.job_proxy,

@@ -131,6 +131,8 @@ class ProxySpec:
     name: str
     vm: str | None = None
     luns: bool = False
+    site: str | None = None
+    """A machine of its own, reached over ssh, that serves this site alone; None: the machine that runs the lab."""
 
 
 DEFAULT_PROXIES = (
@@ -166,7 +168,24 @@ class LabSpec:
     def names_of_job_vms(self) -> list[str]:
         if self.job_vms is not None:
             return list(self.job_vms)
-        return [vm.name for vm in self.prod.vms if vm.name != PROXY_VM]
+        proxies = {PROXY_VM, *(proxy.vm for proxy in self.proxies)}
+        return [vm.name for vm in self.prod.vms if vm.name not in proxies]
+
+    def with_machines(self, source: int, target: int) -> LabSpec:
+        """The same with so many proxies at each site that are machines of their own, and VMs there; the job's."""
+        names = {"prod": source, "dr": target}
+        machines = [
+            ProxySpec(f"{site}-proxy-{number}", vm=f"{site}-proxy-{number}", site=site)
+            for site, count in names.items()
+            for number in range(1, count + 1)
+        ]
+
+        def grown(site: str) -> SiteSpec:
+            spec = self.sites[site]
+            added = [proxy_vm(machine.name) for machine in machines if machine.site == site]
+            return replace(spec, vms=(*spec.vms, *added))
+
+        return replace(self, prod=grown("prod"), dr=grown("dr"), proxies=(*self.proxies, *machines))
 
     @classmethod
     def of_vms(cls, *vms: VmSpec, job_vms: Sequence[str] | None = None) -> LabSpec:
@@ -175,12 +194,12 @@ class LabSpec:
         return cls(prod=SiteSpec(vms=(*vms, proxy)), dr=SiteSpec(vms=(proxy,)), job_vms=job_vms)
 
 
-def proxy_vm() -> VmSpec:
-    """The VM behind the proxy `hotadd`; the same BIOS uuid in both sites, which are different vCenters."""
+def proxy_vm(name: str = PROXY_VM) -> VmSpec:
+    """The VM behind a proxy; that of `hotadd` has the same BIOS uuid in both sites, which are different vCenters."""
     return VmSpec(
-        PROXY_VM,
+        name,
         disks=(DiskSpec(8 * MIB, content="empty"),),
-        bios_uuid=str(uuid.uuid5(uuid.NAMESPACE_DNS, PROXY_VM)),
+        bios_uuid=str(uuid.uuid5(uuid.NAMESPACE_DNS, name)),
         cpus=2,
         memory_mib=2048,
         extra_config={"disk.EnableUUID": "TRUE"},

@@ -34,6 +34,7 @@ from vrepl.movers.engine import EngineSettings
 from vrepl.movers.process import MoverProcess, Spawner
 from vrepl.nfc import engine as nfc_engine
 from vrepl.ports import DiskAddress, SiteConnection
+from vrepl.proxy.facts import product_uuid
 from vrepl.stream.remote import RemoteDisk
 from vrepl.stream.serve import serve_disk
 from vrepl.transport.buffers import MIB, Buffer
@@ -259,7 +260,9 @@ def lab_block(lab: Lab) -> Iterator[Subject]:
         vm = plain_api.vm_named(api, CONFORMING)
         path = str(plain_api.disk_path(vm.config))
         root = proxy_vm.sysroot(lab)
-        desk = Attachments(lambda name: site, lambda name: root, lambda name: root, lambda: "r").desk(lambda: True)
+        desk = Attachments(
+            lambda name: site, lambda name: product_uuid(root), lambda name: product_uuid(root), lambda: "r"
+        ).desk(lambda: True)
         engine = BlockEngine(
             EngineSettings(None, Path("/"), buffer_units=1, buffer_count=1, sysroot=root), lambda kind, text: None, desk
         )

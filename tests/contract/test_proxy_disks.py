@@ -17,6 +17,7 @@ from vrepl.app.attachments import Attachments
 from vrepl.app.probes import process_name
 from vrepl.errors import DiskError, DiskLockedError, VsphereError
 from vrepl.ports import DiskRequest
+from vrepl.proxy.facts import product_uuid
 from vrepl.vsphere.attachments import Mark
 from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
@@ -126,13 +127,13 @@ def test_whoever_dies_at_any_call_leaves_nothing_that_the_next_does_not_take_off
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, doing: str, after: bool
 ) -> None:
     """All calls in turn, until one more would be one too many."""
-    root = proxy_vm.sysroot(proxy.lab)
+    machine = product_uuid(proxy_vm.sysroot(proxy.lab))
     ended = process_name().rpartition("/")[0] + "/1"
     request = proxy.request()
 
     def of(process: str) -> Attachments:
         return Attachments(
-            lambda name: proxy.site, lambda name: root, lambda name: root, lambda: "r", process=lambda: process
+            lambda name: proxy.site, lambda name: machine, lambda name: machine, lambda: "r", process=lambda: process
         )
 
     died = 0

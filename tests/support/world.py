@@ -88,6 +88,9 @@ class NbdOnly:
         del side, site, vm, disk, first_run, allowed
         return TransportPlan((ModeChoice(TransportMode.NBDSSL, "the only one"),))
 
+    def proxy_failed(self, site: str, vm: VirtualMachine, proxy: str) -> None:
+        raise AssertionError(f"there is no proxy {proxy} for {vm.name} at {site}")
+
     def left_on_proxy(self, site: str, vm: VirtualMachine) -> bool:
         del site, vm
         return False

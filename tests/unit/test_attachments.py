@@ -16,6 +16,7 @@ from vrepl.errors import CbtError, DiskError, MoverError, VsphereError
 from vrepl.extents import Extent
 from vrepl.model import ChangedAreas
 from vrepl.ports import AllocatedExtents, AttachedDisk, DiskRequest
+from vrepl.proxy.facts import product_uuid
 from vrepl.vsphere.attachments import Hanging, Mark
 
 BIOS = "4210f9a5-1b2c-3d4e-5f60-718293a4b5c6"
@@ -72,7 +73,8 @@ class Case:
 
         site = SimpleNamespace(proxy_disks=self.disks, read_snapshot=lambda ref: snapshot, changed_areas=changed)
         return Attachments(
-            cast(Callable[[str], Any], lambda name: site), lambda name: self.root, lambda name: self.root / name,
+            cast(Callable[[str], Any], lambda name: site), lambda name: product_uuid(self.root),
+            lambda name: product_uuid(self.root / name),
             lambda: repository,
         )  # fmt: skip
 

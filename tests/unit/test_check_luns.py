@@ -21,7 +21,9 @@ from vrepl.model import (
     VirtualMachine,
 )
 
-JOB = JobSettings("demo", "prod", "dr", ("web",), ReplicaPlacement(None, "dr-01"), source_proxy="p", target_proxy="p")
+JOB = JobSettings(
+    "demo", "prod", "dr", ("web",), ReplicaPlacement(None, "dr-01"), source_proxies=("p",), target_proxies=("p",)
+)
 DISK = Disk(2000, 0, "Hard disk 1", "", "", 1 << 30, "", "prod-01")
 VM = VirtualMachine(
     "vm-1", "web", "i", "b", PowerState.ON, "esx", "dc", "g", Hardware(19, "o", "efi", False, 1, 1, 512), (DISK,)

@@ -189,12 +189,18 @@ def test_a_job_may_name_a_proxy_for_each_side(tmp_path: Path) -> None:
     proxies = '[proxies.p]\nslots = 3\nsites = ["prod"]\n[proxies.q]\nslots = 2\nsites = ["dr"]\n'
     path.write_text(f'{MINIMAL}parallel_disks = 9\nproxy = {{ source = "p", target = "q" }}\n{proxies}')
     job = load(path).job("demo")
-    assert (job.source_proxy, job.target_proxy, job.limits.parallel_disks) == ("p", "q", 2)
+    assert (job.source_proxies, job.target_proxies, job.limits.parallel_disks) == (("p",), ("q",), 2)
     assert (job.proxy_at("prod"), job.proxy_at("dr")) == ("p", "q")
     assert effective(load(path).config)["jobs"]["demo"]["proxy"] == {"source": "p", "target": "q"}
     path.write_text(f'{MINIMAL}proxy = {{ source = "p" }}\n{proxies}')
     job = load(path).job("demo")
-    assert (job.source_proxy, job.target_proxy) == ("p", None)
+    assert (job.source_proxies, job.target_proxies) == (("p",), ())
+    path.write_text(
+        f'{MINIMAL}parallel_disks = 9\nproxy = {{ source = ["p", "r"], target = "q" }}\n{proxies}[proxies.r]\n'
+    )
+    job = load(path).job("demo")
+    assert (job.proxies_at("prod"), job.limits.parallel_disks) == (("p", "r"), 2)
+    assert effective(load(path).config)["jobs"]["demo"]["proxy"] == {"source": ["p", "r"], "target": "q"}
     path.write_text(f'{MINIMAL}proxy = "p"\n[proxies.p]\n')
     assert effective(load(path).config)["jobs"]["demo"]["proxy"] == "p"
 
@@ -207,7 +213,10 @@ def test_a_job_may_name_a_proxy_for_each_side(tmp_path: Path) -> None:
             'proxy = { source = "p", target = "p" }\n[proxies.p]\nsites = ["prod"]\n',
             'jobs.demo.proxy: "p" does not serve site "dr"',
         ),
-        ("proxy = 3\n", 'jobs.demo.proxy: takes the name of a proxy, or { source = "NAME", target = "NAME" }'),
+        (
+            "proxy = 3\n",
+            'jobs.demo.proxy: takes the name of a proxy, several, or { source = "NAME", target = ["NAME", "NAME"] }',
+        ),
         ('proxy = { left = "p" }\n[proxies.p]\n', "jobs.demo.proxy.left: unknown key"),
     ],
 )

@@ -213,7 +213,7 @@ def test_strings_are_quoted_as_toml_wants_them(tmp_path: Path) -> None:
     lab = tmp_path / 'odd "name'
     sites = [configuration.SiteAccess(name, "127.0.0.1", 4443, "user", 902) for name in ("prod", "dr")]
     text = configuration.configuration(
-        lab, sites, ["bare"], [configuration.JobText("demo", ["web-01"])], target_host="127.1.2.3"
+        lab, sites, [ProxySpec("bare")], [configuration.JobText("demo", ["web-01"])], target_host="127.1.2.3"
     )
     value = tomllib.loads(text)
     assert value["repository"]["path"] == str(lab / "repository")

@@ -12,6 +12,7 @@ import pytest
 
 from vrepl.model import Controller, Disk, Hardware, PowerState, Snapshot, VirtualMachine
 from vrepl.proxy.facts import (
+    ThisMachine,
     closed_ports,
     find_proxy_vm,
     free_scsi_slots,
@@ -119,7 +120,7 @@ class FakeSite:
 
 
 def test_all_facts_together(tmp_path: Path) -> None:
-    facts = gather_facts("p", sysroot(tmp_path, "scsi-3" + "6" * 32), FakeSite(), 902, dial)
+    facts = gather_facts("p", ThisMachine(sysroot(tmp_path, "scsi-3" + "6" * 32), dial), FakeSite(), 902)
     assert facts.vm is not None
     assert facts.vm.name == "proxy"
     assert facts.visible_luns == {"naa." + "6" * 32}

@@ -5,13 +5,11 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 from vrepl.app.probes import is_of_this_machine, process_has_ended, process_name
 from vrepl.engine.changes import changed_extents
 from vrepl.errors import CbtError, DiskError, MoverError, VreplError
 from vrepl.ports import AllocatedExtents, AttachedDisk, ControlDesk, DiskRequest
-from vrepl.proxy.facts import product_uuid
 from vrepl.vsphere.attachments import Hanging, Mark
 from vrepl.vsphere.site import VsphereSite
 
@@ -26,18 +24,19 @@ class Attachments:
     def __init__(
         self,
         sites: Callable[[str], VsphereSite],
-        sysroot: Callable[[str], Path],
-        sysroot_of_proxy: Callable[[str], Path],
+        machine_uuid: Callable[[str], uuid.UUID | None],
+        uuid_of_proxy: Callable[[str], uuid.UUID | None],
         repository: Callable[[], str],
         process: Callable[[], str] = process_name,
     ) -> None:
-        """`sysroot`: of the machine that serves a site; `sysroot_of_proxy`: of a configured one ("": this machine).
+        """`machine_uuid`: the product uuid of the machine that serves a site, None where it cannot be read;
+        `uuid_of_proxy`: of a configured one ("": this machine).
 
         `repository`: its ID, which everything that is attached bears.
         """
         self._sites = sites
-        self._sysroot = sysroot
-        self._sysroot_of_proxy = sysroot_of_proxy
+        self._machine_uuid = machine_uuid
+        self._uuid_of_proxy = uuid_of_proxy
         self._repository = repository
         self._process = process
         self._lock = threading.Lock()
@@ -52,13 +51,19 @@ class Attachments:
         """For a data mover. Raises VreplErrors; a mover that has died meanwhile leaves nothing."""
         site = self._sites(request.site)
         mark = Mark(self._repository(), self._process(), request.vm_ref, request.path)
-        disk = site.proxy_disks.attach(self._proxy(request.site, self._sysroot(request.site)), request, mark)
+        disk = site.proxy_disks.attach(self._proxy(request.site, self._uuid(request)), request, mark)
         with self._lock:
             self._in_use[disk] = alive
         if not alive():
             self.detach(disk)
             raise MoverError("the data mover died while a disk was attached for it")
         return disk
+
+    def _uuid(self, request: DiskRequest) -> uuid.UUID | None:
+        """Of the machine whose mover asks."""
+        if request.proxy is None:
+            return self._machine_uuid(request.site)
+        return self._uuid_of_proxy(request.proxy)
 
     def detach(self, disk: AttachedDisk) -> None:
         """As ports.ControlDesk.detach."""
@@ -68,11 +73,11 @@ class Attachments:
 
     def clean_up(self, site: str, vm_ref: str, proxy: str | None) -> int:
         """As ports.DiskAttachments.clean_up. Raises the first error, once all was tried."""
-        sysroot = self._sysroot(site) if proxy is None else self._sysroot_of_proxy(proxy)
-        if product_uuid(sysroot) is None:
+        machine = self._machine_uuid(site) if proxy is None else self._uuid_of_proxy(proxy)
+        if machine is None:
             return 0
         try:
-            ref = self._proxy(site, sysroot)
+            ref = self._proxy(site, machine)
         except DiskError:  # it is no VM of this site: nothing can hang on it
             return 0
         disks = self._sites(site).proxy_disks
@@ -89,6 +94,15 @@ class Attachments:
         if failure is not None:
             raise failure
         return detached
+
+    def clean_up_after(self, site: str, vm_ref: str, proxy: str) -> int:
+        """As ports.DiskAttachments.clean_up_after."""
+        vm = self._sites(site).read_vm(vm_ref)
+        folders = {path.rpartition("/")[0] for disk in vm.disks for path in (disk.path, disk.base_path) if path}
+        ref = self._proxy(site, self._uuid_of_proxy(proxy))
+        if ref == vm_ref:
+            return 0
+        return self._sites(site).proxy_disks.detach_files_in(ref, folders)
 
     def allocated(self, request: DiskRequest) -> AllocatedExtents:
         """As ports.ControlDesk.allocated."""
@@ -110,9 +124,8 @@ class Attachments:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _proxy(self, site: str, sysroot: Path) -> str:
+    def _proxy(self, site: str, machine: uuid.UUID | None) -> str:
         """The MoRef of the VM that a machine is."""
-        machine = product_uuid(sysroot)
         if machine is None:
             raise DiskError(
                 "the product uuid of the proxy cannot be read (only root may, on most systems), so which VM it is, is "

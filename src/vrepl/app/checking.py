@@ -7,7 +7,17 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from vrepl.app.composition import Route, Sites, make_movers, mover_settings, now, open_repository, proxy_machine
+from vrepl.app.composition import (
+    Route,
+    Sites,
+    launcher_of,
+    machine_of,
+    make_movers,
+    mover_settings,
+    now,
+    open_repository,
+    proxy_machine,
+)
 from vrepl.checks.facts import World
 from vrepl.config import LoadedConfig
 from vrepl.model import DataEngine, Datastore, ReplicaPlacement, TransportMode, VirtualMachine
@@ -16,7 +26,7 @@ from vrepl.movers.pool import VddkMovers
 from vrepl.movers.process import MoverProcess, Spawner
 from vrepl.planner.modes import ProxyVm
 from vrepl.ports import DiskAddress, SiteConnection
-from vrepl.proxy.facts import find_proxy_vm, product_uuid, reach, visible_luns, why_no_devices
+from vrepl.proxy.facts import find_proxy_vm, reach
 from vrepl.vsphere.facts import EsxiHost
 from vrepl.vsphere.privileges import Missing, Role
 from vrepl.vsphere.site import VsphereSite
@@ -87,12 +97,13 @@ class VddkForChecks:
     def __init__(self, loaded: LoadedConfig, sites: Sites, proxy: str | None) -> None:
         machine = proxy_machine(loaded, proxy)
         self._settings = mover_settings(loaded, machine)
+        self._launcher = launcher_of(machine)
         self._movers: VddkMovers = make_movers(loaded, Route((), machine), sites)
 
     def load(self) -> str:
         spawner = Spawner()
         try:
-            mover = MoverProcess(self._settings, spawner)
+            mover = MoverProcess(self._settings, spawner, launcher=self._launcher)
             try:
                 return str(mover.about["library"])
             finally:
@@ -136,7 +147,7 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
             return probes[proxy]
 
         def luns(proxy: str | None) -> frozenset[str]:
-            return visible_luns(proxy_machine(loaded, proxy).sysroot)
+            return machine_of(proxy_machine(loaded, proxy)).visible_luns()
 
         def vddk_is_missed(proxy: str | None) -> bool:
             return proxy_machine(loaded, proxy).vddk_is_missed
@@ -147,10 +158,10 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
 
         def proxy_vm(proxy: str | None, vms: Sequence[VirtualMachine]) -> tuple[ProxyVm | None, str]:
             machine = proxy_machine(loaded, proxy)
-            return find_proxy_vm(machine.name, product_uuid(machine.sysroot), vms)
+            return find_proxy_vm(machine.name, machine_of(machine).product_uuid(), vms)
 
         def devices(proxy: str | None) -> str | None:
-            return why_no_devices(proxy_machine(loaded, proxy).sysroot)
+            return machine_of(proxy_machine(loaded, proxy)).no_devices()
 
         try:
             yield World(

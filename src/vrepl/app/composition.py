@@ -9,8 +9,10 @@ import pwd
 import secrets as randomness
 import threading
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +20,20 @@ from vrepl.app.scripts import JobScripts
 from vrepl.config import LoadedConfig
 from vrepl.engine import Engine, EngineEvents, Services, SilentEvents
 from vrepl.engine.context import Patience
-from vrepl.errors import LibraryError, UsageError
+from vrepl.errors import ConnectionFailedError, LibraryError, MoverError, UsageError, VreplError
 from vrepl.model import Bandwidth, DataEngine, JobSettings, ReplicaRecord
 from vrepl.planner.modes import THIS_MACHINE, ProxyFacts
+from vrepl.ports import ModeChooser
 from vrepl.proxy.chooser import RuleModeChooser
-from vrepl.proxy.facts import gather_facts
+from vrepl.proxy.facts import Machine, ThisMachine, gather_facts
+from vrepl.proxy.machine import FarMachine, Remembered
+from vrepl.proxy.placement import ProxyPlacement
+from vrepl.proxy.ssh import SshLauncher, SshMachine, host_of
 from vrepl.repository.store import Repository
 from vrepl.secrets import Secrets
 
 if TYPE_CHECKING:
+    from vrepl.movers.launching import Launcher
     from vrepl.movers.pool import VddkMovers
     from vrepl.movers.process import MoverSettings
     from vrepl.vsphere.session import SiteSettings
@@ -136,6 +143,17 @@ class ProxyMachine:
     """Why this one."""
     vddk_is_missed: bool = False
     """The configuration names a folder of VDDK, which holds none, so vrepl's own engine takes its place."""
+    ssh: SshMachine | None = None
+    """How it is reached; None: it is the machine that vrepl runs on, or a folder that stands for one."""
+    address: str = ""
+    listens: bool = False
+    ports: tuple[int, int] = (0, 0)
+    """Where movers of other machines connect to it, and whether they may."""
+
+    @property
+    def key(self) -> str:
+        """Its name in the configuration; empty for this machine with [vddk]."""
+        return "" if self.name == THIS_MACHINE else self.name
 
 
 def proxy_machine(loaded: LoadedConfig, name: str | None) -> ProxyMachine:
@@ -152,21 +170,48 @@ def proxy_machine(loaded: LoadedConfig, name: str | None) -> ProxyMachine:
     libdir = table.libdir or vddk.libdir
     where = "[vddk]" if table.engine is None else f"[proxies.{name}]"
     wish = table.engine or vddk.engine
-    engine, why = choose_engine(wish, where, libdir)
+    ssh = None if table.ssh is None else SshMachine(name, table.ssh, table.ssh_config, table.python)
+    engine, why = choose_engine(wish, where, libdir, ssh)
     named = (table if table.libdir else vddk).model_fields_set
-    return ProxyMachine(name, libdir, table.sysroot, engine, why, _missed(wish, engine, named))
+    missed = _missed(wish, engine, named)
+    if ssh is None:
+        return ProxyMachine(name, libdir, table.sysroot, engine, why, missed)
+    address = table.address or host_of(ssh.destination)
+    return ProxyMachine(name, libdir, table.sysroot, engine, why, missed, ssh, address, table.listen, table.port_range)
 
 
 def _missed(wish: str, engine: DataEngine, said: Collection[str]) -> bool:
     return wish == "auto" and engine is DataEngine.OWN and "libdir" in said
 
 
-def choose_engine(wish: str, where: str, libdir: Path) -> tuple[DataEngine, str]:
-    """Whose code opens disks, and why; VDDK is taken where it is installed, unless `wish` says otherwise."""
+@cache
+def machine_of(proxy: ProxyMachine) -> Machine:
+    """What a proxy sees of itself; one behind ssh is asked each thing once."""
+    if proxy.ssh is None:
+        return ThisMachine(proxy.sysroot)
+    return Remembered(FarMachine(proxy.ssh, proxy.sysroot))
+
+
+@cache
+def _vddk_there(ssh: SshMachine, libdir: Path) -> tuple[str | None, str]:
+    told = FarMachine(ssh).facts(libdir=str(libdir), finder="vrepl.vddk.library:find_library")
+    return told["library"], told["no_library"]
+
+
+def choose_engine(wish: str, where: str, libdir: Path, ssh: SshMachine | None = None) -> tuple[DataEngine, str]:
+    """Whose code opens disks, and why; VDDK is taken where it is installed, unless `wish` says otherwise.
+
+    `ssh`: the machine that is meant. Raises ConnectionFailedError or MoverError where it cannot be asked.
+    """
     from vrepl.vddk.library import find_library
 
     if wish != "auto":
         return DataEngine(wish), f'{where} engine = "{wish}"'
+    if ssh is not None:
+        library, _ = _vddk_there(ssh, libdir)
+        if library is None:
+            return DataEngine.OWN, f"no VDDK in {libdir} of proxy {ssh.name}"
+        return DataEngine.VDDK, f"VDDK is installed on proxy {ssh.name}: {library}"
     try:
         return DataEngine.VDDK, f"VDDK is installed: {find_library(libdir)}"
     except LibraryError:
@@ -178,7 +223,7 @@ class Route:
     """Which machine serves which site, and how fast bytes may move between them."""
 
     machines: tuple[tuple[str, ProxyMachine], ...]
-    """By site name; any other site is served by this machine."""
+    """By site name, several for one where it has several; any other site is served by this machine."""
     default: ProxyMachine
     limits: tuple[Bandwidth, ...] = ()
     """The tightest counts."""
@@ -186,12 +231,32 @@ class Route:
     """How much of what vrepl's own engine wrote is read back: `sample` or `all`."""
 
     def machine(self, site: str) -> ProxyMachine:
-        return dict(self.machines).get(site, self.default)
+        """The first that serves it."""
+        return self.machines_at(site)[0]
 
-    @property
-    def parted(self) -> bool:
-        """Whether two machines move the disks: a data mover on each, joined by a byte stream."""
-        return len({machine for _, machine in self.machines}) > 1
+    def machines_at(self, site: str) -> tuple[ProxyMachine, ...]:
+        return tuple(machine for name, machine in self.machines if name == site) or (self.default,)
+
+
+def reachable_machines(loaded: LoadedConfig, names: Sequence[str]) -> list[ProxyMachine]:
+    """The named proxies; this machine where none is named. One that cannot be had is left out, and told of.
+
+    Raises what stands in the way where none is left.
+    """
+    if not names:
+        return [proxy_machine(loaded, None)]
+    found: list[ProxyMachine] = []
+    failure: VreplError | None = None
+    with ThreadPoolExecutor(max_workers=len(names), thread_name_prefix="proxies") as pool:
+        for name, asked in [(name, pool.submit(proxy_machine, loaded, name)) for name in names]:
+            try:
+                found.append(asked.result())
+            except (ConnectionFailedError, MoverError) as error:
+                logger.warning("proxy %s is left out of this run: %s", name, error.message)
+                failure = error
+    if not found and failure is not None:
+        raise failure
+    return found
 
 
 def warn_of_missed_vddk(route: Route) -> None:
@@ -206,7 +271,11 @@ def route_of(loaded: LoadedConfig, job: JobSettings) -> Route:
     """Of a job's transfers."""
     sites = loaded.config.sites
     return Route(
-        tuple((site, proxy_machine(loaded, job.proxy_at(site))) for site in dict.fromkeys((job.source, job.target))),
+        tuple(
+            (site, machine)
+            for site in dict.fromkeys((job.source, job.target))
+            for machine in reachable_machines(loaded, job.proxies_at(site))
+        ),
         proxy_machine(loaded, None),
         (job.bandwidth, *(sites[name].bandwidth.bandwidth() for name in (job.source, job.target) if name in sites)),
         job.readback,
@@ -223,7 +292,7 @@ def verification_route(loaded: LoadedConfig, replicas: Sequence[ReplicaRecord]) 
     for record in replicas:
         job = config.jobs.get(record.job)
         if job is not None and job.target == record.target_site:
-            machines.setdefault(record.target_site, proxy_machine(loaded, job.proxy.target))
+            machines.setdefault(record.target_site, proxy_machine(loaded, next(iter(job.proxy.target), None)))
     names = dict.fromkeys(record.target_site for record in replicas)
     limits = tuple(config.sites[name].bandwidth.bandwidth() for name in names if name in config.sites)
     return Route(tuple(machines.items()), proxy_machine(loaded, None), limits)
@@ -301,6 +370,7 @@ def mover_settings(loaded: LoadedConfig, machine: ProxyMachine, readback: str = 
         libdir=machine.libdir,
         buffer_units=vddk.nfc_buffer_kib // 64,
         buffer_count=vddk.nfc_buffer_count,
+        machine=machine.name if machine.ssh is not None else None,
     )
     if machine.engine is DataEngine.VDDK:
         return settings
@@ -317,41 +387,60 @@ def make_movers(
 ) -> VddkMovers:
     """Data movers with the VDDK of this route's machines, held to its limits as they are at each moment."""
     from vrepl.app.attachments import Attachments
+    from vrepl.movers.launching import LocalLauncher
     from vrepl.movers.pool import VddkMovers
+    from vrepl.proxy.certificates import StreamAuthority
     from vrepl.transport.rates import tightest
 
     attachments = Attachments(
         sites,
-        lambda name: route.machine(name).sysroot,
-        lambda name: proxy_machine(loaded, name or None).sysroot,
+        lambda name: machine_of(route.machine(name)).product_uuid(),
+        lambda name: machine_of(proxy_machine(loaded, name or None)).product_uuid(),
         lambda: open_repository(loaded).id,
     )
     return VddkMovers(
         lambda name: sites(name).connection(),
         lambda name: mover_settings(loaded, route.machine(name), route.readback),
-        settings_of_proxy=lambda name: mover_settings(loaded, proxy_machine(loaded, name or None)),
-        pair=route.parted,
+        settings_of_proxy=lambda name: mover_settings(loaded, proxy_machine(loaded, name or None), route.readback),
+        proxies_of=lambda site: [machine.key for machine in route.machines_at(site)],
         bandwidth=lambda: tightest(route.limits, local_time()),
         tickets=lambda request: sites(request.site).nfc_ticket(request.vm_ref, request.path, writable=request.writable),
         attachments=attachments,
+        launchers=lambda name: launcher_of(proxy_machine(loaded, name)) if name is not None else LocalLauncher(),
+        authority=StreamAuthority,
     )
 
 
-def mode_chooser(loaded: LoadedConfig, route: Route, sites: Sites) -> RuleModeChooser:
+def launcher_of(proxy: ProxyMachine) -> Launcher:
+    from vrepl.movers.launching import LocalLauncher
+
+    if proxy.ssh is None:
+        return LocalLauncher()
+    return SshLauncher(proxy.ssh, proxy.address, proxy.listens, proxy.ports)
+
+
+def mode_chooser(loaded: LoadedConfig, route: Route, sites: Sites) -> ModeChooser:
     """Transport modes by rule, over what this route's machines can reach."""
 
-    def facts(name: str) -> ProxyFacts:
-        machine = route.machine(name)
-        return gather_facts(
-            machine.name,
-            machine.sysroot,
-            sites(name),
-            loaded.config.sites[name].nfc_port,
-            engine=machine.engine,
-            engine_reason=machine.engine_reason,
-        )
+    def chooser(machine: ProxyMachine) -> RuleModeChooser:
+        def facts(name: str) -> ProxyFacts:
+            return gather_facts(
+                machine.name,
+                machine_of(machine),
+                sites(name),
+                loaded.config.sites[name].nfc_port,
+                engine=machine.engine,
+                engine_reason=machine.engine_reason,
+            )
 
-    return RuleModeChooser(facts=facts, datastores=lambda name: sites(name).datastores())
+        return RuleModeChooser(facts=facts, datastores=lambda name: sites(name).datastores())
+
+    machines = {machine.key: machine for machine in (*(machine for _, machine in route.machines), route.default)}
+    return ProxyPlacement(
+        {key: chooser(machine) for key, machine in machines.items()},
+        lambda site: [machine.key for machine in route.machines_at(site)],
+        {name: table.slots for name, table in loaded.config.proxies.items()},
+    )
 
 
 def now() -> dt.datetime:

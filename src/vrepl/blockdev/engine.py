@@ -39,7 +39,7 @@ class BlockEngine:
             raise TransportModeError(
                 f"HotAdd does not reach disks over {address.modes[0]}", mode=str(address.modes[0]), code=6, side=side
             )
-        request = DiskRequest(address.site, address.vm_ref, address.snapshot_ref, address.path, writable)
+        request = DiskRequest(address.site, address.vm_ref, address.snapshot_ref, address.path, writable, address.proxy)
         try:
             attached = self._desk.attach(request)
             try:

@@ -23,6 +23,7 @@ COMMANDS = {
     "history": "vrepl.cli.history:history",
     "report": "vrepl.cli.history:report",
     "check": "vrepl.cli.check:check",
+    "proxy": "vrepl.cli.proxy:proxy",
     "config": "vrepl.cli.config:config",
     "repository": "vrepl.cli.repository:repository",
     "diagnose": "vrepl.cli.diagnose:diagnose",

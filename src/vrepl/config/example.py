@@ -44,9 +44,15 @@ path = "/var/lib/vrepl"
 # nfc_buffer_count = 4         # buffers in flight per disk
 # access_wait = "10m"          # for a VM that another product keeps from being moved
 
-# ---- What a job may name as its proxy: another VDDK folder, other facts; without one, this machine with [vddk] ----
+# ---- What a job may name as its proxy: another machine, or (without ssh) this one with other facts -------------
 
 # [proxies.proxy-1]
+# ssh = "root@proxy-1"         # as ssh takes it; then: vrepl proxy install; none: this machine
+# ssh_config = "ssh_config"    # default: the user's
+# python = "python3.12"        # the Python to take there
+# address = "proxy-1"          # where movers of the other site connect to; default: the host in ssh
+# listen = true                # whether they may
+# ports = "47100-47131"        # that movers there may listen on; none: any
 # libdir = "/opt/vmware-vix-disklib-distrib"
 # sysroot = "/"                # where it finds sys/class/dmi/id/product_uuid and dev/disk/by-id
 # sites = ["prod", "dr"]       # sites that it serves; none: all

@@ -74,23 +74,40 @@ class RetentionTable(Table):
 
 
 def _both_sides(value: Any) -> Any:
-    if isinstance(value, str):
+    if isinstance(value, str | list):
         return {"source": value, "target": value}
     if not isinstance(value, dict | BaseModel):
-        raise ValueError('takes the name of a proxy, or { source = "NAME", target = "NAME" }')
+        raise ValueError('takes the name of a proxy, several, or { source = "NAME", target = ["NAME", "NAME"] }')
     return value
 
 
-class JobProxies(Table):
-    """The proxy on each side; a side without one is this machine. `proxy = "NAME"` names the same for both."""
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
-    source: Name | None = None
-    target: Name | None = None
+
+Proxies = Annotated[tuple[Name, ...], BeforeValidator(_several)]
+
+
+class JobProxies(Table):
+    """The proxies on each side; a side without one is this machine. `proxy = "NAME"` names the same for both."""
+
+    source: Proxies = ()
+    target: Proxies = ()
 
     @property
     def names(self) -> tuple[str | None, ...]:
-        """One, or two different ones."""
-        return tuple(dict.fromkeys((self.source, self.target)))
+        """Each once; None for a side without one."""
+        return tuple(dict.fromkeys((*(self.source or (None,)), *(self.target or (None,)))))
+
+    @property
+    def written(self) -> str | list[str] | dict[str, str | list[str]]:
+        """As one would write it, shortest."""
+        sides: dict[str, str | list[str]] = {
+            side: names[0] if len(names) == 1 else list(names)
+            for side, names in (("source", self.source), ("target", self.target))
+            if names
+        }
+        return sides["source"] if self.source and self.source == self.target else sides
 
 
 class CriteriaTable(Table):
@@ -277,6 +294,6 @@ class JobTable(Table):
             ),
             bandwidth=self.bandwidth.bandwidth(),
             readback=self.readback,
-            source_proxy=self.proxy.source,
-            target_proxy=self.proxy.target,
+            source_proxies=self.proxy.source,
+            target_proxies=self.proxy.target,
         )

@@ -43,7 +43,8 @@ class LoadedConfig:
                 hint=f"jobs in {self.path}: {', '.join(self.config.jobs) or 'none'}",
             )
         settings = table.settings(name)
-        slots = [self.config.proxies[proxy].slots for proxy in table.proxy.names if proxy is not None]
+        sides = (table.proxy.source, table.proxy.target)
+        slots = [sum(self.config.proxies[proxy].slots for proxy in names) for names in sides if names]
         return replace(
             settings,
             plans=tuple(self.plans(table.target)),

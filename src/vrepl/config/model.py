@@ -74,14 +74,49 @@ class VddkTable(Table):
         return self.nfc_buffer_kib * self.nfc_buffer_count / 1024
 
 
-class ProxyTable(Table):
-    """A machine (or, in the lab, a folder that stands for one) that runs data movers."""
+PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
+
+class ProxyTable(Table):
+    """A machine that runs data movers: one behind ssh, or (without `ssh`) this one with another VDDK or other facts."""
+
+    ssh: Name | None = None
+    ssh_config: FilePath | None = None
+    python: Name | None = None
+    address: Name | None = None
+    listen: bool = True
+    ports: Name | None = None
     libdir: FilePath | None = None
     engine: EngineChoice | None = None
     sysroot: FilePath = Path("/")
     sites: tuple[Name, ...] = ()
     slots: int = Field(default=4, ge=1, le=64)
+
+    @field_validator("ssh")
+    @classmethod
+    def _a_destination(cls, value: str | None) -> str | None:
+        if value is not None and (value.startswith("-") or any(letter.isspace() for letter in value)):
+            raise ValueError("takes what ssh takes as a destination: host, user@host or ssh://user@host:port")
+        return value
+
+    @field_validator("ports")
+    @classmethod
+    def _some_ports(cls, value: str | None) -> str | None:
+        if value is not None:
+            first, last = _port_range(value)
+            if not 0 < first <= last < 65536:
+                raise ValueError('takes a port or a range of ports: "47100-47131"')
+        return value
+
+    @property
+    def port_range(self) -> tuple[int, int]:
+        """First and last port that movers there may listen on; (0, 0): any."""
+        return (0, 0) if self.ports is None else _port_range(self.ports)
+
+
+def _port_range(text: str) -> tuple[int, int]:
+    found = PORTS.fullmatch(text)
+    return (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
 
 
 class NotifyTable(Table):

@@ -47,16 +47,16 @@ def _proxy_problems(
     """What a job names as its proxy, or as its two: there, and serving the sites that it is to serve."""
     value = job.get("proxy")
     named = value if isinstance(value, Mapping) else {"source": value, "target": value}
-    sides: dict[str, str] = {side: proxy for side in ("source", "target") if isinstance(proxy := named.get(side), str)}
+    sides = {side: [one] if isinstance(one := named.get(side), str) else _names(one) for side in ("source", "target")}
     problems = []
-    for side, proxy in sides.items():
+    for side, proxy in ((side, proxy) for side, names in sides.items() for proxy in names):
         if proxy not in proxies:
             problems.append(f'{path}: there is no proxy "{proxy}"{near(proxy, proxies)}')
             continue
         serves = _names(proxies[proxy].get("sites"))
         if serves and job.get(side) in sites and job[side] not in serves:
             problems.append(f'{path}: "{proxy}" does not serve site "{job[side]}"')
-    if job.get("source") == job.get("target") and sides.get("source") != sides.get("target"):
+    if job.get("source") == job.get("target") and sides["source"] != sides["target"]:
         problems.append(f"{path}: source and target are one site, which takes one proxy")
     return list(dict.fromkeys(problems))
 

@@ -23,10 +23,9 @@ def effective(config: Config) -> dict[str, Any]:
         values["sites"][name]["bandwidth"] = _bandwidth(site.bandwidth)
     for name, job in config.jobs.items():
         values["jobs"][name]["bandwidth"] = _bandwidth(job.bandwidth)
-        if len(job.proxy.names) == 1:
-            del values["jobs"][name]["proxy"]
-            if job.proxy.source is not None:
-                values["jobs"][name]["proxy"] = job.proxy.source
+        del values["jobs"][name]["proxy"]
+        if job.proxy.written:
+            values["jobs"][name]["proxy"] = job.proxy.written
     for name, plan in config.plans.items():
         values["plans"][name] = _plan(plan, values["plans"][name])
     notify = config.notify

@@ -61,5 +61,6 @@ def _end(context: VerificationContext, replica: VirtualMachine, snapshot_ref: st
         modes=plan.modes,
         vm_name=replica.name,
         disk_title=disk.title,
+        proxy=plan.proxy,
     )
     return End(address, replica, False, plan.usable[0], plan.engine)

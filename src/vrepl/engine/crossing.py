@@ -49,7 +49,7 @@ class Crossing:
             services.patiently(
                 self._vm,
                 "detach HotAdd disks",
-                lambda site=sites[entry.side], vm_ref=entry.vm_ref: services.movers.cleanup(site, vm_ref),  # type: ignore[misc]
+                lambda entry=entry: services.movers.cleanup(sites[entry.side], entry.vm_ref, entry.proxy),  # type: ignore[misc]
                 even_when_stopped=True,
             )
             keeper.forget_hotadd(entry)

@@ -120,7 +120,9 @@ class DiskCrossing:
         self._vm = vm
         self._intent = first_intent(move)
         self._announced = False
-        self._left_on_proxy: set[Side] = set()
+        self._left_on_proxy: set[tuple[Side, str | None]] = set()
+        self._proxies: dict[Side, str | None] = {}
+        """Whose movers the last attempt asked."""
         self._reached = {Side.SOURCE: Reached(), Side.TARGET: Reached()}
         self.tally = Tally()
         self.finished = not move.regions
@@ -194,6 +196,7 @@ class DiskCrossing:
                 if (read, written) != (self._read_address(), self._written_address(through)):
                     continue  # a mode failed for another disk while this one waited
                 self.choose_modes()
+                self._proxies = {Side.SOURCE: read.proxy, Side.TARGET: written.proxy}
                 self._transfer(intent, read, written)
                 return True
 
@@ -205,7 +208,9 @@ class DiskCrossing:
             events.disk_started(self._vm, index, move.read_disk.title, intent.kind.value, move.decision.reason)
         for end, address in ((self._route.read, read), (self._route.written, written)):
             if address.modes[0] is TransportMode.HOTADD:
-                self._route.keeper.note_hotadd(HotAddedDisks(end.side, address.vm_ref, end.proxy or ""))
+                self._route.keeper.note_hotadd(
+                    HotAddedDisks(end.side, address.vm_ref, address.proxy or end.proxy or "")
+                )
         order = TransferOrder(
             kind=intent.kind,
             source=read,
@@ -283,17 +288,22 @@ class DiskCrossing:
         other data movers hold stay where they are.
         """
         ends = {
-            Side.SOURCE: (self._route.read.site.name, self.move.read_vm.ref),
-            Side.TARGET: (self._route.written.site.name, self.move.written_vm.ref),
+            Side.SOURCE: (self._route.read.site.name, self.move.read_vm),
+            Side.TARGET: (self._route.written.site.name, self.move.written_vm),
         }
         if isinstance(error, MoverError):
-            self._left_on_proxy |= {side for side in ends if self._reached[side].mode == TransportMode.HOTADD}
+            for side, (site, vm) in ends.items():
+                proxy = self._proxies[side]
+                if self._reached[side].mode == TransportMode.HOTADD:
+                    self._left_on_proxy.add((side, proxy))
+                if proxy is not None and error.machine in {None, proxy}:
+                    self._services.modes.proxy_failed(site, vm, proxy)
         if not isinstance(error, MoverError | DiskLockedError):
             return
-        for side in sorted(self._left_on_proxy):
-            site, vm_ref = ends[side]
+        for side, proxy in sorted(self._left_on_proxy, key=str):
+            site, vm = ends[side]
             try:
-                self._services.movers.cleanup(site, vm_ref)
+                self._services.movers.cleanup(site, vm.ref, proxy)
             except InterruptedRunError:
                 raise
             except VreplError as failure:  # the next attempt tells whether the disk can be had
@@ -344,15 +354,17 @@ class DiskCrossing:
 
     def _read_address(self) -> DiskAddress:
         move = self.move
+        plan = self._read_plan()
         return DiskAddress(
             site=self._route.read.site.name,
             vm_ref=move.read_vm.ref,
             snapshot_ref=move.read_snapshot.ref,
             path=move.read_disk.path,
             capacity=move.read_disk.capacity,
-            modes=self._usable(self._read_plan()),
+            modes=self._usable(plan),
             vm_name=move.read_vm.name,
             disk_title=move.read_disk.title,
+            proxy=plan.proxy,
         )
 
     def _written_address(self, through: SnapshotState | None) -> DiskAddress:
@@ -373,6 +385,7 @@ class DiskCrossing:
             modes=(TransportMode.SAN,) if through else self._usable(plan),
             vm_name=move.written_vm.name,
             disk_title=move.written_disk.title,
+            proxy=plan.proxy,
         )
 
 

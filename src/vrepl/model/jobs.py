@@ -146,9 +146,9 @@ class JobSettings:
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
     readback: str = "sample"
     """How much of what vrepl's own engine wrote is read back before it counts: `sample` or `all`."""
-    source_proxy: str | None = None
-    """Name of the configured proxy whose data movers open the source's disks; None: this machine, with [vddk]."""
-    target_proxy: str | None = None
+    source_proxies: tuple[str, ...] = ()
+    """Names of the configured proxies whose data movers open the source's disks; none: this machine, with [vddk]."""
+    target_proxies: tuple[str, ...] = ()
     """Likewise for the target's disks. Two different proxies: a pair of data movers, joined by a byte stream."""
 
     @property
@@ -164,8 +164,12 @@ class JobSettings:
         return any(index in numbers for pattern, numbers in self.skip_disks.items() if fnmatchcase(vm, pattern))
 
     def proxy_at(self, site: str) -> str | None:
-        """The proxy that serves one of the job's two sites."""
-        return self.source_proxy if site == self.source else self.target_proxy
+        """The first proxy that serves one of the job's two sites."""
+        return next(iter(self.proxies_at(site)), None)
+
+    def proxies_at(self, site: str) -> tuple[str, ...]:
+        """Those that serve one of the job's two sites; none: this machine."""
+        return self.source_proxies if site == self.source else self.target_proxies
 
     def replica_name_of(self, source_name: str) -> str:
         """The name of the replica of a source VM of this name."""

@@ -58,6 +58,8 @@ class TransportPlan:
     usable: tuple[ModeChoice, ...]
     ruled_out: tuple[ModeChoice, ...] = ()
     engine: DataEngine = DataEngine.VDDK
+    proxy: str | None = None
+    """The configured proxy that was chosen; "" is this machine, None: there is no choice."""
 
     @property
     def modes(self) -> tuple[TransportMode, ...]:

@@ -89,11 +89,11 @@ def start_host(
     *,
     who: str,
     environment: Mapping[str, str] | None = None,
-    explain: Callable[[str], tuple[str, str | None]] = lambda said: (said, None),
+    explain: Callable[[int, str], tuple[str, str | None]] = lambda _status, said: (said, None),
 ) -> Launched:
     """Run `vrepl.proxy.host` by this command, tell it what it is, and hear that it started.
 
-    `explain` makes message and hint of what a command said that failed. Raises MoverError.
+    `explain` makes message and hint of the status and words of a command that failed. Raises MoverError.
     """
     process = subprocess.Popen(
         command,
@@ -115,7 +115,7 @@ def start_host(
 
 
 def _first_answer(
-    process: subprocess.Popen[bytes], spec: HostSpec, who: str, explain: Callable[[str], tuple[str, str | None]]
+    process: subprocess.Popen[bytes], spec: HostSpec, who: str, explain: Callable[[int, str], tuple[str, str | None]]
 ) -> int:
     stdin, stdout = _pipe(process.stdin), _pipe(process.stdout)
     patience = threading.Timer(FIRST_LINE_SECONDS, process.kill)
@@ -132,9 +132,10 @@ def _first_answer(
         answer = json.loads(line)
         event = answer["event"]
     except (ValueError, KeyError, TypeError):
-        process.kill()
+        if line:
+            process.kill()
         said = _pipe(process.stderr).read().decode("utf-8", "replace").strip() or line.decode("utf-8", "replace")
-        message, hint = explain(said)
+        message, hint = explain(process.wait(), said)
         raise MoverError(f"no data mover starts on {who}: {message}", hint=hint) from None
     if event != "started":
         raise MoverError(f"no data mover starts on {who}: {answer.get('why')}")

@@ -33,6 +33,9 @@ from vrepl.transport.rates import SharedRate
 Key = tuple[MoverSettings] | tuple[MoverSettings, MoverSettings]
 """What a mover (or a pair: source, target) was started with."""
 
+Place = tuple[str, str | None]
+"""A site, and the proxy that serves it (`DiskAddress.proxy`)."""
+
 UNDO_SECONDS = 10.0
 """What a call that undoes something gets once the run was stopped; what it leaves is for the next run."""
 
@@ -71,6 +74,7 @@ class VddkMovers:
         settings: Callable[[str], MoverSettings],
         *,
         settings_of_proxy: Callable[[str], MoverSettings] | None = None,
+        proxies_of: Callable[[str], Sequence[str | None]] = lambda _site: (None,),
         pair: bool = False,
         bandwidth: Callable[[], int | None] = lambda: None,
         tickets: TicketSource = no_tickets,
@@ -80,7 +84,8 @@ class VddkMovers:
     ) -> None:
         """`connections` and `settings` by site name; asked at each call, from its thread.
 
-        `settings_of_proxy`: by the name of a configured proxy, for what a run over another one left; raises UsageError.
+        `settings_of_proxy`: by the name of a configured proxy ("": this machine), that of an address or of what a run
+        over another one left; raises UsageError. `proxies_of`: by site, the names of those that serve it in this run.
         `pair`: a mover for each side of a transfer even where one could do both. `bandwidth`: bytes/s that all
         transfers and verifications together may move now (None: no limit); asked about once a second, so it may
         follow the clock. `tickets` and `attachments`: for engines of vrepl's own; from any thread. `launchers`: by a
@@ -89,6 +94,7 @@ class VddkMovers:
         self._connections = connections
         self._settings = settings
         self._settings_of_proxy = settings_of_proxy
+        self._proxies_of = proxies_of
         self._spawner = Spawner()
         self._lock = threading.Lock()
         self._pair = pair
@@ -100,7 +106,7 @@ class VddkMovers:
         self._rate = SharedRate(bandwidth)
         self._idle: list[tuple[Key, MoverProcess | MoverPair]] = []
         self._busy: set[MoverProcess | MoverPair] = set()
-        self._smaller: dict[str, MoverSettings] = {}
+        self._smaller: dict[Place, MoverSettings] = {}
         self._stopped = False
         self._undoing: dict[MoverProcess, str] = {}
         """Movers that give things back after a stop, and the site each of them asks."""
@@ -130,28 +136,40 @@ class VddkMovers:
 
     def guards_access(self, site: str) -> bool:
         """As `ports.DataMovers.guards_access`."""
-        return self._settings(site).libdir is not None
+        return self._settings_at((site, next(iter(self._proxies_of(site)), None))).libdir is not None
 
     def prepare_for_access(self, site: str, vm_ref: str, identity: str) -> None:
         """As `ports.DataMovers.prepare_for_access`."""
-        self._request((self._settings(site),), "prepare_for_access", [site], None, vm_ref=vm_ref, identity=identity)
+        self._on_any(
+            site,
+            lambda settings: self._request(
+                (settings,), "prepare_for_access", [site], None, vm_ref=vm_ref, identity=identity
+            ),
+        )
 
     def end_access(self, site: str, vm_ref: str, identity: str) -> None:
         """As `ports.DataMovers.end_access`; works after `stop` too, for it undoes."""
-        self._undo(site, "end_access", self._settings(site), vm_ref=vm_ref, identity=identity)
+        self._on_any(site, lambda settings: self._undo(site, "end_access", settings, vm_ref=vm_ref, identity=identity))
 
     def cleanup(self, site: str, vm_ref: str, proxy: str | None = None) -> int:
         """As `ports.DataMovers.cleanup`; works after `stop` too, for it undoes."""
-        if proxy is None or self._settings_of_proxy is None:
-            settings = self._settings(site)
-        else:
-            settings = self._settings_of_proxy(proxy)
+        proxies = self._proxies_of(site) if proxy is None else (proxy,)
+        return sum(self._clean_up_on(site, vm_ref, name) for name in proxies)
+
+    def _clean_up_on(self, site: str, vm_ref: str, proxy: str | None) -> int:
+        settings = self._settings_at((site, proxy))
         ours = 0
         if self._attachments is not None:
             ours = self._attachments.clean_up(site, vm_ref, proxy)
         if settings.libdir is None:
             return ours
-        cleaned, remaining = self._undo(site, "cleanup", settings, vm_ref=vm_ref)
+        try:
+            cleaned, remaining = self._undo(site, "cleanup", settings, vm_ref=vm_ref)
+        except MoverError as error:
+            if error.machine is None or proxy is None or self._attachments is None:
+                raise
+            logger.warning("proxy %s is gone (%s); what hung on its VM is detached from here", proxy, error.message)
+            return ours + self._attachments.clean_up_after(site, vm_ref, proxy)
         logger.debug("cleaning up after HotAdd of %s at %s: %d detached, %d remain", vm_ref, site, cleaned, remaining)
         return ours + int(cleaned)
 
@@ -160,7 +178,7 @@ class VddkMovers:
 
         Raises LibraryError or MoverError where VDDK does not load.
         """
-        with self._mover(self._settings_for(sites, scattered=False)):
+        with self._mover(self._settings_for([(site, None) for site in sites], scattered=False)):
             pass
 
     def stop(self) -> None:
@@ -204,6 +222,7 @@ class VddkMovers:
         Once bytes have moved, the error is the caller's: only it knows what must be written again.
         """
         sites = [address.site for address in addresses]
+        places = [(address.site, address.proxy) for address in addresses]
         moved = False
 
         def watch(figures: TransferProgress) -> None:
@@ -213,32 +232,41 @@ class VddkMovers:
                 progress(figures)
 
         while True:
-            settings = self._settings_for(sites, scattered)
+            settings = self._settings_for(places, scattered)
             try:
                 return self._request(settings, operation, sites, watch, **arguments)
             except NfcMemoryError:
-                if not self._shrink(sites) or moved:
+                if not self._shrink(places) or moved:
                     raise
 
-    def _settings_for(self, sites: Sequence[str], scattered: bool) -> Key:
+    def _settings_at(self, place: Place) -> MoverSettings:
+        site, proxy = place
+        if place in self._smaller:
+            return self._smaller[place]
+        if proxy is None or self._settings_of_proxy is None:
+            return self._settings(site)
+        return self._settings_of_proxy(proxy)
+
+    def _settings_for(self, places: Sequence[Place], scattered: bool) -> Key:
         """One mover where one engine on one machine reaches both sites, else a pair."""
-        each = [self._smaller.get(site) or self._settings(site) for site in sites]
+        each = [self._settings_at(place) for place in places]
         if scattered:
             each = [settings.scattered() for settings in each]
-        if len(each) == 2 and (self._pair or _where(each[0]) != _where(each[1])):
+        two_proxies = len({proxy for _, proxy in places}) > 1
+        if len(each) == 2 and (self._pair or two_proxies or _where(each[0]) != _where(each[1])):
             return each[0], each[1]
         return (min(each, key=lambda settings: settings.nfc_mib),)
 
-    def _shrink(self, sites: list[str]) -> bool:
-        """Take smaller buffers for these sites from now on; False if they cannot be smaller."""
+    def _shrink(self, places: list[Place]) -> bool:
+        """Take smaller buffers there from now on; False if they cannot be smaller."""
         shrunk = False
-        for site in dict.fromkeys(sites):
-            settings = self._smaller.get(site) or self._settings(site)
+        for place in dict.fromkeys(places):
+            site, settings = place[0], self._settings_at(place)
             smaller = settings.smaller()
             if smaller is None:
                 continue
             shrunk = True
-            self._smaller[site] = smaller
+            self._smaller[place] = smaller
             logger.warning(
                 "site %s: NFC memory is short; going on with buffers of %.2f MiB a disk instead of %.2f",
                 site, smaller.nfc_mib, settings.nfc_mib,
@@ -295,6 +323,18 @@ class VddkMovers:
             with self._lock:
                 self._undoing.pop(mover, None)
             mover.close()
+
+    def _on_any(self, site: str, ask: Callable[[MoverSettings], Any]) -> Any:
+        """What every proxy of a site can do as well: of the first that lives."""
+        failure: MoverError | None = None
+        for proxy in self._proxies_of(site):
+            try:
+                return ask(self._settings_at((site, proxy)))
+            except MoverError as error:
+                if error.machine is None:
+                    raise
+                failure = error
+        raise failure or MoverError(f"no proxy serves site {site}")
 
     def _sites(self, names: list[str]) -> Mapping[str, Json]:
         return {name: messages.encode(self._connections(name)) for name in names}

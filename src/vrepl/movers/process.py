@@ -198,6 +198,9 @@ class MoverProcess:
                 launched = spawner.start(lambda: begin.start(settings.libdir, pass_fds=pass_fds, stream=stream))
             else:
                 launched = begin.start(settings.libdir, stream=stream)
+        except MoverError as error:
+            error.machine = settings.machine
+            raise
         except OSError as error:
             raise MoverError(f"a data mover cannot be started: {error}") from error
         self._process, self.port = launched.process, launched.port
@@ -249,10 +252,7 @@ class MoverProcess:
                     raise self._refusal
                 if self._stop_at is not None:
                     raise InterruptedRunError("stopped")
-                raise MoverError(
-                    f"the data mover (process {self.pid}) died during {operation}: {self._last_words()}",
-                    hint="the disk is tried again from its last checkpoint on a fresh data mover",
-                )
+                raise self._death(operation)
             if reply["id"] == number:
                 break
         self._inbox.on_progress = None
@@ -261,6 +261,15 @@ class MoverProcess:
         if "error" in reply:
             raise error_from_json(reply["error"])
         return reply["ok"]
+
+    def _death(self, operation: str) -> MoverError:
+        where = f" on proxy {self.settings.machine}" if self.settings.machine is not None else ""
+        death = MoverError(
+            f"the data mover{where} (process {self.pid}) died during {operation}: {self._last_words()}",
+            hint="the disk is tried again from its last checkpoint on a fresh data mover",
+        )
+        death.machine = self.settings.machine
+        return death
 
     def stop(self) -> None:
         """End what runs: a transfer checkpoints and closes its disks, or is killed soon."""

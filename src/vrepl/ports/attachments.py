@@ -18,6 +18,8 @@ class DiskRequest:
     snapshot_ref: str | None
     path: str
     writable: bool
+    proxy: str | None = None
+    """Of the address: whose VM it is attached to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +74,11 @@ class DiskAttachments(Protocol):
 
     def clean_up(self, site: str, vm_ref: str, proxy: str | None) -> int:
         """Detach what data movers that run no more left of this VM on a proxy, as `HotAddCleanup.cleanup`."""
+        ...
+
+    def clean_up_after(self, site: str, vm_ref: str, proxy: str) -> int:
+        """Detach every disk of this VM from a proxy whose machine is gone, whoever's engine had attached it.
+
+        For VMs of which it is known that this repository had disks there. Returns how many.
+        """
         ...

@@ -37,6 +37,10 @@ class ModeChooser(Protocol):
         """This mode is not offered again for that datastore (`Disk.store`) in this run."""
         ...
 
+    def proxy_failed(self, site: str, vm: VirtualMachine, proxy: str) -> None:
+        """A mover of this proxy (`TransportPlan.proxy`) died or could not be started: others serve the VM, if any."""
+        ...
+
     def left_on_proxy(self, site: str, vm: VirtualMachine) -> bool:
         """Whether files of this VM hung on the proxy's VM when this run began: somebody's HotAdd, live or dead."""
         ...

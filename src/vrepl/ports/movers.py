@@ -40,6 +40,8 @@ class DiskAddress:
     modes: tuple[TransportMode, ...]
     vm_name: str
     disk_title: str
+    proxy: str | None = None
+    """As `TransportPlan.proxy`: whose movers open it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,9 @@ class RuleModeChooser:
         with self._lock:
             self._failed.setdefault((site, datastore), {})[mode] = reason
 
+    def proxy_failed(self, site: str, vm: VirtualMachine, proxy: str) -> None:
+        """As ports.ModeChooser.proxy_failed: there is no other."""
+
     def left_on_proxy(self, site: str, vm: VirtualMachine) -> bool:
         """As ports.ModeChooser.left_on_proxy."""
         with self._lock:

@@ -12,6 +12,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -58,26 +59,65 @@ def reach(host: str, port: int) -> None:
         pass
 
 
+class Machine(Protocol):
+    """What a machine that runs movers sees of itself. Asked from any thread."""
+
+    def product_uuid(self) -> uuid.UUID | None:
+        """Its SMBIOS uuid, which is its BIOS uuid if it is a VM; None where it cannot be read."""
+        ...
+
+    def visible_luns(self) -> frozenset[str]:
+        """`naa.` names of the LUNs that it sees."""
+        ...
+
+    def closed_ports(self, hosts: Sequence[str], port: int) -> dict[str, str]:
+        """Host name -> why its port cannot be reached from there."""
+        ...
+
+    def no_devices(self) -> str | None:
+        """Why its user may not read and write the disks that are attached there; None: it may."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ThisMachine:
+    """The machine that runs the control process, or a folder that stands for one."""
+
+    sysroot: Path = Path("/")
+    reach: Reach = reach
+
+    def product_uuid(self) -> uuid.UUID | None:
+        return product_uuid(self.sysroot)
+
+    def visible_luns(self) -> frozenset[str]:
+        return visible_luns(self.sysroot)
+
+    def closed_ports(self, hosts: Sequence[str], port: int) -> dict[str, str]:
+        return closed_ports(hosts, port, self.reach)
+
+    def no_devices(self) -> str | None:
+        return why_no_devices(self.sysroot)
+
+
 def gather_facts(
     proxy: str,
-    sysroot: Path,
+    machine: Machine,
     site: SiteView,
     nfc_port: int,
-    reach: Reach = reach,
     *,
     engine: DataEngine = DataEngine.VDDK,
     engine_reason: str = "",
 ) -> ProxyFacts:
     """Everything that the transport rules ask about one proxy and one site; `engine` is what its movers load."""
     hosts = site.hosts()
-    vm, no_vm_reason = find_proxy_vm(proxy, product_uuid(sysroot), site.list_vms())
+    vm, no_vm_reason = find_proxy_vm(proxy, machine.product_uuid(), site.list_vms())
     return ProxyFacts(
         name=proxy,
         vm=vm,
         no_vm_reason=no_vm_reason,
-        visible_luns=visible_luns(sysroot),
+        visible_luns=machine.visible_luns(),
         datastores_of_host={host.name: host.datastore_refs for host in hosts},
-        closed_nfc_hosts=closed_ports([host.name for host in hosts if host.connected], nfc_port, reach),
+        closed_nfc_hosts=machine.closed_ports([host.name for host in hosts if host.connected], nfc_port),
         engine=engine,
         engine_reason=engine_reason,
     )

@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import sys
 from contextlib import suppress
 from typing import Any
 
@@ -32,13 +31,18 @@ def relay(end: StreamEnd, listener: socket.socket | None, mover: socket.socket) 
         connection = _connect(end, listener)
     except OSError as error:  # ssl.SSLError is one
         where = f"from port {listener.getsockname()[1]}" if listener is not None else f"to {end.address}:{end.port}"
-        print(f"no stream {where}: {error}", file=sys.stderr, flush=True)
+        _say(f"no stream {where}: {error}")
         return
     with connection, mover:
         try:
             _pump(connection, mover)
         except OSError as error:
-            print(f"the stream between the data movers broke: {error}", file=sys.stderr, flush=True)
+            _say(f"the stream between the data movers broke: {error}")
+
+
+def _say(text: str) -> None:
+    """To whoever reads what this machine's mover says."""
+    os.write(2, f"{text}\n".encode())
 
 
 def _connect(end: StreamEnd, listener: socket.socket | None) -> socket.socket:
