@@ -26,6 +26,7 @@ networks = {{ "VM Network" = "isolated" }}
 addresses = [
     {{ old = "{lan}/32", new = "10.2.0.5/24", gateway = "10.2.0.1", dns = "10.2.0.53" }},
     {{ network = "isolated", new = "dhcp" }},
+    {{ vms = "web-01", network = "VM Network", new = "fd00:2::5/64", gateway = "fd00:2::1" }},
 ]
 domain = "dr.example.com"
 address_wait = "20s"
@@ -65,7 +66,7 @@ def runs(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> Addressed:
 def test_from_the_target_alone_the_guest_gets_its_addresses(runs: Addressed, tmp_path: Path) -> None:
     runs.replicate()
     dry = runs.failover("start", "web-01", "--source-is-down", "--dry-run")
-    assert [one["after"] for one in dry["addresses"]["adapters"]] == ["10.2.0.5/24", "dhcp"]
+    assert [one["after"] for one in dry["addresses"]["adapters"]] == ["10.2.0.5/24, fd00:2::5/64", "dhcp"]
     assert dry["networks"] == ["Network adapter 1: VM Network -> isolated"]
     assert dry["state"] == "ready"
     password = tmp_path / "password"
@@ -88,14 +89,14 @@ def test_from_the_target_alone_the_guest_gets_its_addresses(runs: Addressed, tmp
 
     started = typed("failover", "start", "web-01")
     assert (started["state"], started["addresses"]["result"]) == ("failed-over", "set"), started
-    assert started["addresses"]["reported"][0] == "10.2.0.5"
+    assert started["addresses"]["reported"][:2] == ["10.2.0.5", "fd00:2::5"]
     assert runs.shown("dr", "web-01-replica")[0] == "10.2.0.5"
     assert runs.networks("web-01-replica") == ["isolated", "isolated"]
     with plain_api.session(runs.lab, "dr") as instance:
         (stack,) = plain_api.vm_named(instance, "web-01-replica").guest.ipStack
         assert list(stack.dnsConfig.ipAddress) == ["10.2.0.53"]
         assert (stack.dnsConfig.hostName, stack.dnsConfig.domainName) == ("web-01", "dr.example.com")
-        assert [route.gateway.ipAddress for route in stack.ipRouteConfig.ipRoute] == ["10.2.0.1"]
+        assert [route.gateway.ipAddress for route in stack.ipRouteConfig.ipRoute] == ["10.2.0.1", "fd00:2::1"]
     assert typed("failover", "undo", "web-01")["state"] == "ready"
     assert runs.networks("web-01-replica") == []
     with plain_api.session(runs.lab, "dr") as instance:

@@ -140,6 +140,14 @@ def test_an_address_from_dhcp_is_not_nailed_down() -> None:
     assert (adapter.v4, adapter.v6) == ("10.2.9.9/24", ("auto",)), "one that is given by name is meant"
 
 
+def test_an_address_that_may_be_a_lease_is_named() -> None:
+    assert planned(MAP).taken_for_static == ()
+    silent = replace(GUEST, adapters=(replace(LAN, dhcp_v4=None),))
+    assert planned(MAP, guest=silent).taken_for_static == ("Network adapter 1",)
+    assert planned(AddressRule("dhcp", network="VM Network"), guest=silent).taken_for_static == ()
+    assert planned(AddressRule("10.2.9.9/24", vms=("web-01",)), guest=silent).taken_for_static == ()
+
+
 def test_name_servers() -> None:
     assert planned(MAP, dns=("10.2.0.99",)).dns == ("10.2.0.99",)
     assert planned(replace(MAP, dns=("10.2.0.98",))).dns == ("10.2.0.98",)

@@ -207,3 +207,22 @@ def test_what_tools_report() -> None:
     assert found.adapters[3] == GuestAdapter(4003, "00:50:56:00:00:0d", "lan")
     assert guest_network({"guest.net": [card(-1, ("172.17.0.1", 16, None, None))]}, HARDWARE) is None
     assert guest_network({}, HARDWARE) is None
+
+
+def test_linux_does_not_say_where_addresses_come_from() -> None:
+    mac, made_of_it = "00:50:56:00:00:0A", "2001:db8::250:56ff:fe00:a"
+    linux = card(
+        4000,
+        ("10.1.0.5", 24, None, None), (made_of_it, 64, None, None), ("2001:db8::77aa:1", 64, None, None),
+        ("fd00:9::5", 64, None, None),
+    )  # fmt: skip
+    assert linux.macAddress == mac
+    found = guest_network({"guest.net": [linux]}, HARDWARE[:1])
+    assert found is not None
+    (adapter,) = found.adapters
+    assert adapter.addresses == ("10.1.0.5/24", f"{made_of_it}/64", "fd00:9::5/64"), "no temporary address"
+    assert (adapter.dhcp_v4, adapter.dhcp_v6) == (None, True)
+    fixed = card(4000, ("10.1.0.5", 24, None, None), ("fd00:9::5", 64, None, None))
+    found = guest_network({"guest.net": [fixed]}, HARDWARE[:1])
+    assert found is not None
+    assert found.adapters[0].dhcp_v6 is None

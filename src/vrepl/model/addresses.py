@@ -173,6 +173,8 @@ class AddressPlan:
     changes: tuple[AddressChange, ...] = ()
     warnings: tuple[str, ...] = ()
     """What may not be as somebody expects."""
+    taken_for_static: tuple[str, ...] = ()
+    """Adapters whose guest does not tell leases from addresses of its own."""
 
     @property
     def expected(self) -> frozenset[str]:

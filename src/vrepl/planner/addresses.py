@@ -116,6 +116,8 @@ class _Given(NamedTuple):
     unknown: bool
     """Nothing is known of its IPv4 addresses, and no rule gives it one."""
     warnings: tuple[str, ...]
+    assumed: bool
+    """Its IPv4 address may be a lease, and is going to be its own."""
 
 
 def _readdressed(adapter: GuestAdapter, card: NetworkAdapter, rules: Sequence[AddressRule]) -> _Given:
@@ -151,7 +153,9 @@ def _readdressed(adapter: GuestAdapter, card: NetworkAdapter, rules: Sequence[Ad
         dns=_usable(adapter.dns, own) if dns is None else dns,
     )
     warnings += _gateway_warnings(card.label, given)
-    return _Given(given, changed, unknown, tuple(warnings))
+    named = any(rule.old is None or rule.new in _WORDS for rule in used)
+    assumed = adapter.dhcp_v4 is None and bool(v4) and first is not None and "/" in first and not named
+    return _Given(given, changed, unknown, tuple(warnings), assumed)
 
 
 def _means(rule: AddressRule, text: str | None, version: int) -> bool:
@@ -285,6 +289,7 @@ def _identity(
         sysprep=policy.sysprep if family is GuestFamily.WINDOWS else None,
         changes=changes,
         warnings=tuple(warnings),
+        taken_for_static=tuple(change.label for change, one in zip(changes, given, strict=True) if one.assumed),
     )
 
 

@@ -2,6 +2,10 @@
 
 vSphere Web Services API: GuestNicInfo, NetIpConfigInfo, NetIpConfigInfoIpAddressOrigin, GuestStackInfo. An adapter that
 the guest made itself (a bridge, a tunnel) has no device of the VM behind it: `deviceConfigId` is then -1.
+
+Tools for Linux say nothing of where an address comes from (open-vm-tools, lib/nicInfo/nicInfoPosix.c: origin and
+status are not given). So a lease looks like any other address; what a router gave is known where it is made of the MAC
+address, and then the others of its network are taken to be temporary ones (RFC 8981).
 """
 
 from __future__ import annotations
@@ -59,15 +63,20 @@ def _key(card: Any) -> int:
 
 def _adapter(card: Any, gateways: Iterable[str]) -> GuestAdapter:
     config = getattr(card, "ipConfig", None)
-    found = list(getattr(config, "ipAddress", None) or ())
-    kept = [one for one in found if _counts(one)]
+    found = [one for one in getattr(config, "ipAddress", None) or () if _counts(one)]
+    made_of_mac = [
+        one for one in found if not one.origin and _is_made_of(str(one.ipAddress), str(card.macAddress or ""))
+    ]
+    routers = {_network(one) for one in made_of_mac}
+    kept = [one for one in found if one.origin or one in made_of_mac or _network(one) not in routers]
     dhcp = getattr(config, "dhcp", None)
+    by_router = _dynamic(getattr(dhcp, "ipv6", None), kept, 6, _BY_DHCP | _BY_ROUTER)
     return GuestAdapter(
         key=_key(card),
         mac=str(card.macAddress or "").lower(),
         addresses=tuple(f"{one.ipAddress.partition('%')[0]}/{one.prefixLength}" for one in kept),
         dhcp_v4=_dynamic(getattr(dhcp, "ipv4", None), kept, 4, _BY_DHCP),
-        dhcp_v6=_dynamic(getattr(dhcp, "ipv6", None), kept, 6, _BY_DHCP | _BY_ROUTER),
+        dhcp_v6=True if by_router is None and made_of_mac else by_router,
         gateways=tuple(dict.fromkeys(gateways)),
         dns=_texts(getattr(getattr(card, "dnsConfig", None), "ipAddress", None)),
     )
@@ -79,6 +88,21 @@ def _counts(found: Any) -> bool:
     if address is None or address.is_link_local or address.is_loopback or address.is_multicast:
         return False
     return str(found.state or "") not in _NOT_IN_USE and str(found.origin or "") not in _MADE_UP
+
+
+def _network(found: Any) -> object:
+    return ipaddress.ip_interface(f"{str(found.ipAddress).partition('%')[0]}/{found.prefixLength}").network
+
+
+def _is_made_of(address: str, mac: str) -> bool:
+    """Whether an IPv6 address ends in the modified EUI-64 of a MAC address (RFC 4291, appendix A)."""
+    parsed = _parsed(address)
+    digits = mac.replace(":", "").replace("-", "")
+    if parsed is None or parsed.version == 4 or len(digits) != 12:
+        return False
+    number = int(digits, 16)
+    interface = ((number >> 24) << 40) | (0xFFFE << 24) | (number & 0xFFFFFF)
+    return int(parsed) & (2**64 - 1) == interface ^ (1 << 57)
 
 
 def _dynamic(told: Any, addresses: Sequence[Any], version: int, origins: set[str]) -> bool | None:

@@ -60,6 +60,10 @@ class Readdressing:
         planned = self._planned(vm)
         if not isinstance(planned, AddressPlan):
             return
+        if planned.taken_for_static and self.report is not None:
+            adapters = ", ".join(planned.taken_for_static)
+            lease = f'{adapters}: taken for static; if its addresses are leases: {{ network = "NAME", new = "dhcp" }}'
+            self.report.warnings = (*self.report.warnings, lease)
         try:
             self.site.check_addresses(vm.ref, planned)
         except (VsphereError, PermissionDeniedError) as error:
