@@ -9,6 +9,7 @@ import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +66,8 @@ class VmSpec:
     cpus: int = 1
     memory_mib: int = 512
     networks: Sequence[str] = ("VM Network",)
+    adapter_kinds: Sequence[str] = ()
+    """Of the adapter on each of the networks, such as `e1000e`; vmxnet3 where there is none."""
     firmware: str = "efi"
     guest_id: str = "debian12_64Guest"
     bios_uuid: str | None = None
@@ -374,8 +377,8 @@ def vm_entry(
         "guest_host": vm.name,
         "guest_ip": f"10.{address[0]}.{address[1]}.{address[2] % 250 + 2}",
         "nics": [
-            {"network": name, "type": "vmxnet3", "mac": static_mac(seed, site, vm.place, str(position))}
-            for position, name in enumerate(vm.networks)
+            {"network": name, "type": kind or "vmxnet3", "mac": static_mac(seed, site, vm.place, str(position))}
+            for position, (name, kind) in enumerate(zip_longest(vm.networks, vm.adapter_kinds[: len(vm.networks)]))
         ],
         "cdrom": True,
         "extra_config": dict(vm.extra_config),

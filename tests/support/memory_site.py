@@ -134,6 +134,7 @@ class MemoryVm:
     stun: bool = False
     """The next snapshot is the first after change tracking was enabled on the running VM."""
     tags: tuple[str, ...] = ()
+    notes: str = ""
     host: str = "esx-1"
     stands_on: tuple[str, str] | None = None
     """Of a linked clone: VM and snapshot whose disks are its disks' parents."""
@@ -527,16 +528,24 @@ class MemorySite:
             made.thin = disk.thin if spec.thin is None else spec.thin
         vm.extra_config = dict(spec.extra_config)
         vm.hardware = spec.hardware
+        vm.notes = spec.annotation
         vm.instance_uuid = spec.instance_uuid or vm.instance_uuid
         self.after_call("create_replica")
         return self._view(vm)
 
     def reconcile_replica(
-        self, vm_ref: str, hardware: Hardware, placement: ReplicaPlacement, *, keep_macs: bool
+        self,
+        vm_ref: str,
+        hardware: Hardware,
+        placement: ReplicaPlacement,
+        *,
+        keep_macs: bool,
+        annotation: str | None = None,
     ) -> list[str]:
         del placement, keep_macs
         self._call("reconcile_replica")
         vm = self._vm(vm_ref)
+        vm.notes = vm.notes if annotation is None else annotation
         if vm.hardware == hardware:
             return []
         vm.hardware = hardware
@@ -816,6 +825,7 @@ class MemorySite:
             cbt_supported=vm.cbt_supported,
             tools_running=vm.tools_running,
             lost_power=vm.lost_power and vm.power is PowerState.OFF,
+            notes=vm.notes,
             disabled_methods=(*vm.disabled_methods, *(["RelocateVM_Task"] if vm.access else [])),
             extra_config=dict(vm.extra_config),
         )

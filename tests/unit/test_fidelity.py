@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -9,28 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.memory_site import MemorySite
-from tests.support.world import World
-from vrepl.model import Controller, Disk, Hardware, NetworkAdapter, VirtualMachine
+from tests.support.fidelity_page import fates, section
+from tests.support.memory_site import MemorySite, MemoryVm
+from tests.support.world import World, source
+from vrepl.errors import VsphereError
+from vrepl.model import Allocation, Carry, Controller, Disk, Hardware, NetworkAdapter, Resources, VirtualMachine
 from vrepl.report.model import Result
 from vrepl.vsphere import translation
 from vrepl.vsphere.reconcile import _PLAIN
 
-PAGE = (Path(__file__).parents[2] / "docs" / "fidelity.md").read_text(encoding="utf-8")
-FATES = {"copied", "changed", "dropped", "refused"}
-
-
-def section(title: str) -> str:
-    return PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def fates(title: str) -> dict[str, str]:
-    """What becomes of each attribute that a section names."""
-    found = {}
-    for names, fate in re.findall(r"^\| [^|]+ \| ([^|]*) \| (\w+) \|", section(title), re.M):
-        for name in re.findall(r"`(\w+)`", names):
-            found[name] = fate
-    return found
+FATES = {"copied", "changed", "choice", "dropped", "refused"}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +34,8 @@ def test_every_attribute_has_its_row(title: str, kind: type) -> None:
 
 def test_what_is_copied_of_the_hardware_is_what_a_run_brings_over() -> None:
     plain = {attribute for attribute, _, _ in _PLAIN}
-    others = {"version", "secure_boot", "controllers", "network_adapters"}
+    guards = {"io_mmu", "virtualisation_based_security"}
+    others = {"version", "secure_boot", "controllers", "network_adapters"} | guards
     assert {name for name, fate in fates("Hardware").items() if fate == "copied"} == plain | others
 
 
@@ -146,3 +136,75 @@ def test_an_encrypted_disk_is_said_to_be_stored_as_the_target_stores_it(
 ) -> None:
     seeing(world, monkeypatch, lambda vm: replace(vm, disks=tuple(replace(one, encrypted=True) for one in vm.disks)))
     assert [note for note in world.run_vm().notes if note.startswith("encrypted at the source, and not by vrepl")]
+
+
+def efi(vm: VirtualMachine) -> VirtualMachine:
+    return replace(vm, nvram=f"{vm.name}.nvram", hardware=replace(vm.hardware, firmware="efi"))
+
+
+def with_nvram(world: World, monkeypatch: pytest.MonkeyPatch, content: bytes = b"boot entries") -> MemoryVm:
+    view = MemorySite._view
+    for site in (world.source, world.target):
+        monkeypatch.setattr(site, "_view", lambda vm, site=site: efi(view(site, vm)))
+    vm = source(world)
+    vm.files["web-01.nvram"] = content
+    return vm
+
+
+def nvram_of_the_replica(world: World) -> bytes | None:
+    return world.replica().files.get("web-01-replica.nvram")
+
+
+def test_the_nvram_file_of_an_efi_guest_is_carried_and_looked_at_once_a_day(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = with_nvram(world, monkeypatch)
+    assert [note for note in world.run_vm().notes if "NVRAM" in note]
+    assert nvram_of_the_replica(world) == b"boot entries"
+    vm.files["web-01.nvram"] = b"another entry"
+    assert not [note for note in world.run_vm().notes if "NVRAM" in note]
+    assert nvram_of_the_replica(world) == b"boot entries"
+    world.clock.now += dt.timedelta(hours=24)
+    assert [note for note in world.run_vm().notes if "NVRAM" in note]
+    assert nvram_of_the_replica(world) == b"another entry"
+
+
+def test_an_nvram_file_that_cannot_be_had_is_said_and_fails_no_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_nvram(world, monkeypatch)
+    before = world.source.before_call
+
+    def refused(method: str) -> None:
+        if method == "read_vm_file":
+            raise VsphereError("HTTP 500")
+        before(method)
+
+    world.source.before_call = refused
+    report = world.run_vm()
+    assert report.result is Result.SUCCESS, report.error
+    assert [note for note in report.notes if "NVRAM file was not brought over" in note]
+    world.source.before_call = before
+    world.run_vm()
+    assert nvram_of_the_replica(world) == b"boot entries"
+
+
+def test_a_bios_guest_and_one_that_was_never_started_have_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = with_nvram(world, monkeypatch)
+    del vm.files["web-01.nvram"]
+    assert world.run_vm().result is Result.SUCCESS
+    assert nvram_of_the_replica(world) is None
+
+
+def test_notes_and_reservations_follow_where_the_job_says_so(world: World) -> None:
+    promised = Resources(cpu=Allocation(reservation=500))
+    vm = source(world)
+    vm.notes, vm.hardware = "Owner: the accountants", replace(vm.hardware, resources=promised)
+    world.run_vm()
+    assert "accountants" not in world.replica().notes
+    assert world.replica().hardware.resources is None
+    world.job = replace(world.job, carry=(Carry.NOTES, Carry.RESERVATIONS))
+    world.run_vm()
+    assert world.replica().notes.endswith("Owner: the accountants")
+    assert "kept by vrepl" in world.replica().notes
+    assert world.replica().hardware.resources == promised

@@ -82,6 +82,7 @@ target_datastore = "dr-vmfs-01"
 # audit = "30d"                # in how long all that CBT calls unchanged is read and compared once; "off"
 # quiesce = "prefer"           # require | prefer | never
 # enable_cbt = "always"        # or "powered-off", "never"
+# carry = ["reservations", "notes"]   # what else replicas have of their sources
 # on_resize = "refuse"         # refuse | restart (a new disk on the replica; restore points stay)
 # on_not_replicable = "fail"   # fail | skip-disk
 # keep_macs = false

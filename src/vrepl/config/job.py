@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 from vrepl.config.failover import FailoverTable
 from vrepl.config.fields import BandwidthTable, Duration, FilePath, Name, Names, SecretTable, Table, Words
 from vrepl.model import (
+    Carry,
     EnableCbt,
     JobSettings,
     OnNotReplicable,
@@ -202,6 +203,7 @@ class JobTable(Table):
     failover: FailoverTable = Field(default_factory=FailoverTable)
     retention: RetentionTable = Field(default_factory=RetentionTable)
     transport: TransportTable = Field(default_factory=TransportTable)
+    carry: tuple[Carry, ...] = ()
     on_resize: OnResize = OnResize.REFUSE
     on_not_replicable: OnNotReplicable = OnNotReplicable.FAIL
     keep_macs: bool = False
@@ -281,6 +283,7 @@ class JobTable(Table):
             source_modes=self.transport.source,
             target_modes=self.transport.target,
             fallback=self.transport.fallback,
+            carry=self.carry,
             on_resize=self.on_resize,
             on_not_replicable=self.on_not_replicable,
             keep_macs=self.keep_macs,

@@ -10,7 +10,7 @@ from vrepl.engine.context import ReplicationContext
 from vrepl.engine.growing import copy_grown, put_in_place
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.engine.loose_files import note_loose_files, remove_loose_files
-from vrepl.model import Disk, ReplicaRecord, ReplicaSpec, RestorePoint, VirtualMachine
+from vrepl.model import Carry, Disk, Hardware, ReplicaRecord, ReplicaSpec, RestorePoint, VirtualMachine
 from vrepl.planner.knowledge import ReplicaKnowledge
 from vrepl.planner.vm import DiskPlan, ReplicaAction, VmPlan
 from vrepl.repository.commit_record import ReplicaMark
@@ -71,18 +71,41 @@ def _instance_uuid_for(context: ReplicationContext, plan: VmPlan) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, "/".join(("vrepl", *parts))))
 
 
+def _carried(context: ReplicationContext, plan: VmPlan) -> Hardware:
+    """The source's hardware, as far as the job wants it followed."""
+    followed = Carry.RESERVATIONS in context.job.carry
+    return plan.vm.hardware if followed else replace(plan.vm.hardware, resources=None)
+
+
+def _annotation(vm: VirtualMachine, *, notes: bool) -> str:
+    ours = ANNOTATION.format(name=vm.name)
+    return f"{ours}\n\n{vm.notes}" if notes and vm.notes else ours
+
+
+def _reconcile(context: ReplicationContext, plan: VmPlan, replica_ref: str) -> list[str]:
+    """What was changed, in words. Notes are written only where the job carries them: somebody may have added some."""
+    job = context.job
+    return context.target.reconcile_replica(
+        replica_ref,
+        _carried(context, plan),
+        job.placement,
+        keep_macs=job.keep_macs,
+        annotation=_annotation(plan.vm, notes=True) if Carry.NOTES in job.carry else None,
+    )
+
+
 def _spec(context: ReplicationContext, plan: VmPlan) -> ReplicaSpec:
     instance_uuid = _instance_uuid_for(context, plan)
     return ReplicaSpec(
         name=plan.replica_name,
         placement=replace(context.job.placement, disk_stores=plan.disk_stores),
-        hardware=plan.vm.hardware,
+        hardware=_carried(context, plan),
         bios_uuid=plan.vm.bios_uuid,
         disks=tuple(disk.disk for disk in plan.disks),
         keep_macs=context.job.keep_macs,
         thin=context.job.thin,
         extra_config=_mark(context, plan, context.run_id, instance_uuid),
-        annotation=ANNOTATION.format(name=plan.vm.name),
+        annotation=_annotation(plan.vm, notes=Carry.NOTES in context.job.carry),
         instance_uuid=instance_uuid,
     )
 
@@ -103,6 +126,7 @@ def _create(context: ReplicationContext, folder: ReplicaFolder, plan: VmPlan) ->
         job=context.job.name,
         disk_keys=_match_disks(plan.vm, [disk.disk for disk in plan.disks], replica),
         empty_disks=tuple(disk.disk.key for disk in plan.disks),
+        nvram_read=None,
     )
     folder.save_record(record)
     return PreparedReplica(record, replica, frozenset(record.disk_keys))
@@ -127,9 +151,7 @@ def _map(
         empty_disks=(),
     )
     folder.save_record(record)
-    done = target.reconcile_replica(
-        candidate.ref, plan.vm.hardware, context.job.placement, keep_macs=context.job.keep_macs
-    )
+    done = _reconcile(context, plan, candidate.ref)
     return PreparedReplica(record, target.read_vm(candidate.ref)), done
 
 
@@ -151,9 +173,7 @@ def _update(
     target = context.target
     if plan.revert_replica and known.last is not None:
         replica = _revert(context, folder, known.last, replica)
-    done.extend(
-        target.reconcile_replica(replica.ref, plan.vm.hardware, context.job.placement, keep_macs=context.job.keep_macs)
-    )
+    done.extend(_reconcile(context, plan, replica.ref))
     if any(disk.replace_disk for disk in plan.disks):
         remove_loose_files(folder, target, replica.ref, done.append)  # what a dead run copied makes room
     disks = _reconcile_disks(context, folder, plan, known, replica, done)

@@ -23,6 +23,7 @@ from vrepl.engine.knowledge import TargetNames
 from vrepl.engine.leaf_check import look_at_suspects
 from vrepl.engine.loose_files import remove_loose_files
 from vrepl.engine.marks import SourceMark, restore_point_snapshot_name
+from vrepl.engine.nvram import carry_nvram
 from vrepl.engine.planning import look_and_plan
 from vrepl.engine.preflight import refuse_full_chain, refuse_impossible, room_kept, settled
 from vrepl.engine.prepared_replica import PreparedReplica, prepare_replica
@@ -135,6 +136,7 @@ class VmRun:
                 work.enter("replica")
                 ready.check()
                 replica = self._prepare_replica(folder, plan, known)
+                carry_nvram(context, folder, plan.vm, replica.vm, work.note)
                 if plan.enable_cbt:
                     work.enter("enable CBT")
                     plan = self._enable_cbt(plan)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from vrepl.model.jobs import (
     Bandwidth,
     BandwidthWindow,
+    Carry,
     EnableCbt,
     JobSettings,
     OnNotReplicable,
@@ -19,6 +20,7 @@ from vrepl.model.jobs import (
     TransferLimits,
 )
 from vrepl.model.machines import (
+    Allocation,
     ChangedAreas,
     Controller,
     Datastore,
@@ -27,6 +29,7 @@ from vrepl.model.machines import (
     Hardware,
     NetworkAdapter,
     PowerState,
+    Resources,
     Snapshot,
     SnapshotState,
     TrackingPosition,
@@ -56,8 +59,10 @@ from vrepl.model.transport import (
 __all__ = [
     "DEFAULT_MODES",
     "DISCONNECTED",
+    "Allocation",
     "Bandwidth",
     "BandwidthWindow",
+    "Carry",
     "ChangedAreas",
     "Consistency",
     "Controller",
@@ -80,6 +85,7 @@ __all__ = [
     "ReplicaRecord",
     "ReplicaSpec",
     "ReplicaState",
+    "Resources",
     "RestorePoint",
     "RetentionPolicy",
     "Side",

@@ -33,6 +33,13 @@ class EnableCbt(StrEnum):
     NEVER = "never"
 
 
+class Carry(StrEnum):
+    """What a replica has of its source only where the job says so, for it speaks of the source's site too."""
+
+    RESERVATIONS = "reservations"
+    NOTES = "notes"
+
+
 class OnResize(StrEnum):
     """What a run does when a source disk was resized (the replica's snapshot chain cannot grow)."""
 
@@ -122,6 +129,7 @@ class JobSettings:
     """A run that finds no VM has nothing to do, instead of failing."""
     skip_disks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Pattern of VM names -> numbers of disks that are left out."""
+    carry: tuple[Carry, ...] = ()
     replica_name: str = "{name}-replica"
     quiesce: Quiesce = Quiesce.PREFER
     enable_cbt: EnableCbt = EnableCbt.ALWAYS

@@ -98,6 +98,28 @@ class NetworkAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class Allocation:
+    """What a VM is promised of its host's processors (MHz) or memory (MiB); a limit of -1 is none."""
+
+    reservation: int = 0
+    limit: int = -1
+    shares_level: str = "normal"
+    shares: int = 0
+    """How many, where the level is `custom`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a VM takes of its host."""
+
+    cpu: Allocation = Allocation()
+    memory: Allocation = Allocation()
+    memory_locked: bool = False
+    """All of its memory is reserved, however much that is."""
+    latency_sensitivity: str = "normal"
+
+
+@dataclass(frozen=True, slots=True)
 class Hardware:
     """What a replica's guest hardware follows."""
 
@@ -110,6 +132,12 @@ class Hardware:
     memory_mib: int
     cpu_hot_add: bool = False
     memory_hot_add: bool = False
+    nested_virtualisation: bool = False
+    performance_counters: bool = False
+    io_mmu: bool = False
+    virtualisation_based_security: bool = False
+    resources: Resources | None = None
+    """None: not to be followed, or not told."""
     controllers: tuple[Controller, ...] = ()
     network_adapters: tuple[NetworkAdapter, ...] = ()
     cdroms: int = 0
@@ -159,6 +187,9 @@ class VirtualMachine:
     devices_left_behind: tuple[str, ...] = ()
     """What a guest can feel and no replica gets, such as `PCI passthrough device`; each kind once."""
     virtual_tpm: bool = False
+    notes: str = ""
+    nvram: str = ""
+    """Name of the file beside it that holds its firmware's variables; "" where it is not told."""
     guest: GuestNetwork | None = None
     """What its guest reports; None where it reports nothing, and in reads that do not ask (only one "at rest" does)."""
     extra_config: Mapping[str, str] = field(default_factory=dict)

@@ -145,5 +145,7 @@ class ReplicaRecord:
     loose_files: tuple[str, ...] = ()
     """Files of disks that vrepl has taken off the replica, or made and not attached yet: deleted, each one, once no VM
     and no snapshot refers to it."""
+    nvram_read: dt.datetime | None = None
+    """When the source's NVRAM file was last brought over (UTC)."""
     adopted_from: str | None = None
     """ID of the repository that made the replica, where a rebuild took it in from another one."""

@@ -10,15 +10,19 @@ from vrepl.model import GuestState, SnapshotState, VirtualMachine
 from vrepl.model.addresses import AddressPlan, GuestNetwork
 
 
-class ReplicaFiles(Protocol):
-    """Small files in the folder of a VM's own files on its datastore.
-
-    A revert does not touch them, a standalone ESXi host has them too, and they survive that the VM is unregistered.
-    """
+class VmFiles(Protocol):
+    """Small files in the folder of a VM's own files on its datastore, to be read."""
 
     def read_vm_file(self, vm: VirtualMachine, name: str) -> bytes | None:
         """None where there is no such file."""
         ...
+
+
+class ReplicaFiles(VmFiles, Protocol):
+    """The same, to be written.
+
+    A revert does not touch them, a standalone ESXi host has them too, and they survive that the VM is unregistered.
+    """
 
     def write_vm_file(self, vm: VirtualMachine, name: str, content: bytes) -> None:
         """Replaces it. Cut off in the middle, the file may hold anything."""

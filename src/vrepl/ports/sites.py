@@ -20,7 +20,7 @@ from vrepl.model import (
     VirtualMachine,
 )
 from vrepl.model.selection import Candidate
-from vrepl.ports.failover import FailoverTarget
+from vrepl.ports.failover import FailoverTarget, VmFiles
 from vrepl.ports.guests import GuestPrograms
 
 
@@ -164,9 +164,18 @@ class ReplicaMaking(Protocol):
         ...
 
     def reconcile_replica(
-        self, vm_ref: str, hardware: Hardware, placement: ReplicaPlacement, *, keep_macs: bool
+        self,
+        vm_ref: str,
+        hardware: Hardware,
+        placement: ReplicaPlacement,
+        *,
+        keep_macs: bool,
+        annotation: str | None = None,
     ) -> list[str]:
-        """Bring the replica's hardware (not its disks) to the source's; returns what was changed, in words."""
+        """Bring the replica's hardware (not its disks) to the source's; returns what was changed, in words.
+
+        `annotation`: its notes; None leaves them alone.
+        """
         ...
 
     def add_replica_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int) -> VirtualMachine: ...
@@ -211,7 +220,7 @@ class SnapshottedSite(Inventory, Snapshots, Protocol):
     """A site whose VMs are looked at and snapshotted."""
 
 
-class SourceSite(SnapshottedSite, ChangeTracking, GuestPrograms, Protocol):
+class SourceSite(SnapshottedSite, ChangeTracking, GuestPrograms, VmFiles, Protocol):
     """Where the VMs are that a job replicates."""
 
 

@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vrepl.errors import NotFoundError
-from vrepl.model import DISCONNECTED, Controller, Disk, Hardware, NetworkAdapter, ReplicaSpec
+from vrepl.model import (
+    DISCONNECTED,
+    Allocation,
+    Controller,
+    Disk,
+    Hardware,
+    NetworkAdapter,
+    ReplicaSpec,
+    Resources,
+)
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.placement import Place, mapped_network
 from vrepl.vsphere.translation import encode_name
@@ -184,6 +193,28 @@ def options(settings: Mapping[str, str]) -> list[Any]:
     return [vim.option.OptionValue(key=key, value=value) for key, value in sorted(settings.items())]
 
 
+def flags(hardware: Hardware) -> Any:
+    """What of a VM's flags a guest can feel; those that are not set stay as they are."""
+    return vim.vm.FlagInfo(vvtdEnabled=hardware.io_mmu, vbsEnabled=hardware.virtualisation_based_security)
+
+
+def resource_fields(resources: Resources | None) -> dict[str, Any]:
+    """What of a ConfigSpec says it; nothing for None."""
+    if resources is None:
+        return {}
+    return {
+        "cpuAllocation": _allocation(resources.cpu),
+        "memoryAllocation": _allocation(resources.memory),
+        "memoryReservationLockedToMax": resources.memory_locked,
+        "latencySensitivity": vim.LatencySensitivity(level=resources.latency_sensitivity),
+    }
+
+
+def _allocation(wanted: Allocation) -> Any:
+    shares = vim.SharesInfo(level=wanted.shares_level, shares=wanted.shares)
+    return vim.ResourceAllocationInfo(reservation=wanted.reservation, limit=wanted.limit, shares=shares)
+
+
 def replica_config(spec: ReplicaSpec, place: Place, new_uuid: Callable[[], str]) -> Any:
     """The ConfigSpec that creates a replica with empty disks. Raises NotFoundError for an unknown network."""
     hardware = spec.hardware
@@ -229,6 +260,10 @@ def replica_config(spec: ReplicaSpec, place: Place, new_uuid: Callable[[], str])
         memoryMB=hardware.memory_mib,
         cpuHotAddEnabled=hardware.cpu_hot_add,
         memoryHotAddEnabled=hardware.memory_hot_add,
+        nestedHVEnabled=hardware.nested_virtualisation or None,
+        vPMCEnabled=hardware.performance_counters or None,
+        flags=flags(hardware) if hardware.io_mmu or hardware.virtualisation_based_security else None,
+        **resource_fields(hardware.resources),
         # Before the first seal, so that every restore point carries a change ID: failback needs it.
         changeTrackingEnabled=True if hardware.version >= 7 else None,
         extraConfig=options({**hardware.extra_config, **spec.extra_config}),

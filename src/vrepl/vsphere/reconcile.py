@@ -23,6 +23,8 @@ _PLAIN: tuple[tuple[str, str, str], ...] = (
     ("memory_hot_add", "memoryHotAddEnabled", "memory hot-add"),
     ("guest_id", "guestId", "guest OS"),
     ("firmware", "firmware", "firmware"),
+    ("nested_virtualisation", "nestedHVEnabled", "nested virtualisation"),
+    ("performance_counters", "vPMCEnabled", "virtual performance counters"),
 )
 """Attribute of Hardware, of ConfigSpec, and what people call it."""
 
@@ -36,7 +38,15 @@ class Reconciler:
         self._tasks = running
         self._inventory = inventory
 
-    def reconcile(self, vm_ref: str, wanted: Hardware, placement: ReplicaPlacement, *, keep_macs: bool) -> list[str]:
+    def reconcile(
+        self,
+        vm_ref: str,
+        wanted: Hardware,
+        placement: ReplicaPlacement,
+        *,
+        keep_macs: bool,
+        annotation: str | None = None,
+    ) -> list[str]:
         """What was changed, in words; empty if the replica follows its source already.
 
         The hardware version is raised where the source's is newer. Raises NotFoundError for an unknown network.
@@ -51,19 +61,10 @@ class Reconciler:
         have = replica.hardware
         changed: list[str] = []
         config = vim.vm.ConfigSpec()
-        for attribute, field, title in _PLAIN:
-            old, new = getattr(have, attribute), getattr(wanted, attribute)
-            if old != new:
-                setattr(config, field, new)
-                changed.append(f"{title}: {old} -> {new}")
-        if have.secure_boot != wanted.secure_boot:
-            config.bootOptions = vim.vm.BootOptions(efiSecureBootEnabled=wanted.secure_boot)
-            changed.append(f"Secure Boot: {have.secure_boot} -> {wanted.secure_boot}")
-        settings = {key: text for key, text in wanted.extra_config.items() if have.extra_config.get(key) != text}
-        settings |= {key: "" for key in have.extra_config if key not in wanted.extra_config}
-        if settings:
-            config.extraConfig = hardware.options(settings)
-            changed.append(f"extraConfig: {', '.join(sorted(settings))}")
+        _follow(config, have, wanted, changed)
+        if annotation is not None and replica.notes != annotation:
+            config.annotation = annotation
+            changed.append("notes")
         changes: list[Any] = []
         positions = {(one.kind, one.bus_number) for one in have.controllers}
         for controller in wanted.controllers:
@@ -148,6 +149,31 @@ class Reconciler:
             changes.append(hardware.removed(card))
             changed.append(f"network adapter {number + 1}: removed")
         return changes
+
+
+def _follow(config: Any, have: Hardware, wanted: Hardware, changed: list[str]) -> None:
+    """Put into a ConfigSpec what differs beside devices, and say it in `changed`."""
+    for attribute, field, title in _PLAIN:
+        old, new = getattr(have, attribute), getattr(wanted, attribute)
+        if old != new:
+            setattr(config, field, new)
+            changed.append(f"{title}: {old} -> {new}")
+    if have.secure_boot != wanted.secure_boot:
+        config.bootOptions = vim.vm.BootOptions(efiSecureBootEnabled=wanted.secure_boot)
+        changed.append(f"Secure Boot: {have.secure_boot} -> {wanted.secure_boot}")
+    guarded = (wanted.io_mmu, wanted.virtualisation_based_security)
+    if (have.io_mmu, have.virtualisation_based_security) != guarded:
+        config.flags = hardware.flags(wanted)
+        changed.append(f"I/O MMU and virtualisation-based security: {guarded[0]}, {guarded[1]}")
+    if wanted.resources is not None and have.resources != wanted.resources:
+        for name, value in hardware.resource_fields(wanted.resources).items():
+            setattr(config, name, value)
+        changed.append("reservations, limits, shares and latency sensitivity")
+    settings = {key: text for key, text in wanted.extra_config.items() if have.extra_config.get(key) != text}
+    settings |= {key: "" for key in have.extra_config if key not in wanted.extra_config}
+    if settings:
+        config.extraConfig = hardware.options(settings)
+        changed.append(f"extraConfig: {', '.join(sorted(settings))}")
 
 
 def _as_placed(adapter: NetworkAdapter, placement: ReplicaPlacement) -> NetworkAdapter:

@@ -336,9 +336,15 @@ class VsphereSite:
         return self._replicas.create(spec)
 
     def reconcile_replica(
-        self, vm_ref: str, hardware: Hardware, placement: ReplicaPlacement, *, keep_macs: bool
+        self,
+        vm_ref: str,
+        hardware: Hardware,
+        placement: ReplicaPlacement,
+        *,
+        keep_macs: bool,
+        annotation: str | None = None,
     ) -> list[str]:
-        return self._reconciler.reconcile(vm_ref, hardware, placement, keep_macs=keep_macs)
+        return self._reconciler.reconcile(vm_ref, hardware, placement, keep_macs=keep_macs, annotation=annotation)
 
     def add_replica_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int) -> VirtualMachine:
         return self._replicas.add_disk(vm_ref, spec, disk_index)

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vrepl.model import (
+    Allocation,
     Controller,
     Disk,
     Hardware,
     NetworkAdapter,
     PowerState,
+    Resources,
     Snapshot,
     VirtualMachine,
 )
@@ -265,6 +267,15 @@ VM_PATHS: tuple[str, ...] = (
     "config.hardware.device",
     "config.cpuHotAddEnabled",
     "config.memoryHotAddEnabled",
+    "config.nestedHVEnabled",
+    "config.vPMCEnabled",
+    "config.flags.vvtdEnabled",
+    "config.flags.vbsEnabled",
+    "config.cpuAllocation",
+    "config.memoryAllocation",
+    "config.memoryReservationLockedToMax",
+    "config.latencySensitivity.level",
+    "config.annotation",
     "config.extraConfig",
     "config.changeTrackingEnabled",
     "config.files.vmPathName",
@@ -279,6 +290,27 @@ VM_PATHS: tuple[str, ...] = (
     "disabledMethod",
 )
 """What one VirtualMachine value is made of."""
+
+
+def _nvram(settings: Mapping[str, str], vm_path: str) -> str:
+    """As the extraConfig says, else beside the .vmx and called like it, as vSphere does (a guess)."""
+    name = settings.get("nvram", "")
+    if not name and vm_path.endswith(".vmx"):
+        name = vm_path.rpartition("/")[2].removesuffix(".vmx") + ".nvram"
+    return name.rpartition("/")[2]
+
+
+def _allocation(info: Any) -> Allocation:
+    if info is None:
+        return Allocation()
+    shares = getattr(info, "shares", None)
+    level = str(shares.level) if shares is not None else "normal"
+    return Allocation(
+        reservation=int(info.reservation or 0),
+        limit=int(info.limit if info.limit is not None else -1),
+        shares_level=level,
+        shares=int(shares.shares or 0) if shares is not None and level == "custom" else 0,
+    )
 
 
 def virtual_machine(ref: str, values: Mapping[str, Any], names: Names) -> VirtualMachine:
@@ -317,6 +349,16 @@ def virtual_machine(ref: str, values: Mapping[str, Any], names: Names) -> Virtua
             memory_mib=int(value("config.hardware.memoryMB", 0)),
             cpu_hot_add=bool(value("config.cpuHotAddEnabled", False)),
             memory_hot_add=bool(value("config.memoryHotAddEnabled", False)),
+            nested_virtualisation=bool(value("config.nestedHVEnabled", False)),
+            performance_counters=bool(value("config.vPMCEnabled", False)),
+            io_mmu=bool(value("config.flags.vvtdEnabled", False)),
+            virtualisation_based_security=bool(value("config.flags.vbsEnabled", False)),
+            resources=Resources(
+                cpu=_allocation(value("config.cpuAllocation", None)),
+                memory=_allocation(value("config.memoryAllocation", None)),
+                memory_locked=bool(value("config.memoryReservationLockedToMax", False)),
+                latency_sensitivity=str(value("config.latencySensitivity.level", "normal")),
+            ),
             controllers=controllers_of(devices),
             network_adapters=adapters_of(devices, names),
             cdroms=sum(1 for device in devices if isinstance(device, vim.vm.device.VirtualCdrom)),
@@ -336,5 +378,7 @@ def virtual_machine(ref: str, values: Mapping[str, Any], names: Names) -> Virtua
         lost_power=value("runtime.cleanPowerOff", True) is False and value("runtime.powerState", "") == "poweredOff",
         devices_left_behind=tuple(sorted({LEFT_BEHIND[kind] for kind in kinds if kind in LEFT_BEHIND})),
         virtual_tpm="VirtualTPM" in kinds,
+        notes=str(value("config.annotation", "")),
+        nvram=_nvram(settings, str(value("config.files.vmPathName", ""))),
         extra_config=own_settings(settings),
     )

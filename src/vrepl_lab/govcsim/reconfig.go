@@ -92,6 +92,9 @@ func (l *Lab) reconfigure(
 	if _, fault := inner(ctx, res.Res.Returnval); fault != nil {
 		return fault
 	}
+	if spec.VPMCEnabled != nil { // govcsim passes it over
+		vm.Config.VPMCEnabled = spec.VPMCEnabled
+	}
 	if track := spec.ChangeTrackingEnabled; track != nil && !*track {
 		l.stopTracking(st)
 	}

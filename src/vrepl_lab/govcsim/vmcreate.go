@@ -105,6 +105,7 @@ func (l *Lab) createVM(
 	vm := l.vm(result.(types.ManagedObjectReference))
 	st := l.state(vm.Self)
 	ctx.WithLock(vm, func() {
+		vm.Config.VPMCEnabled = config.VPMCEnabled
 		for _, flag := range []**bool{
 			&vm.Config.ChangeTrackingEnabled, &vm.Config.CpuHotAddEnabled, &vm.Config.CpuHotRemoveEnabled,
 			&vm.Config.MemoryHotAddEnabled, &vm.Config.BootOptions.EfiSecureBootEnabled,
