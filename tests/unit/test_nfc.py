@@ -6,6 +6,7 @@ import random
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
 from typing import cast
@@ -14,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.memory_disk import MemoryDisk
+from tests.support.memory_disk import MemoryDisk, MemoryHandle
+from tests.support.memory_records import MemoryDigests, MemoryLog
 from tests.support.nfc_host import PATH, NfcHost, nfc_host
 from vrepl.errors import (
     CertificateError,
@@ -25,17 +27,19 @@ from vrepl.errors import (
     VreplError,
 )
 from vrepl.extents import GRAIN, Extent
-from vrepl.model import TransportMode
+from vrepl.model import TransferKind, TransportMode
 from vrepl.movers.engine import EngineSettings
 from vrepl.nfc import frames
 from vrepl.nfc import session as session_module
 from vrepl.nfc.channel import Channel
 from vrepl.nfc.disk import NfcDisk
 from vrepl.nfc.engine import NfcEngine, start
-from vrepl.nfc.readback import LATEST, Readback, WrittenSince
+from vrepl.nfc.readback import LATEST, Readback, WrittenSince, digests_of
 from vrepl.nfc.requests import Write
-from vrepl.ports import DiskAddress, NfcTicket, SiteConnection, TicketRequest
-from vrepl.transport.buffers import MIB, Buffer
+from vrepl.ports import DigestFiles, DiskAddress, NfcTicket, SiteConnection, TicketRequest, TransferOrder
+from vrepl.transport.buffers import MIB, Buffer, Hashed
+from vrepl.transport.grains import ZERO_DIGEST
+from vrepl.transport.transfer import copy_disk
 from vrepl_lab.certificates import Authority
 
 CAPACITY = 4 * MIB + 512
@@ -288,16 +292,71 @@ def test_a_write_that_failed_is_never_flushed(host: NfcHost) -> None:
 
 def test_of_much_that_was_written_the_latest_is_read_back_and_a_part_of_the_rest() -> None:
     written = WrittenSince(Readback.SAMPLE, random.Random(1).randrange)
-    view = memoryview(bytes(MIB))
+    digests = [ZERO_DIGEST] * (MIB // GRAIN)
     for number in range(512):
-        written.add(number * MIB, view)
+        written.add(number * MIB, MIB, digests)
     chosen = {one.offset // MIB for one in written.to_read_back()}
     assert set(range(512 - LATEST // MIB, 512)) <= chosen
     assert 5 <= len(chosen - set(range(448, 512))) <= 40
     everything = WrittenSince(Readback.ALL, lambda bound: 1)
     for number in range(512):
-        everything.add(number * MIB, view)
+        everything.add(number * MIB, MIB, digests)
     assert len(everything.to_read_back()) == 512
+
+
+def test_what_the_pipeline_has_hashed_is_not_hashed_again(host: NfcHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading back compares with the pipeline's digests: the host loses a write, and is found out all the same."""
+    hashed: list[int] = []
+
+    def counted(view: memoryview) -> list[bytes]:
+        hashed.append(len(view))
+        return digests_of(view)
+
+    monkeypatch.setattr("vrepl.nfc.disk.digests_of", counted)
+    source = MemoryDisk(CAPACITY)
+    for grain in (0, 1, 5, CAPACITY // GRAIN):
+        source.write(grain * GRAIN, random.Random(grain).randbytes(min(GRAIN, CAPACITY - grain * GRAIN)))
+
+    order = TransferOrder(
+        TransferKind.FULL, ADDRESS, ADDRESS, [Extent(0, CAPACITY)], allocated_only=True, dirty=[],
+        parent=DigestFiles(None), compare_with_target=False, log=Path("unused"),
+    )  # fmt: skip
+
+    def copied() -> None:
+        with closing(open_disk(host, writable=True, readback="all")) as disk:
+            copy_disk(order, MemoryHandle(source), disk, MemoryDigests({}), MemoryLog())
+
+    copied()
+    assert sum(hashed) == CAPACITY, "all of it was written and read back, and hashed here then only"
+    assert host.disk.read(0, CAPACITY) == source.read(0, CAPACITY)
+    source.write(5 * GRAIN, b"news" * (GRAIN // 4))
+    host.trouble.lose_writes = True
+    with pytest.raises(DiskError, match="other bytes"):
+        copied()
+
+
+@given(
+    lengths=st.lists(st.just(GRAIN), max_size=6),
+    tail=st.sampled_from([0, 512, 4096]),
+    gap=st.integers(0, 7),
+    start=st.integers(0, 8),
+    length=st.integers(1, 8),
+)
+def test_digests_of_a_write_are_those_of_its_whole_grains_or_none(
+    lengths: list[int], tail: int, gap: int, start: int, length: int
+) -> None:
+    grains, at = [], 0
+    for number, each in enumerate([*lengths, *([tail] if tail else [])]):
+        at += GRAIN if number == gap else 0
+        grains.append((number, at, each))
+        at += each
+    hashed = Hashed(grains, [bytes([number]) * 16 for number, _, _ in grains])
+    first, end = start * GRAIN, start * GRAIN + length * GRAIN
+    if tail and grains and end > grains[-1][1]:
+        end = max(grains[-1][1] + tail, first + 512)
+    inside = [grain for grain in grains if first <= grain[1] < end]
+    whole = sum(grain[2] for grain in inside) == end - first and inside[:1] == [g for g in grains if g[1] == first]
+    assert hashed.of(first, end - first) == ([bytes([n]) * 16 for n, _, _ in inside] if whole else None)
 
 
 def test_what_was_written_again_is_compared_with_the_later_bytes_only(host: NfcHost) -> None:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 
 from vrepl.errors import DiskError, VreplError
-from vrepl.extents import Extent, intersect
+from vrepl.extents import GRAIN, Extent, intersect
 from vrepl.movers.allocation import Allocation
 from vrepl.nfc import frames
 from vrepl.nfc.codes import CONNECTION_LOST, OUT_OF_RANGE, READ_ONLY, refused
 from vrepl.nfc.frames import FrameError, Refusal
-from vrepl.nfc.readback import Readback, Written, WrittenSince, digest_of
+from vrepl.nfc.readback import Readback, Written, WrittenSince, digests_of
 from vrepl.nfc.requests import Question, Read, Write
 from vrepl.nfc.session import Session
 from vrepl.transport.buffers import MIB, ZEROS, Buffer
 from vrepl.transport.disk import Completion
+from vrepl.transport.grains import ZERO_DIGEST
 
 LARGEST_READ = MIB
 """Bytes of one read: the most that a host answers (vatesfr/xen-orchestra vectura, host-requirements-and-limits)."""
@@ -178,10 +179,11 @@ class NfcDisk:
             file.session.submit(Read(file.handle, offset + part, view, self._compression, self._scratch, part_done))
 
     def submit_write(self, offset: int, buffer: Buffer, start: int, length: int, done: Completion) -> None:
-        self._write(offset, buffer.view[start : start + length], done)
+        view = buffer.view[start : start + length]
+        self._write(offset, view, None if buffer.hashed is None else buffer.hashed.of(start, length), done)
 
     def submit_zeros(self, offset: int, length: int, done: Completion) -> None:
-        self._write(offset, ZEROS.view[:length], done)
+        self._write(offset, ZEROS.view[:length], [ZERO_DIGEST] * -(-length // GRAIN), done)
 
     def wait(self) -> None:
         if self._file is not None:
@@ -262,11 +264,12 @@ class NfcDisk:
         done(error)
         return None
 
-    def _write(self, offset: int, view: memoryview, done: Completion) -> None:
+    def _write(self, offset: int, view: memoryview, digests: Sequence[bytes] | None, done: Completion) -> None:
+        """`digests`: of its grains, where somebody has hashed them already."""
         file = self._file_for(offset, len(view), done, writing=True)
         if file is None:
             return
-        self._written.add(offset, view)
+        self._written.add(offset, len(view), digests_of(view) if digests is None else digests)
 
         def written(error: VreplError | None) -> None:
             if error is not None:
@@ -308,7 +311,7 @@ def _compare(file: OpenFile, chosen: list[Written], path: str) -> None:
         free.append(buffer)
         if error is not None:
             raise error
-        if digest_of(buffer.view[: write.length]) != write.digest:
+        if digests_of(buffer.view[: write.length]) != list(write.digests):
             raise DiskError(
                 f"{path} holds other bytes at offset {write.offset} than were written there: {write.length} bytes read "
                 "back through a new session differ",

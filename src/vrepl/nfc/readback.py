@@ -6,14 +6,13 @@ an unknown protocol carried is looked at again: always what went last, and of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from blake3 import blake3
-
 from vrepl.extents import GRAIN
 from vrepl.transport.buffers import MIB
+from vrepl.transport.grains import digest
 
 LATEST = 64 * MIB
 """Bytes written last before a close that are always read back."""
@@ -32,11 +31,13 @@ class Written:
 
     offset: int
     length: int
-    digest: bytes
+    digests: Sequence[bytes]
+    """Of its grains, counted from its beginning."""
 
 
-def digest_of(view: memoryview) -> bytes:
-    return blake3(view).digest(length=16)
+def digests_of(view: memoryview) -> list[bytes]:
+    """Of each grain of it."""
+    return [digest(view[start : start + GRAIN]) for start in range(0, len(view), GRAIN)]
 
 
 class WrittenSince:
@@ -49,12 +50,14 @@ class WrittenSince:
         self._writes: list[Written] = []
         self.bytes = 0
 
-    def add(self, offset: int, view: memoryview) -> None:
-        """In pieces of a MiB at most, so that each can be read back at once."""
-        for start in range(0, len(view), MIB):
-            piece = view[start : start + MIB]
-            self._writes.append(Written(offset + start, len(piece), digest_of(piece)))
-        self.bytes += len(view)
+    def add(self, offset: int, length: int, digests: Sequence[bytes]) -> None:
+        """A write, and the digests of its grains. Kept in pieces of a MiB at most: each can be read back at once."""
+        for start in range(0, length, MIB):
+            first = start // GRAIN
+            self._writes.append(
+                Written(offset + start, min(MIB, length - start), digests[first : first + MIB // GRAIN])
+            )
+        self.bytes += length
 
     def clear(self) -> None:
         self._writes = []

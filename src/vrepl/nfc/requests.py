@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
@@ -15,7 +16,7 @@ Answer = Iterator[memoryview]
 """Gives the places that come next off the wire, one after the other; when it ends, so does one record."""
 
 
-class Request:
+class Request(ABC):
     """One number on the wire. `finished` once everything that was to come has come."""
 
     kind: int
@@ -25,20 +26,21 @@ class Request:
     def __init__(self) -> None:
         self.finished = False
 
+    @abstractmethod
     def outgoing(self, number: int) -> Iterator[bytes | memoryview]:
         """What is sent, piece by piece."""
-        raise NotImplementedError
 
+    @abstractmethod
     def incoming(self, payload: memoryview) -> Answer:
         """What trails a record of this request's kind with that payload. Raises FrameError, Refusal."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, error: VreplError | None) -> None:
         """Called once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refusal(self, refusal: Refusal) -> DiskError:
-        raise NotImplementedError
+        """What it becomes where the host refuses it."""
 
 
 class Question(Request):

@@ -8,19 +8,39 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
+from typing import NamedTuple
 
 MIB = 1024 * 1024
 LARGEST = 2 * MIB
 """Bytes of a buffer, and of a huge page."""
 
 
+class Hashed(NamedTuple):
+    """Digests of what lies in a buffer."""
+
+    grains: Sequence[tuple[int, int, int]]
+    """As `grains.GrainAt`, ascending in the buffer."""
+    digests: Sequence[bytes]
+    """Of each of them."""
+
+    def of(self, start: int, length: int) -> Sequence[bytes] | None:
+        """Of the grains that make these bytes of the buffer; None where they are not whole grains, all hashed."""
+        first = last = bisect_left(self.grains, start, key=lambda grain: grain[1])
+        end = start
+        while end < start + length and last < len(self.grains) and self.grains[last][1] == end:
+            end += self.grains[last][2]
+            last += 1
+        return self.digests[first:last] if end == start + length else None
+
+
 class Buffer:
     """`size` bytes of page-aligned memory: `address` for C, `view` for Python, `words` to glance at 8 bytes."""
 
-    __slots__ = ("_mapping", "address", "size", "view", "words")
+    __slots__ = ("_mapping", "address", "hashed", "size", "view", "words")
 
     def __init__(self, size: int, *, huge_page: bool = False) -> None:
         """`huge_page`: one page of it all, where the system has those: fewer pages to look up, copy to and refer to."""
@@ -32,6 +52,8 @@ class Buffer:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self.view = memoryview(self._mapping)
         self.words = self.view.cast("Q")
+        self.hashed: Hashed | None = None
+        """For a disk that would hash what it is given to write; None: unknown. Whoever fills the buffer sets it."""
 
 
 class FreeBuffers:
@@ -62,9 +84,11 @@ class Pool:
     def take(self) -> Buffer:
         """A buffer with whatever was in it."""
         try:
-            return self._free.pop()
+            buffer = self._free.pop()
         except IndexError:
             return Buffer(LARGEST, huge_page=True)
+        buffer.hashed = None
+        return buffer
 
     def give(self, buffer: Buffer) -> None:
         """Nobody uses it any more."""

@@ -219,6 +219,7 @@ class Pipeline:
     def _read(self, slot: Slot, block: Block) -> None:
         slot.block = block
         slot.same = None
+        slot.buffer.hashed = None
         self._reading += 1
         pieces = block.pieces
         if block.from_target:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from vrepl.errors import VreplError
-from vrepl.transport.buffers import POOL
+from vrepl.transport.buffers import POOL, Hashed
 from vrepl.transport.grains import digest_grains, is_equal
 from vrepl.transport.work import Block
 
@@ -83,5 +83,6 @@ class Slot:
         """Find digests, and what the target has already."""
         block, other = self.block, self.other
         self.digests = digest_grains(self.buffer, block.grains, block.used)
+        self.buffer.hashed = Hashed(block.grains, self.digests)
         if other is not None and not block.from_target:
             self.same = [is_equal(self.buffer, other, start, length) for _, start, length in block.grains]
