@@ -166,11 +166,20 @@ class Channel:
             return 0
 
     def try_receive(self, view: memoryview) -> int | None:
-        """How much came, 0 at the end of the connection; None where nothing can be had now. Raises OSError."""
+        """How much came, 0 at the end of the connection; None where nothing can be had now. Raises OSError.
+
+        TLS gives a record of 16 KiB at a time: as many are taken as are there.
+        """
+        received = 0
         try:
-            return self._socket.recv_into(view)
+            while received < len(view):
+                count = self._socket.recv_into(view[received:])
+                received += count
+                if count == 0 or not isinstance(self._socket, ssl.SSLSocket):
+                    break
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return None
+            return received or None
+        return received
 
     def close(self) -> None:
         with suppress(OSError):
