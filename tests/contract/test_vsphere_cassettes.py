@@ -12,6 +12,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.support import cassettes
 from tests.support.cassettes import FOLDER, RECORD_VARIABLE, cassette
 from vrepl.errors import AuthenticationError, CbtError, NotFoundError, VsphereError
 from vrepl.model import PowerState, ReplicaPlacement, ReplicaSpec, VirtualMachine
+from vrepl.model.addresses import AdapterAddresses, AddressPlan, GuestFamily
 from vrepl.vsphere.privileges import Role
 from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
@@ -253,6 +255,30 @@ def test_replica_from_birth_to_removal(open_site: OpenSite) -> None:
     site.destroy_vm(replica.ref)
     with pytest.raises(NotFoundError):
         site.read_vm(replica.ref)
+
+
+def test_a_guest_is_given_addresses(open_site: OpenSite) -> None:
+    site = open_site("prod")
+    (vm,) = site.find_vms(["db-01"])
+    replica = site.create_replica(spec_like(vm, "db-01-moved", "prod-vmfs-02", **{"VM Network": "isolated"}))
+    try:
+        [card] = replica.hardware.network_adapters
+        adapter = AdapterAddresses(card.key, "10.2.0.5/24", ("fd00:2::5/64",), ("10.2.0.1", "fd00:2::1"))
+        plan = AddressPlan(GuestFamily.LINUX, "db-01", "example.com", (adapter,), ("10.2.0.53",), ("example.com",))
+        with pytest.raises(VsphereError) as caught:
+            site.check_addresses(replica.ref, replace(plan, adapters=(adapter, adapter)))
+        assert caught.value.fault == "NicSettingMismatch"
+        site.check_addresses(replica.ref, plan)
+        assert site.give_addresses(replica.ref, plan) is True
+        assert site.give_addresses(replica.ref, plan) is False, "what was given first waits"
+        assert site.address_end(replica.ref, None) is None
+        reported = site.reported_addresses(replica.ref)
+        assert reported is None or not any(one.addresses for one in reported.adapters)
+        site.set_connected(replica.ref, [card.key], False)
+        site.set_connected(replica.ref, [card.key], False)
+        assert [one.connected for one in site.read_vm(replica.ref).hardware.network_adapters] == [False]
+    finally:
+        site.destroy_vm(replica.ref)
 
 
 def test_replica_is_reconciled(open_site: OpenSite) -> None:
