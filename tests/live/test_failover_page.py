@@ -31,11 +31,19 @@ def block(text: str, begins: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.startswith(f"    {begins}")]
 
 
+def toml(text: str, begins: str) -> str:
+    """The indented block that begins with this table."""
+    found = re.search(rf"^    \[{re.escape(begins)}\]\n(?:(?:    .*)?\n)+", text, re.M)
+    assert found is not None
+    return found[0].replace("\n    ", "\n").strip()
+
+
 @pytest.mark.slow
 def test_what_the_page_says_to_type_is_enough(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> None:
     """Only the words that stand for the reader's own vCenter are replaced: its address and the user's name."""
     lab = start_lab(LabSpec.of_vms(*VMS, job_vms=["web-01", "db-01"]))
     lab.set("dr.guest=*,boot_ms=0,ports=443", "dr.isolated_reachable=yes")
+    lab.config_file.write_text(f"{lab.config_file.read_text()}\n{toml(chapter('Plans'), 'plans.site')}\n")
     assert Runs(lab, tmp_path).cli("replicate", "demo").returncode == 0
     address = f"127.0.0.1:{lab.sites['dr'].port}"
     (tmp_path / "dr-password").write_text(lab.password("dr"))
@@ -64,11 +72,8 @@ def test_what_the_page_says_to_type_is_enough(start_lab: Callable[[LabSpec], Lab
     shutil.rmtree(lab.folder / "repository")
     lab.config_file.unlink()
 
-    gone, weekday = chapter("The site is gone"), chapter("Try it any weekday")
-    toml = re.search(r"^    \[sites\.dr\]\n(?:(?:    .*)?\n)+", gone, re.M)
-    assert toml is not None
-    text = toml[0].replace("\n    ", "\n").strip()
-    text = text.replace('"vc-dr.example.com"', f'"127.0.0.1"\nport = {lab.sites["dr"].port}')
+    gone, plans, weekday = (chapter(title) for title in ("The site is gone", "Plans", "Try it any weekday"))
+    text = toml(gone, "sites.dr").replace('"vc-dr.example.com"', f'"127.0.0.1"\nport = {lab.sites["dr"].port}')
     (tmp_path / "vrepl.toml").write_text(text.replace("administrator@vsphere.local", USER))
     (tmp_path / "vrepl.toml").chmod(0o600)
 
@@ -81,6 +86,12 @@ def test_what_the_page_says_to_type_is_enough(start_lab: Callable[[LabSpec], Lab
         shell(line)
     rows = json.loads(shell("vrepl replicas --json"))["replicas"]
     assert {row["source"]["name"]: row["last_test"]["passed"] for row in rows} == {"web-01": True, "db-01": True}
+    *by_plan, undo_all = block(plans, "vrepl ")
+    for line in by_plan:
+        shell(line)
+    assert running() == {"db-01-replica", "web-01-replica"}
+    shell(undo_all)
+    assert running() == set()
     shell(first)
     assert running() == {"db-01-replica"}
     shell(rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from vrepl.engine.failover.testing import FailoverTests
 from vrepl.errors import NotFoundError
 from vrepl.extents import GRAIN
 from vrepl.model import NetworkAdapter, PowerState
-from vrepl.model.failover import Start
+from vrepl.model.failover import Start, Undo
 from vrepl.model.failover_tests import TestWish
 from vrepl.model.plans import FailoverPlan, HeartbeatGate, OnGateFailure, PlanGroup, PlannedVm, ScriptGate
 from vrepl.planner.plans import Stage
@@ -173,6 +174,29 @@ def test_what_a_plan_would_do_is_told_and_nothing_is_done(world: World) -> None:
 
 def book_of_names(plan: FailoverPlan, failovers: Failovers) -> FailoverPlan:
     return plan_book((plan,), failovers.find(), failovers.settings).named(plan.name)
+
+
+def test_all_go_back_to_one_moment_in_the_order_of_their_plan(world: World) -> None:
+    points = world.restore_point_contents()
+    moment = world.clock()
+    for name in NAMES:
+        world.source.guest_write(the(world, name), 0, GRAIN, b"encrypted by a stranger".ljust(GRAIN, b"!"))
+    replicate(world)
+    failovers = failovers_of(world)
+    walk = walk_of(failovers, plan_book((), failovers.find(), failovers.settings).of_all())
+    walk.wish = lambda _: Start(as_of=moment, source_is_down=True)
+    report = walk.run()
+    assert {vm.result for vm in report.vms} == {Result.SUCCESS}, [vm.error for vm in report.vms]
+    assert [vm.name for vm in report.vms] == ["dns-01", "db-01", "web-01"]
+    for vm in report.vms:
+        assert vm.restore_point is not None
+        assert [one.disk.content() for one in world.replica(vm.replica).disks] == points[vm.restore_point]
+    undone = failovers.run(failovers.find(), lambda _: Undo())
+    assert {vm.state for vm in undone.vms} == {"ready"}
+    walk.wish = lambda _: Start(as_of=moment - dt.timedelta(days=400), source_is_down=True)
+    refused = walk.run()
+    assert refused.vms[0].error is not None
+    assert refused.vms[0].error.message.startswith("dns-01 has no restore point of 2024-")
 
 
 # -- planned ---------------------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import click
 
 from vrepl.cli.failover_plans import keep_going_option, ordered, plan, scripts_option, show_dry_run
 from vrepl.cli.failover_tests import test
-from vrepl.cli.parameters import DURATION
+from vrepl.cli.parameters import DURATION, MOMENT
 from vrepl.cli.replica_selection import (
     Selected,
     ask_about,
@@ -19,6 +21,8 @@ from vrepl.cli.replica_selection import (
 )
 from vrepl.cli.state import State, examples, json_option, pass_state
 from vrepl.errors import UsageError
+
+POINTS_HINT = "vrepl restore-points VM lists them"
 
 
 @click.group(
@@ -41,11 +45,13 @@ def failover() -> None:
         "vrepl failover start --plan site",
         "vrepl failover start --job web --rollback-after 60m",
         "vrepl failover start --all --dry-run",
+        "vrepl failover start --all --as-of 2026-03-01T22:00",
         "vrepl failover start web-01 --restore-point 20250301T220000Z-1a2b3c --network 'VM Network=isolated'",
     ),
 )
 @selection
 @click.option("--restore-point", metavar="ID", help="Of one VM; default: the newest.")
+@click.option("--as-of", type=MOMENT, metavar="TIME", help="Each VM's newest that is no younger (2026-03-01T22:00).")
 @click.option("--planned", is_flag=True, help="Sync, shut the source's guest down, sync again: nothing is lost.")
 @shutdown_limit_option
 @click.option("--source-is-down", is_flag=True, help="Go on although the source seems to run.")
@@ -65,6 +71,7 @@ def start(
     context: click.Context,
     selected: Selected,
     restore_point: str | None,
+    as_of: dt.datetime | None,
     planned: bool,
     shutdown_limit: float,
     source_is_down: bool,
@@ -83,14 +90,14 @@ def start(
 
     With --plan, VMs start in the order of a failover plan; with --all, in that of every plan there is.
     """
-    import datetime as dt
-
     from vrepl.model.failover import Start
 
-    if planned and (restore_point is not None or selected.server is not None):
+    if planned and (restore_point is not None or as_of is not None or selected.server is not None):
         raise UsageError("--planned fails over to what it syncs, with a configuration that knows the source's site")
     if restore_point is not None and len(selected.vms) != 1:
-        raise UsageError("--restore-point takes exactly one VM", hint="vrepl restore-points VM lists them")
+        raise UsageError("--restore-point takes exactly one VM; for several: --as-of TIME", hint=POINTS_HINT)
+    if restore_point is not None and as_of is not None:
+        raise UsageError("--restore-point and --as-of say both which restore point", hint=POINTS_HINT)
     network_map = network_map_of(networks)
     with at_target(state, selected) as failovers:
         deadline = None
@@ -98,6 +105,7 @@ def start(
             deadline = failovers.context.target.current_time() + dt.timedelta(seconds=rollback_after)
         wish = Start(
             restore_point=restore_point,
+            as_of=as_of,
             source_is_down=source_is_down,
             adopt=adopt,
             deadline=deadline,

@@ -38,5 +38,20 @@ class TimeOfDay(click.ParamType[dt.time]):
             self.fail(f"{value!r} is no time of day; write it like 06:00", param, ctx)
 
 
+class Moment(click.ParamType[dt.datetime]):
+    """A date and time, local where it does not say otherwise: `2026-03-01T22:00`, `2026-03-01 22:00+00:00`."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.datetime:
+        if isinstance(value, dt.datetime):
+            return value
+        try:
+            return dt.datetime.fromisoformat(str(value)).astimezone(dt.UTC)
+        except ValueError:
+            self.fail(f"{value!r} is no moment; write it like 2026-03-01T22:00", param, ctx)
+
+
 DURATION = Duration()
+MOMENT = Moment()
 TIME_OF_DAY = TimeOfDay()

@@ -106,6 +106,8 @@ class Start:
 
     restore_point: str | None = None
     """ID; None: the newest."""
+    as_of: dt.datetime | None = None
+    """Instead of an ID: the newest whose source snapshot was taken no later (UTC-aware)."""
     planned: bool = False
     source_is_down: bool = False
     """The operator says so, although the source seems to run or cannot be seen."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from vrepl.engine.context import FailoverContext
 from vrepl.engine.failover.driver import FailoverDriver
 from vrepl.engine.failover.readdressing import Readdressing, planner_for
-from vrepl.engine.failover.replicas import FoundReplica, find_replicas
+from vrepl.engine.failover.replicas import FoundReplica, find_replicas, point_as_of
 from vrepl.engine.failover.settings import ReplicaSettings
 from vrepl.engine.failover.standing import names_of, standing_clones
 from vrepl.engine.failover.states import ReplicaStates
@@ -140,8 +140,7 @@ class Failovers:
             wanted = wish
             if isinstance(wish, Start):
                 settings = self.settings_of(replica, work)
-                if last[0].state is ReplicaState.READY:  # one that is under way has its own, unless others are said
-                    wanted = replace(wish, networks=wish.networks or settings.policy.networks)
+                wanted = self.asked_for(replica, wish, last[0], settings)
                 attempt.addresses = self.readdressing(replica, work, settings)
                 driver.prepare_guest = attempt.addresses.give
                 driver.boot_seconds = settings.policy.addresses.wait
@@ -157,6 +156,20 @@ class Failovers:
         attempt.outcome = work.outcome(go)
         attempt.record = last[0]
         return attempt
+
+    def asked_for(
+        self, replica: FoundReplica, wish: Start, record: FailoverRecord, settings: FailoverSettings
+    ) -> Start:
+        """With what the operator left open: networks as the job has them, a restore point by its time.
+
+        Raises NotReadyError where no restore point is that old.
+        """
+        wanted = wish
+        if record.state is ReplicaState.READY:  # one that is under way has its own, unless others are said
+            wanted = replace(wish, networks=wish.networks or settings.policy.networks)
+        if wish.as_of is None or record.state not in {ReplicaState.READY, ReplicaState.FAILING_OVER}:
+            return wanted
+        return replace(wanted, restore_point=point_as_of(replica, wish.as_of).id)
 
     def settings_of(self, replica: FoundReplica, work: VmWork) -> FailoverSettings:
         """What the job says of failovers: by the configuration where there is one, else as it lies beside the replica.

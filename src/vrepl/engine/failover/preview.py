@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 from vrepl.engine.failover.command import SIDE_BY_SIDE, Failovers
 from vrepl.engine.failover.look import look
@@ -55,9 +54,7 @@ def _preview(failovers: Failovers, replica: FoundReplica, wish: Start) -> Failov
     def look_on() -> None:
         record = failovers.states.read(replica.vm) or replica.never_failed_over
         settings = failovers.settings_of(replica, work)
-        wanted = wish
-        if record.state is ReplicaState.READY:
-            wanted = replace(wish, networks=wish.networks or settings.policy.networks)
+        wanted = failovers.asked_for(replica, wish, record, settings)
         seen = look(failovers.context.target, replica.vm.ref, source_runs=failovers.source_runs(record))
         shown.state, shown.restore_point = str(record.state), record.restore_point
         answer = advance(record, seen, wanted)

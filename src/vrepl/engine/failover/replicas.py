@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vrepl.errors import NotFoundError, UsageError
+from vrepl.errors import NotFoundError, NotReadyError, UsageError
 from vrepl.model import RestorePoint, Snapshot, SnapshotState, VirtualMachine
 from vrepl.model.failover import FailoverRecord
 from vrepl.model.plans import FailoverPlan
@@ -69,6 +70,18 @@ def _commit_record(snapshot: Snapshot, reader: ReplicaReader) -> CommitRecord | 
         return parse_commit_record(snapshot.description)
     state = reader.read_snapshot(snapshot.ref)
     return read_commit_record(state.description, state.extra_config)
+
+
+def point_as_of(replica: FoundReplica, moment: dt.datetime) -> RestorePoint:
+    """The newest restore point that is no younger. Raises NotReadyError where all are."""
+    older = [point for point in replica.restore_points if point.time <= moment]
+    if older:
+        return older[-1]
+    first = f"the oldest one is of {replica.restore_points[0].time:%Y-%m-%d %H:%M %Z}" if replica.restore_points else ""
+    raise NotReadyError(
+        f"{replica.source_name} has no restore point of {moment.astimezone(dt.UTC):%Y-%m-%d %H:%M %Z} or before",
+        hint=first or "vrepl replicate makes one, as long as the source lives",
+    )
 
 
 def by_name(found: Sequence[FoundReplica]) -> dict[str, FoundReplica]:
