@@ -10,7 +10,6 @@ from vrepl.engine.failover.look import look
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError
-from vrepl.model import ReplicaState
 from vrepl.model.failover import FailoverRecord, Start
 from vrepl.model.plans import FailoverPlan
 from vrepl.planner.conflicts import FailoverConflict
