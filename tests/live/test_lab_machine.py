@@ -105,8 +105,8 @@ def machine_on(start_lab: Callable[[LabSpec], Lab], folders: Callable[[], Path])
                 process.wait(seconds)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
-            process.communicate()
-            assert process.returncode in {0, -signal.SIGKILL}
+            _, said = process.communicate()
+            assert process.returncode in {0, -signal.SIGKILL}, said
             self._note_restore_points()
 
         def _restore_points(self) -> list[str]:

@@ -80,8 +80,8 @@ class EverythingMachine(ReplicationMachine):
         self.run_killed(steps, guest, anywhere=True, survivors=0)
 
 
-MACHINE_SETTINGS = settings(
-    max_examples=200,
+AT_LENGTH = settings(
+    max_examples=1000,
     stateful_step_count=15,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -90,4 +90,12 @@ MACHINE_SETTINGS = settings(
 
 @pytest.mark.slow
 def test_replication_machine() -> None:
-    run_state_machine_as_test(EverythingMachine, settings=MACHINE_SETTINGS)
+    """The same orders in each run; others, and many more: at length."""
+    slice_of_it = settings(AT_LENGTH, max_examples=60, derandomize=True, database=None)
+    run_state_machine_as_test(EverythingMachine, settings=slice_of_it)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_replication_machine_at_length() -> None:
+    run_state_machine_as_test(EverythingMachine, settings=AT_LENGTH)

@@ -44,6 +44,7 @@ HUNT = settings(
     stateful_step_count=20,
     deadline=None,
     phases=[Phase.generate],
+    derandomize=True,  # the same hunt each time: its length is known
     database=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -120,4 +121,4 @@ def test_mutant_is_caught(mutate: Callable[[pytest.MonkeyPatch], None], monkeypa
 
 
 def test_without_a_mutant_there_is_nothing_to_catch() -> None:
-    run_state_machine_as_test(DenseMachine, settings=settings(HUNT, max_examples=100))
+    run_state_machine_as_test(DenseMachine, settings=settings(HUNT, max_examples=40))
