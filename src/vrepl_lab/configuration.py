@@ -44,6 +44,7 @@ def configuration(
     *,
     target_host: str,
     job_proxy: str | None = None,
+    vddk: bool = True,
 ) -> str:
     lines = [HEADER]
     for site in sites:
@@ -59,7 +60,8 @@ def configuration(
         ]
     lines += ["[repository]", f"path = {quoted(str(lab / 'repository'))}", ""]
     if proxies:
-        lines += ["[vddk]", f"libdir = {quoted(str(lab / 'proxies' / proxies[0].name / 'vddk'))}", ""]
+        engine = [] if vddk else ['engine = "own"']
+        lines += ["[vddk]", *engine, f"libdir = {quoted(str(lab / 'proxies' / proxies[0].name / 'vddk'))}", ""]
     for proxy in proxies:
         folder = lab / "proxies" / proxy.name
         lines += [

@@ -170,6 +170,7 @@ class Lab:
             [job for job in jobs if job.vms],
             target_host=self.sites["dr"].hosts[0],
             job_proxy=spec.job_proxy,
+            vddk=spec.vddk,
         )
         (self.folder / "vrepl.toml").write_text(text)
 

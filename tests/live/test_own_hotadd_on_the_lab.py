@@ -169,6 +169,24 @@ def killed_and_again(runs: Runs, kills: int, seed: int) -> None:
         assert_sealed(runs, report)
 
 
+@pytest.mark.long
+def test_what_failed_over_comes_home_over_hotadd(start_runs: StartRuns) -> None:
+    runs = start_runs(16, disks=2)
+    runs.replicate()
+    runs.lab.lose_power("prod", "web-01")
+    for command in (("failover", "start", "web-01", "--source-is-down"), ("failback", "start", "web-01")):
+        done = runs.cli(*command, "--yes")
+        assert done.returncode == 0, done.stdout + done.stderr
+        if command[0] == "failover":
+            runs.lab.write_random("dr", "web-01-replica", 1, 3 * GRAIN, 4 * GRAIN, "there")
+    there = runs.replica(1)
+    done = runs.cli("failback", "commit", "web-01", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert runs.source(1) == there
+    proxy_vm.assert_bare(runs.lab)
+    assert_sealed(runs, runs.replicate())
+
+
 def reconfigurations(lab: Lab) -> int:
     """Of both proxy VMs and of all others: attached, detached, and change tracking."""
     return sum(lab.soap_calls(site)["by_method"].get("ReconfigVM_Task", 0) for site in ("prod", "dr"))

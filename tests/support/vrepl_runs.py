@@ -149,6 +149,10 @@ class Runs:
     def source(self, index: int = 0) -> Image:
         return self._export("prod", self.vm, index, None)
 
+    def replica(self, index: int = 0) -> Image:
+        """As it is now."""
+        return self._export("dr", f"{self.vm}-replica", index, None)
+
     def restore_point(self, restore_point: str, index: int = 0, vm: str | None = None) -> Image:
         return self._export("dr", vm or f"{self.vm}-replica", index, f"vrepl {restore_point}")
 

@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import cast
@@ -19,6 +20,7 @@ from tests.support.memory_disk import MemoryDisk, MemoryHandle
 from tests.support.memory_records import MemoryDigests, MemoryLog
 from tests.support.nfc_host import PATH, NfcHost, nfc_host
 from vrepl.errors import (
+    CbtError,
     CertificateError,
     DiskError,
     NfcMemoryError,
@@ -26,7 +28,7 @@ from vrepl.errors import (
     TransportModeError,
     VreplError,
 )
-from vrepl.extents import GRAIN, Extent
+from vrepl.extents import GRAIN, Extent, intersect
 from vrepl.model import TransferKind, TransportMode
 from vrepl.movers.engine import EngineSettings
 from vrepl.nfc import frames
@@ -36,7 +38,17 @@ from vrepl.nfc.disk import NfcDisk
 from vrepl.nfc.engine import NfcEngine, start
 from vrepl.nfc.readback import LATEST, Readback, WrittenSince, digests_of
 from vrepl.nfc.requests import Write
-from vrepl.ports import DigestFiles, DiskAddress, NfcTicket, SiteConnection, TicketRequest, TransferOrder
+from vrepl.ports import (
+    AllocatedExtents,
+    AttachedDisk,
+    DigestFiles,
+    DiskAddress,
+    DiskRequest,
+    NfcTicket,
+    SiteConnection,
+    TicketRequest,
+    TransferOrder,
+)
 from vrepl.transport.buffers import MIB, Buffer, Hashed
 from vrepl.transport.grains import ZERO_DIGEST
 from vrepl.transport.transfer import copy_disk
@@ -215,6 +227,33 @@ def test_a_host_that_cannot_tell_what_is_allocated_costs_reading_only(host: NfcH
     assert read(disk, GRAIN, 4) == b"data"
     assert host.connections == 2
     disk.close()
+
+
+def test_where_a_host_cannot_tell_change_tracking_is_asked_of_a_snapshots_disk(host: NfcHost) -> None:
+    host.trouble.no_map = True
+    asked: list[DiskRequest] = []
+
+    class Desk:
+        def attach(self, request: DiskRequest) -> AttachedDisk:
+            raise NotImplementedError
+
+        def detach(self, disk: AttachedDisk) -> None:
+            raise NotImplementedError
+
+        def allocated(self, request: DiskRequest) -> AllocatedExtents:
+            asked.append(request)
+            if len(asked) > 1:
+                raise CbtError("it cannot tell")
+            return AllocatedExtents((Extent(GRAIN + 512, 512), Extent(4 * MIB, 512)))
+
+    engine = start(EngineSettings(None, Path("/"), 1, 16), lambda kind, text: None, host.ticket, Desk())
+    address = replace(ADDRESS, snapshot_ref="snapshot-1")
+    for expected in ([Extent(GRAIN, GRAIN), Extent(4 * MIB, 512)], [Extent(0, CAPACITY)]):
+        disk = engine.open(address, SITE, writable=False)
+        assert list(disk.allocated(Extent(0, CAPACITY))) == expected
+        assert list(disk.allocated(Extent(0, GRAIN))) == intersect(expected, [Extent(0, GRAIN)])
+        disk.close()
+    assert asked == [DiskRequest("prod", "vm-1", "snapshot-1", PATH, False)] * 2, "once for each time it is opened"
 
 
 def test_never_more_in_flight_than_the_host_was_asked_for(host: NfcHost, monkeypatch: pytest.MonkeyPatch) -> None:
