@@ -21,7 +21,7 @@ from tests.support.vddk_site import SOURCE, TARGET, VddkSite, make_site
 from tests.support.vixdisklib_lab import FakeLab, compile_library, compilers
 from vrepl.movers.pair import MoverPair
 from vrepl.movers.pool import VddkMovers
-from vrepl.movers.process import MoverSettings
+from vrepl.movers.settings import MoverSettings
 from vrepl.ports import TransferOrder, TransferResult
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ from tests.support.proxy_guest import ProxyGuest
 from vrepl.extents import Extent
 from vrepl.model import TransferKind, TransportMode
 from vrepl.movers.pool import VddkMovers
-from vrepl.movers.process import MoverSettings
+from vrepl.movers.settings import MoverSettings
 from vrepl.ports import (
     AllocatedExtents,
     AttachedDisk,

@@ -20,7 +20,7 @@ from tests.support.plain_api import disk_path, vm_named
 from vrepl.extents import Extent
 from vrepl.model import TransferKind, TransportMode
 from vrepl.movers.pool import VddkMovers
-from vrepl.movers.process import MoverSettings
+from vrepl.movers.settings import MoverSettings
 from vrepl.ports import DigestFiles, DiskAddress, TransferOrder
 from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite

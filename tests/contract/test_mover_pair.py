@@ -20,7 +20,7 @@ from tests.support.vixdisklib_lab import ERROR, MIB, FakeLab, rule
 from vrepl.errors import DiskError, DiskLockedError, MoverError
 from vrepl.movers.pair import MoverPair
 from vrepl.movers.pool import VddkMovers
-from vrepl.movers.process import MoverSettings
+from vrepl.movers.settings import MoverSettings
 from vrepl.ports import TransferProgress
 from vrepl.repository.transferlog import read_log
 from vrepl.stream.compression import Compressor

@@ -18,7 +18,8 @@ from vrepl.errors import DiskError, MoverError
 from vrepl.extents import GRAIN, Extent
 from vrepl.model import TransferKind, TransportMode
 from vrepl.movers.pool import VddkMovers
-from vrepl.movers.process import MoverProcess, MoverSettings, Spawner
+from vrepl.movers.process import MoverProcess, Spawner
+from vrepl.movers.settings import MoverSettings
 from vrepl.ports import DigestFiles, DiskAddress, NfcTicket, SiteConnection, TicketRequest, TransferOrder
 from vrepl.transport.buffers import MIB
 

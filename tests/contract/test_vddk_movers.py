@@ -355,7 +355,7 @@ def test_a_probe_tells_what_the_disk_is(site: VddkSite, movers: VddkMovers) -> N
 
 def test_a_folder_without_the_library_says_what_is_there(site: VddkSite, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    from vrepl.movers.process import MoverSettings
+    from vrepl.movers.settings import MoverSettings
 
     made = VddkMovers(site.connection, lambda name: MoverSettings(tmp_path / "empty"))
     with pytest.raises(LibraryError, match=r"libvixDiskLib\.so\.9 to libvixDiskLib\.so\.6"):

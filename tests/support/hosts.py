@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.vddk_site import VddkSite
 from vrepl.movers.launching import Launched, start_host
-from vrepl.movers.process import MoverSettings
+from vrepl.movers.settings import MoverSettings
 from vrepl.stream.end import StreamEnd
 
 Tamper = Callable[[StreamEnd], StreamEnd]

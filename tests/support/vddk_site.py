@@ -10,7 +10,7 @@ from tests.support.fake_nfc import GRAIN, PASSWORD, THUMBPRINT, Disk, make_link
 from tests.support.vixdisklib_lab import FakeLab
 from vrepl.extents import Extent, subtract
 from vrepl.model import TransferKind, TransportMode
-from vrepl.movers.process import MoverSettings
+from vrepl.movers.settings import MoverSettings
 from vrepl.ports import DigestFiles, DiskAddress, SiteConnection, TransferOrder, TransferProgress
 from vrepl.repository.transferlog import read_log
 

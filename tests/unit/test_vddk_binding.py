@@ -18,7 +18,7 @@ from vrepl.errors import (
     TransportModeError,
 )
 from vrepl.movers.environment import mover_environment
-from vrepl.movers.process import MoverSettings
+from vrepl.movers.settings import MoverSettings
 from vrepl.vddk import abi
 from vrepl.vddk.codes import MEANINGS, error_of
 from vrepl.vddk.library import Library, candidates, find_library

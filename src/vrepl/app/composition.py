@@ -35,7 +35,7 @@ from vrepl.secrets import Secrets
 if TYPE_CHECKING:
     from vrepl.movers.launching import Launcher
     from vrepl.movers.pool import VddkMovers
-    from vrepl.movers.process import MoverSettings
+    from vrepl.movers.settings import MoverSettings
     from vrepl.vsphere.session import SiteSettings
     from vrepl.vsphere.site import VsphereSite
 
@@ -363,7 +363,7 @@ class Workshop:
 
 
 def mover_settings(loaded: LoadedConfig, machine: ProxyMachine, readback: str = "sample") -> MoverSettings:
-    from vrepl.movers.process import MoverSettings
+    from vrepl.movers.settings import MoverSettings
 
     vddk = loaded.config.vddk
     settings = MoverSettings(

@@ -12,7 +12,8 @@ from vrepl.errors import MoverError, StreamLostError, UsageError, VreplError
 from vrepl.movers.host_spec import STREAM
 from vrepl.movers.launching import Launcher
 from vrepl.movers.messages import Json
-from vrepl.movers.process import MoverProcess, MoverSettings, Spawner, no_tickets
+from vrepl.movers.process import MoverProcess, Spawner, no_tickets
+from vrepl.movers.settings import MoverSettings
 from vrepl.ports import DiskAttachments, TicketSource
 from vrepl.stream.end import StreamEnd
 

@@ -16,7 +16,8 @@ from vrepl.movers import messages
 from vrepl.movers.launching import Launcher, LocalLauncher
 from vrepl.movers.messages import Json
 from vrepl.movers.pair import Authority, EndPlace, MoverPair, distant_pair, local_pair
-from vrepl.movers.process import MoverProcess, MoverSettings, Spawner, no_tickets
+from vrepl.movers.process import MoverProcess, Spawner, no_tickets
+from vrepl.movers.settings import MoverSettings
 from vrepl.ports import (
     DiskAddress,
     DiskAttachments,
