@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,17 +22,27 @@ class Guests:
     sick: set[str] = field(default_factory=set)
     powered_on: dict[str, float] = field(default_factory=dict)
     serves: dict[str, float] = field(default_factory=dict)
+    takes: float = 0.0
+    """Seconds of a power-on."""
+    most: dict[str, int] = field(default_factory=dict)
+    """By host: power-ons that were under way at once."""
 
     def __post_init__(self) -> None:
         site = self.world.target
         real_power_on, real_state = site.power_on, site.guest_state
-        lock = threading.Lock()
+        lock, now = threading.Lock(), Counter[str]()
 
         def power_on(vm_ref: str) -> None:
             name = site.vms[vm_ref].name.removesuffix("-replica")
+            host = site.vms[vm_ref].host
             began = time.monotonic()
+            with lock:
+                now[host] += 1
+                self.most[host] = max(self.most.get(host, 0), now[host])
+            time.sleep(self.takes)
             real_power_on(vm_ref)
             with lock:
+                now[host] -= 1
                 self.powered_on[name] = began
                 self.serves[name] = time.monotonic() + self.boots_in(name)
 

@@ -71,7 +71,7 @@ def stages(report: FailoverReport) -> dict[str, Stage]:
 def test_thirty_vms_in_four_groups_are_powered_on_in_order_held_by_their_gates(tmp_path: Path) -> None:
     world = World(tmp_path / "repository")
     make_replicas(world, 30)
-    guests = Guests(world, boots_in=lambda name: 0.02 + 0.01 * (int(name[-2:]) % 7))
+    guests = Guests(world, boots_in=lambda name: 0.02 + 0.01 * (int(name[-2:]) % 7), takes=0.03)
     plan = plan_of([3, 10, 12, 5])
     seen: list[PlanReport] = []
     report = fail_over(world, plan, watch=seen.append)
@@ -79,6 +79,7 @@ def test_thirty_vms_in_four_groups_are_powered_on_in_order_held_by_their_gates(t
     assert report.plan is not None
     assert report.plan.result is PlanResult.COMPLETED
     assert set(guests.powered_on) == set(plan.names)
+    assert set(guests.most.values()) == {plan.power_ons_per_host}, "as many at a host as it takes, and never more"
     for before, after in zip(plan.groups, plan.groups[1:], strict=False):
         served = max(guests.serves[vm.name] for vm in before.vms)
         assert min(guests.powered_on[vm.name] for vm in after.vms) >= served, after.name

@@ -94,9 +94,6 @@ class FailoverRecord:
     to: device keys of the adapters that are connected again afterwards."""
     introduced: bool = False
     """It has done so in this failover."""
-    plan: str | None = None
-    """The plan that this VM belongs to, with its group's place in the boot order."""
-    group: int | None = None
     failback: FailbackRecord | None = None
 
 

@@ -1,4 +1,4 @@
-"""A test of a whole plan: clones are started in its order, held by its gates, on one network, and thrown away together.
+"""A test of a whole plan: clones are started in its order, held by its gates, isolated, and thrown away together.
 
 The plan's scripts before and after are not run: what they do is meant for a real failover.
 """
