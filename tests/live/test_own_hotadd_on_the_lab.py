@@ -125,6 +125,7 @@ def test_a_run_that_was_killed_leaves_disks_that_the_next_takes_off(start_runs: 
     assert_sealed(runs, report)
 
 
+@pytest.mark.long
 def test_a_verification_that_was_killed_is_cleaned_up_after(start_runs: StartRuns) -> None:
     runs = start_runs(32)
     first = runs.replicate()
@@ -138,7 +139,7 @@ def test_a_verification_that_was_killed_is_cleaned_up_after(start_runs: StartRun
 
 
 def test_runs_alternate_between_vddk_and_vrepls_own_hotadd(start_runs: StartRuns) -> None:
-    runs = start_runs(vddk=True)
+    runs = start_runs(8, vddk=True)
     for number, engine in enumerate(("vddk", "own", "vddk")):
         runs.set_engine(engine)
         runs.write(7 * number, 2 + number, seed=f"run {number}")
@@ -236,6 +237,7 @@ def command_line(pid: int) -> str:
     return ""
 
 
+@pytest.mark.long
 def test_what_cannot_be_attached_is_reached_over_the_network(start_runs: StartRuns) -> None:
     runs = start_runs(4)
     runs.lab.set("dr.fault=open:error:fail@1x*,mode=hotadd,vm=web-01-replica")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,11 @@ from tests.support.proxy_guest import UUID, WWID, FakeDesk, ProxyGuest
 from vrepl.blockdev.disk import BlockDisk
 from vrepl.blockdev.engine import BlockEngine
 from vrepl.blockdev.guest import find_disk, wwid_of
-from vrepl.errors import DiskError, DiskLockedError, TransportModeError, VreplError
+from vrepl.errors import CbtError, DiskError, DiskLockedError, TransportModeError, VreplError
 from vrepl.extents import GRAIN, Extent
 from vrepl.model import TransportMode
 from vrepl.movers.engine import EngineSettings
-from vrepl.ports import AttachedDisk, DiskAddress, SiteConnection
+from vrepl.ports import AllocatedExtents, AttachedDisk, DiskAddress, DiskRequest, SiteConnection
 from vrepl.transport.buffers import MIB, Buffer
 
 CAPACITY = 3 * MIB + 1536
@@ -302,3 +304,87 @@ def test_a_device_that_may_not_be_opened_says_who_may(
             engine.open(ADDRESS, SITE, writable=False)
     assert "group that owns block devices" in str(caught.value.hint)
     assert desk.hanging == {}
+
+
+# -- a real block device -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loop(image: Path) -> Iterator[Path]:
+    """The image as a block device of the kernel's; needs root, and a kernel with loop devices."""
+    os.truncate(image, 4 * MIB)
+    try:
+        done = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no loop device can be had here")
+    device = Path(done.stdout.strip())
+    yield device
+    subprocess.run(["losetup", "--detach", str(device)], check=True)
+
+
+@pytest.fixture
+def attached(guest: ProxyGuest, loop: Path) -> AttachedDisk:
+    size = 4 * MIB
+    guest.add(loop, unit=3, sectors=size // 512)
+    number = loop.stat().st_rdev
+    (guest.sysroot / "sys/bus/scsi/devices/2:0:3:0/block/sdb/dev").write_text(
+        f"{os.major(number)}:{os.minor(number)}\n"
+    )
+    return replace(ATTACHED, capacity=size)
+
+
+class OneDisk:
+    """A `ports.ControlDesk` whose disk hangs there all the time."""
+
+    def __init__(self, disk: AttachedDisk) -> None:
+        self.disk = disk
+        self.detached = 0
+
+    def attach(self, request: DiskRequest) -> AttachedDisk:
+        return self.disk
+
+    def detach(self, disk: AttachedDisk) -> None:
+        self.detached += 1
+
+    def allocated(self, request: DiskRequest) -> AllocatedExtents:
+        raise CbtError("it does not tell")
+
+
+def opened(guest: ProxyGuest, desk: OneDisk, *, writable: bool) -> BlockDisk:
+    made = EngineSettings(None, guest.sysroot, 1, 1, sysroot=guest.sysroot)
+    engine = BlockEngine(made, lambda kind, text: None, desk, within=0.2)
+    return engine.open(replace(ADDRESS, capacity=desk.disk.capacity), SITE, writable=writable)
+
+
+def test_a_block_device_is_written_past_the_cache_and_read_back(
+    guest: ProxyGuest, attached: AttachedDisk, image: Path
+) -> None:
+    desk = OneDisk(attached)
+    disk = opened(guest, desk, writable=True)
+    assert write(disk, GRAIN, b"y" * GRAIN) is None
+    assert write(disk, 4 * MIB - 512, b"z" * 512) is None
+    disk.flush()
+    assert image.read_bytes()[GRAIN : 2 * GRAIN] == b"y" * GRAIN
+    disk.close()
+    assert image.read_bytes()[-512:] == b"z" * 512
+    assert desk.detached == 1
+
+
+def test_a_block_device_that_something_else_has_taken_is_not_written(
+    guest: ProxyGuest, attached: AttachedDisk, loop: Path
+) -> None:
+    desk = OneDisk(attached)
+    taken = os.open(loop, os.O_RDWR | os.O_EXCL)
+    try:
+        with pytest.raises(TransportModeError, match="cannot be opened") as caught:
+            opened(guest, desk, writable=True)
+        assert "uses the disk" in str(caught.value.hint)
+        opened(guest, desk, writable=False).close()
+    finally:
+        os.close(taken)
+
+
+def test_a_node_that_is_another_device_than_the_disk_is_not_used(guest: ProxyGuest, attached: AttachedDisk) -> None:
+    (guest.sysroot / "sys/bus/scsi/devices/2:0:3:0/block/sdb/dev").write_text("8:240\n")
+    with pytest.raises(TransportModeError, match="/sys says 8:240 of it"):
+        opened(guest, OneDisk(attached), writable=True)
