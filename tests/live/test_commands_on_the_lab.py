@@ -125,7 +125,7 @@ def test_check_names_the_host_whose_port_is_closed(vm: str, folder: Path) -> Non
         lines = vrepl(folder, "check", code=1).stdout.splitlines()
         (number,) = [number for number, line in enumerate(lines) if "FAILED" in line]
         assert lines[number].startswith("  FAILED  port ")
-        assert f" of {host} (prod): {host}:" in lines[number]
+        assert f" of {host}: {host}:" in lines[number]
         assert lines[number + 1].startswith("      hint: open TCP")
         assert [line for line in lines if not line.startswith(" ")][:3] == ["this machine", "site prod", "site dr"]
         assert len(lines) > 20, "the others are told too, a line each"

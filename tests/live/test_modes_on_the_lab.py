@@ -270,7 +270,7 @@ def test_check_names_what_the_user_lacks_on_the_proxy_vm_and_runs_take_the_next_
     words = " ".join(runs.cli("check").stdout.split())
     report = runs.replicate()
     runs.lab.set("prod.missing_privileges=none")
-    assert "WARNING HotAdd at prod (job demo): VirtualMachine.Config.AddExistingDisk is missing on" in words
+    assert "WARNING HotAdd at prod: VirtualMachine.Config.AddExistingDisk is missing on" in words
     assert f"VirtualMachine {PROXY_VM}" in words
     assert "Datastore.FileManagement is missing on Datastore prod-vmfs-01" in words
     assert roads(report) == [("nbdssl", "hotadd")]

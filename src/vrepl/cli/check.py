@@ -62,7 +62,8 @@ def check(state: State, context: click.Context, jobs: tuple[str, ...], nagios: b
             console.line(out, group, "bold")
             for result in members:
                 said = f": {result.detail}" if result.detail else ""
-                console.line(out, f"  {MARKS[result.status]} {result.name}{said}", STYLES[result.status])
+                name = _within(group, result.name)
+                console.line(out, f"{name}{said}", STYLES[result.status], mark=f"  {MARKS[result.status]} ")
                 if result.hint and result.status is not Status.OK:
                     console.line(out, f"      hint: {result.hint}")
         counts = {status: sum(result.status is status for result in results) for status in Status}
@@ -72,6 +73,11 @@ def check(state: State, context: click.Context, jobs: tuple[str, ...], nagios: b
     if nagios:
         context.exit(int(nagios_status(results)))
     context.exit(EXIT_FAILED if failed else EXIT_OK)
+
+
+def _within(group: str, name: str) -> str:
+    """The name of a check without what stands above it: `port 443 of vc (prod)` in the group `site prod`."""
+    return name.removesuffix(f" ({group})").removesuffix(f" ({group.removeprefix('site ')})")
 
 
 STYLES = {"ok": "green", "failed": "red", "warning": "yellow", "skipped": "dim"}

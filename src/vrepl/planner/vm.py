@@ -154,13 +154,11 @@ def _tracking_wish(vm: VirtualMachine, job: JobSettings, known: ReplicaKnowledge
         return False, [f'{what} is off, and is switched on while the VM does not run (enable_cbt = "powered-off")']
     # Broadcom KB 320346: the first snapshot after it stuns the guest while the tables are made.
     consequence = (
-        "one snapshot without quiescing comes first"
-        if job.quiesce is Quiesce.REQUIRE
-        else "the next snapshot is not quiesced"
+        "; one snapshot without quiescing comes first" if job.quiesce is Quiesce.REQUIRE else " and is not quiesced"
     )
     return True, [
-        f"{what} is switched on while the VM runs: that makes its next snapshot stun the guest, for long with large "
-        f"disks{', and ' + consequence if wants_quiesce(vm, job) else ''}"
+        f"{what} is switched on while the VM runs: its next snapshot stuns the guest, for long with large disks"
+        f"{consequence if wants_quiesce(vm, job) else ''}"
     ]
 
 

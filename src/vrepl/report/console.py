@@ -133,17 +133,25 @@ def table(*columns: str, right: tuple[str, ...] = (), gives_way: tuple[str, ...]
     return Listing(*columns, right=right, gives_way=gives_way, dense=dense)
 
 
-def line(out: Console, text: str, style: str = "") -> None:
+def line(out: Console, text: str, style: str = "", *, mark: str = "") -> None:
     """One line of words, nothing in it taken for markup; whole where programs may read it.
 
-    A terminal that is too narrow for it wraps it, at the depth at which it began.
+    A terminal that is too narrow for it wraps it, at the depth at which it began. `mark` stands before it.
     """
     text = printable(text)
     if not out.is_terminal:
-        out.print(Text(text, style=style), soft_wrap=True)
+        out.print(Text(mark + text, style=style), soft_wrap=True)
         return
     words = text.lstrip(" ")
-    out.print(Padding(Text(words, style=style), (0, 0, 0, len(text) - len(words)), expand=False))
+    depth = len(text) - len(words)
+    if not mark:
+        out.print(Padding(Text(words, style=style), (0, 0, 0, depth), expand=False))
+        return
+    grid = Table.grid()
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(mark + " " * depth, style=style), Text(words, style=style))
+    out.print(grid)
 
 
 def plain(out: Console, text: str) -> None:
@@ -196,6 +204,7 @@ def show_run(out: Console, report: RunReport, *, with_errors: bool = True) -> No
             words.duration(vm.seconds),
         )
     out.print(outcome)
+    show_notes(out, report)
     for vm in report.vms:
         show_remarks(out, vm)
     show_bottleneck(out, report)
@@ -217,6 +226,25 @@ def show_errors(out: Console, report: RunReport) -> None:
             line(out, f"  {', '.join(vm.name for vm in vms)}")
 
 
+NAMED_IN_A_LINE = 3
+"""VMs of which one thing is said, that are named before it; more of them are counted, and named below it."""
+
+
+def show_notes(out: Console, report: RunReport) -> None:
+    """What an operator should know although it is no failure; what is true of several VMs is said once."""
+    alike: dict[str, list[str]] = {}
+    for vm in report.vms:
+        for note in vm.notes:
+            alike.setdefault(note, []).append(vm.name)
+    for note, names in alike.items():
+        named = ", ".join(names)
+        if len(names) <= NAMED_IN_A_LINE:
+            line(out, f"{named}: {note}")
+        else:
+            line(out, f"{len(names)} VMs: {note}")
+            line(out, f"  {named}")
+
+
 def transport(disk: DiskReport) -> str:
     """Both sides' modes, or one if they are the same."""
     source, target = disk.source.mode or "–", disk.target.mode or "–"
@@ -229,8 +257,6 @@ def show_remarks(out: Console, vm: VmReport) -> None:
         for side, used in (("source", disk.source), ("target", disk.target)):
             for fallback in used.fallbacks:
                 line(out, f"{vm.name} disk {disk.index} {side}: {fallback}", "yellow")
-    for note in vm.notes:
-        line(out, f"{vm.name}: {note}")
     if vm.consolidation_needed:
         line(out, f"{vm.name}: the source needs disk consolidation; the next run tries again", "yellow")
     if vm.removed_restore_points:

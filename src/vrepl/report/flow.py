@@ -40,7 +40,17 @@ class Figures:
 
     def __str__(self) -> str:
         share = f" ({100 * self.settled // self.planned} %)" if self.planned else ""
-        text = f"{words.size(self.settled)} of {words.size(self.planned)}{share}"
+        return f"{words.size(self.settled)} of {words.size(self.planned)}{share}{self._pace()}"
+
+    def beside_a_bar(self) -> str:
+        """Without what a bar shows, and a unit that is said twice: 80 columns are not many."""
+        settled, planned = words.size(self.settled), words.size(self.planned)
+        if settled.partition(" ")[2] == planned.partition(" ")[2]:
+            settled = settled.partition(" ")[0]
+        return f"{settled} of {planned}{self._pace()}"
+
+    def _pace(self) -> str:
+        text = ""
         if self.settled and self.seconds > 0:
             text += f", {words.rate(self.settled, self.seconds)}"
         if self.left is not None and self.settled < self.planned:

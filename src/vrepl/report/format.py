@@ -11,7 +11,7 @@ def size(amount: int | None) -> str:
         return "–"
     value = float(amount)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
+        if round(value) < 1024 or unit == "TiB":
             break
         value /= 1024
     if unit == "B" or value >= 100 or value == int(value):

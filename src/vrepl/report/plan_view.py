@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vrepl.report import format as words
-from vrepl.report.console import line, table
+from vrepl.report.console import line, show_notes, table
 from vrepl.report.disk import DiskReport, SideTransport
 from vrepl.report.estimate import expected_bytes
 from vrepl.report.model import RunReport
@@ -37,9 +37,7 @@ def show_plan(out: Console, report: RunReport, *, reasons: bool = False) -> None
     if report.estimate_seconds is not None:
         total += f", {words.duration(report.estimate_seconds)} at the rates of past runs"
     line(out, total)
-    for vm in report.vms:
-        for note in vm.notes:
-            line(out, f"{vm.name}: {note}")
+    show_notes(out, report)
     if reasons:
         _show_reasons(out, report)
     elif disks:
@@ -77,8 +75,6 @@ def _show_reasons(out: Console, report: RunReport) -> None:
             _show_side(out, "target", disk.target)
         if vm.error is not None:
             line(out, "  would not be replicated; see the error", "red")
-        for note in vm.notes:
-            line(out, f"  note: {note}")
 
 
 def _show_side(out: Console, name: str, side: SideTransport) -> None:
