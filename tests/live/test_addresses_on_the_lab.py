@@ -171,3 +171,26 @@ sysprep = { time_zone = 85 }
             after = plain_api.vm_named(instance, row["replica"]).guest.ipAddress
         assert (before[:3], after) == ("10.", f"11.{before[3:]}")
     assert any("new SID" in note for note in rows[1]["notes"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("known", [True, False], ids=["known Tools", "unknown Tools"])
+def test_killed_between_the_gift_and_the_power_on_the_same_command_goes_on(runs: Addressed, known: bool) -> None:
+    point = runs.replicate()["restore_point"]
+    sealed = runs.restore_point(point)
+    runs.lab.set("dr.power_on_ms=3000", f"dr.customize_needs_tools={'no' if known else 'yes'}")
+
+    def reached() -> bool:
+        with plain_api.session(runs.lab, "dr") as instance:
+            vm = plain_api.vm_named(instance, "web-01-replica")
+            if known:
+                return bool(vm.config.tools and vm.config.tools.pendingCustomization)
+            return bool(vm.runtime.powerState == "poweredOn")
+
+    runs.kill_when(reached, "failover", "start", "web-01", "--source-is-down", "--yes")
+    runs.lab.set("dr.power_on_ms=0")
+    done = runs.failover("start", "web-01", "--source-is-down", "--yes")
+    assert (done["state"], done["addresses"]["result"]) == ("failed-over", "set"), json.dumps(done)
+    assert runs.shown("dr", "web-01-replica")[:2] == ["10.2.0.5", "fd00:2::5"]
+    assert runs.failover("undo", "web-01", "--yes")["state"] == "ready"
+    assert runs.restore_point(point) == sealed

@@ -690,9 +690,7 @@ class MemorySite:
     def give_addresses(self, vm_ref: str, plan: AddressPlan) -> bool:
         self._call("give_addresses")
         vm = self._vm(vm_ref)
-        if vm.power is not PowerState.OFF:
-            raise VsphereError(f"{vm.name} is powered on", fault="InvalidPowerState")
-        if vm.given is not None:
+        if vm.power is not PowerState.OFF or vm.given is not None:
             return False
         self._may_customise(vm, plan)
         vm.given = plan

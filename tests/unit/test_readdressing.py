@@ -312,6 +312,27 @@ def test_killed_before_and_after_every_call_the_guest_has_its_addresses(
     assert ("after dr set_connected" in seen) is not known
 
 
+def test_a_power_on_of_a_dead_process_that_ends_only_now_keeps_what_that_one_gave(world: World) -> None:
+    world.kill_at = lambda at: at == "before dr power_on"
+    with pytest.raises(SimulatedKill):
+        fail_over(world, Start())
+    world.kill_at = lambda _: False
+    world.dead = False
+    before, target = world.target.before_call, world.target
+
+    def late(method: str) -> None:
+        before(method)
+        if method == "give_addresses":
+            target.before_call = before
+            target.power_on(world.replica().ref)
+
+    target.before_call = late
+    done = fail_over(world, Start())
+    assert done.addresses is not None
+    assert (done.state, done.addresses.result) == ("failed-over", AddressResult.SET), done.notes
+    assert texts(world.replica().guest) == SET
+
+
 def test_given_again_the_command_says_what_the_guest_reports_now(world: World) -> None:
     fail_over(world, Start())
     again = fail_over(world, Start())

@@ -69,7 +69,7 @@ class GuestAddresses(Protocol):
         ...
 
     def give_addresses(self, vm_ref: str, plan: AddressPlan) -> bool:
-        """To a VM that is off. False: something was given to it before and waits; that stays.
+        """To a VM that is off. False: something was given to it before, and stays; or it was powered on meanwhile.
 
         A part of the VM's settings until it is powered on: a revert takes it away. Raises VsphereError.
         """

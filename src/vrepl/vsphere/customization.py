@@ -35,7 +35,7 @@ class Customization:
         self._tasks = running
 
     def give(self, vm_ref: str, plan: AddressPlan) -> bool:
-        """At the next power-on of a VM that is off. False: something is given to it already, and stays.
+        """At the next power-on of a VM that is off. False: something is given to it already, and stays; or it is on.
 
         Raises VsphereError, its fault naming why vCenter does not take it.
         """
@@ -43,7 +43,8 @@ class Customization:
         try:
             self._tasks.run(lambda: vm.CustomizeVM_Task(spec=spec), what=f"customise the guest of {vm_ref}")
         except VsphereError as error:
-            if error.fault != "CustomizationPending":
+            # A power-on that a dead process began has its end only now: whatever that process gave, it has.
+            if error.fault not in {"CustomizationPending", "InvalidPowerState"}:
                 raise
             return False
         return True
