@@ -237,6 +237,8 @@ def test_a_snapshot_of_the_proxy_that_took_the_disk_along_is_told(proxy: Proxy) 
             proxy.site.proxy_disks.detach(disk)
         assert "remove the proxy's snapshots" in str(caught.value.hint)
         assert len(proxy_vm.marks(proxy.lab, "prod")) == 1
+        with pytest.raises(DiskError, match="has a snapshot"):
+            proxy.attach(proxy.request(1))
         wait(snapshot.RemoveSnapshot_Task(removeChildren=False))
         [taken] = [one for one in proxy_vm.disks_of(vm) if one.key == disk.device_key]
         change = vim.vm.device.VirtualDeviceSpec(operation="remove", device=taken)

@@ -253,3 +253,12 @@ def test_killed_forty_times(start_runs: StartRuns) -> None:
     runs = start_runs(16)
     runs.set_in_job("retention = { last = 3 }", 'bandwidth = "20 MiB/s"')
     killed_and_again(runs, kills=40, seed=time.time_ns())
+
+
+def test_a_proxy_that_a_job_names_takes_no_disks(start_runs: StartRuns) -> None:
+    """Its own snapshots would take them along."""
+    runs = start_runs(4)
+    runs.set_in_job('vms = ["web-01", "vrepl-*"]')
+    planned = runs.json("plan", "demo", "--vm", "web-01")["vms"][0]["disks"][0]["transport"]["source"]
+    assert planned["mode"] == "nbdssl"
+    assert any("is replicated by job demo" in one["reason"] for one in planned["ruled_out"])

@@ -327,6 +327,7 @@ def test_vrepls_own_engine_reaches_what_vddk_does_but_san(question: DiskQuestion
 OWN_RULES: list[tuple[str, DiskQuestion, ProxyFacts, str | None]] = [
     ("disks that tell their uuid", SOURCE, own(), None),
     ("disks that do not", SOURCE, own(disk_uuids=False), "set disk.EnableUUID = TRUE"),
+    ("a proxy that a job replicates", TARGET, own(replicated_by="all"), "is replicated by job all"),
     ("a proxy with snapshots", TARGET, own(has_snapshots=True), "has snapshots, and another would take along"),
     ("VDDK's own conditions hold", SOURCE, own(datacenter="other"), "is in datacenter other"),
     ("NVMe and SATA disks are taken", with_disk(SOURCE, controller_key=31000), own(), None),
@@ -339,3 +340,9 @@ OWN_RULES: list[tuple[str, DiskQuestion, ProxyFacts, str | None]] = [
 )
 def test_hotadd_by_vrepls_own_engine(question: DiskQuestion, proxy: ProxyFacts, why_not: str | None) -> None:
     check(HOTADD, question, proxy, why_not)
+
+
+def test_a_proxy_is_not_replicated_while_disks_hang_on_it() -> None:
+    proxy = replace(VM, extra_config={"vrepl.attached.1000-1": "[]"})
+    assert "a snapshot of it would take them along" in str(not_replicable_reason(proxy))
+    assert not_replicable_reason(VM) is None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -424,7 +425,7 @@ def mode_chooser(loaded: LoadedConfig, route: Route, sites: Sites) -> ModeChoose
 
     def chooser(machine: ProxyMachine) -> RuleModeChooser:
         def facts(name: str) -> ProxyFacts:
-            return gather_facts(
+            found = gather_facts(
                 machine.name,
                 machine_of(machine),
                 sites(name),
@@ -432,6 +433,9 @@ def mode_chooser(loaded: LoadedConfig, route: Route, sites: Sites) -> ModeChoose
                 engine=machine.engine,
                 engine_reason=machine.engine_reason,
             )
+            if found.vm is None:
+                return found
+            return replace(found, vm=replace(found.vm, replicated_by=job_that_names(loaded, name, found.vm.name)))
 
         return RuleModeChooser(facts=facts, datastores=lambda name: sites(name).datastores())
 
@@ -440,6 +444,18 @@ def mode_chooser(loaded: LoadedConfig, route: Route, sites: Sites) -> ModeChoose
         {key: chooser(machine) for key, machine in machines.items()},
         lambda site: [machine.key for machine in route.machines_at(site)],
         {name: table.slots for name, table in loaded.config.proxies.items()},
+    )
+
+
+def job_that_names(loaded: LoadedConfig, site: str, vm: str) -> str:
+    """The first job whose `vms` hold this VM of the site; "" where none does, or selects it by other means."""
+    return next(
+        (
+            name
+            for name, job in loaded.config.jobs.items()
+            if job.source == site and any(fnmatchcase(vm, pattern) for pattern in job.vms)
+        ),
+        "",
     )
 
 

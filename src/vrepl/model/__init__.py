@@ -47,6 +47,7 @@ from vrepl.model.replicas import (
     RestorePoint,
 )
 from vrepl.model.transport import (
+    ATTACHED_MARK,
     DEFAULT_MODES,
     DataEngine,
     ModeChoice,
@@ -57,6 +58,7 @@ from vrepl.model.transport import (
 )
 
 __all__ = [
+    "ATTACHED_MARK",
     "DEFAULT_MODES",
     "DISCONNECTED",
     "Allocation",

@@ -22,6 +22,11 @@ class DataEngine(StrEnum):
     OWN = "own"
 
 
+ATTACHED_MARK = "vrepl.attached."
+"""Prefix of the extraConfig keys of a proxy's VM that say what hangs there because of vrepl; then a controller's key, a
+dash, and the unit."""
+
+
 class Side(StrEnum):
     """Of a transfer: the disk that is read, or the one that is written."""
 

@@ -32,6 +32,8 @@ class ProxyVm:
     disk_uuids: bool = False
     """Whether its guest is told which virtual disk is which (`disk.EnableUUID`)."""
     has_snapshots: bool = False
+    replicated_by: str = ""
+    """The job that names it, if there is one: its runs snapshot the proxy."""
     attached_by_vrepl: int = 0
     """How many disks hang there that vrepl attached without VDDK, by their marks: in use, or left by dead runs."""
 
@@ -132,6 +134,9 @@ def own_hotadd_obstacle(vm: ProxyVm) -> str | None:
             f"the proxy VM {vm.name} does not tell its guest which disk is which: set disk.EnableUUID = TRUE while it "
             "is off (empty disks cannot be told apart by what is on them)"
         )
+    if vm.replicated_by:
+        job = vm.replicated_by
+        return f"the proxy VM {vm.name} is replicated by job {job}, whose snapshots take along what hangs there"
     if vm.has_snapshots:
         return f"the proxy VM {vm.name} has snapshots, and another would take along what hangs on it"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vrepl.model import Disk, VirtualMachine
+from vrepl.model import ATTACHED_MARK, Disk, VirtualMachine
 
 
 class ConflictKind(StrEnum):
@@ -59,6 +59,8 @@ def no_snapshot_reason(vm: VirtualMachine) -> str | None:
         return "it is a template"
     if not vm.disks:
         return "it has no disk"
+    if any(key.startswith(ATTACHED_MARK) for key in vm.extra_config):
+        return "it is a proxy on which disks of other VMs hang by HotAdd: a snapshot of it would take them along"
     if vm.virtual_tpm:
         return (
             "it has a virtual TPM, whose keys a replica would not have: a guest that seals to it would not start there"

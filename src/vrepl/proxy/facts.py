@@ -16,15 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vrepl.model import DataEngine, VirtualMachine
+from vrepl.model import ATTACHED_MARK, DataEngine, VirtualMachine
 from vrepl.planner.modes import ProxyFacts, ProxyVm, called
 
 SLOTS_PER_SCSI_CONTROLLER = 15
 """Units 0..15 but 7, which is the controller's own (vSphere Virtual Machine Administration, "SCSI Controllers")."""
 SCSI_KINDS = frozenset({"pvscsi", "lsilogic", "lsilogic-sas", "buslogic"})
-
-ATTACHED = "vrepl.attached."
-"""Prefix of the proxy VM's extraConfig keys that mark what vrepl attached (`vsphere.attachments`)."""
 
 PORT_TIMEOUT = 3.0
 """Seconds to wait for a host's NFC port."""
@@ -191,7 +188,7 @@ def find_proxy_vm(proxy: str, machine: uuid.UUID | None, vms: Iterable[VirtualMa
                 for key, value in vm.hardware.extra_config.items()
             ),
             has_snapshots=bool(vm.snapshots),
-            attached_by_vrepl=sum(key.startswith(ATTACHED) for key in vm.extra_config),
+            attached_by_vrepl=sum(key.startswith(ATTACHED_MARK) for key in vm.extra_config),
         ),
         "",
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vrepl.errors import DiskError, NotFoundError, VsphereError
+from vrepl.model import ATTACHED_MARK
 from vrepl.ports import AttachedDisk, DiskRequest
 from vrepl.vsphere import collector, hardware
 from vrepl.vsphere.api import kind_of, ref_of, vim
@@ -23,8 +24,6 @@ from vrepl.vsphere.session import Session
 from vrepl.vsphere.tasks import Tasks
 from vrepl.vsphere.translation import controllers_of, settings_of
 
-MARK = "vrepl.attached."
-"""Prefix of the extraConfig key of one attached disk; then the key of its controller, a dash, and its unit."""
 SCSI_KINDS = ("pvscsi", "lsilogic-sas", "lsilogic", "buslogic")
 """The best first."""
 UNITS = [unit for unit in range(16) if unit != 7]
@@ -80,6 +79,7 @@ class _Proxy:
     devices: list[Any]
     settings: dict[str, str]
     version: str
+    has_snapshots: bool
 
 
 class ProxyDisks:
@@ -113,6 +113,12 @@ class ProxyDisks:
 
         def begin() -> Any:
             now = self._read(proxy)
+            if now.has_snapshots:
+                raise DiskError(
+                    "the proxy's VM has a snapshot, and the next one would take along what hangs on it",
+                    code=NO_ACCESS,
+                    hint="remove the proxy's snapshots; nothing may take any while runs go on",
+                )
             controller, unit = _free_slot(now.devices, request.path)
             disk = vim.vm.device.VirtualDisk(
                 key=-1,
@@ -127,7 +133,7 @@ class ProxyDisks:
             spec = vim.vm.ConfigSpec(
                 changeVersion=now.version,  # another client may take the slot meanwhile
                 deviceChange=[hardware.added(disk)],
-                extraConfig=[vim.option.OptionValue(key=f"{MARK}{controller}-{unit}", value=mark.text())],
+                extraConfig=[vim.option.OptionValue(key=f"{ATTACHED_MARK}{controller}-{unit}", value=mark.text())],
             )
             return proxy.ReconfigVM_Task(spec=spec)
 
@@ -206,10 +212,10 @@ class ProxyDisks:
         now = self._read(proxy)
         found = []
         for key, text in now.settings.items():
-            mark = Mark.parse(text) if key.startswith(MARK) else None
+            mark = Mark.parse(text) if key.startswith(ATTACHED_MARK) else None
             if mark is None:
                 continue
-            device = next((one for one in now.devices if _slot(one) == key.removeprefix(MARK)), None)
+            device = next((one for one in now.devices if _slot(one) == key.removeprefix(ATTACHED_MARK)), None)
             shown = _path(device) if device is not None else mark.path
             if device is not None and shown != mark.path and not _stands_on(device, mark.path):
                 device = None  # somebody took the disk off, and put another in its place
@@ -217,7 +223,7 @@ class ProxyDisks:
         return found
 
     def _read(self, proxy: Any) -> _Proxy:
-        paths = ["config.hardware.device", "config.extraConfig", "config.changeVersion"]
+        paths = ["config.hardware.device", "config.extraConfig", "config.changeVersion", "snapshot"]
         found = collector.these(self._session, [proxy], {vim.VirtualMachine: paths})
         if not found:
             raise NotFoundError(f"the proxy's VM {ref_of(proxy)} is gone")
@@ -225,6 +231,7 @@ class ProxyDisks:
             list(found[0].get("config.hardware.device", [])),
             settings_of(found[0].get("config.extraConfig", [])),
             str(found[0].get("config.changeVersion", "") or ""),
+            found[0].get("snapshot") is not None,
         )
 
     def _backing(self, request: DiskRequest) -> _Backing:
@@ -306,7 +313,7 @@ def _stands_on(device: Any, path: str) -> bool:
 
 
 def _marks(key: str, text: str, disk: AttachedDisk) -> bool:
-    mark = Mark.parse(text) if key.startswith(MARK) else None
+    mark = Mark.parse(text) if key.startswith(ATTACHED_MARK) else None
     return mark is not None and (mark.vm_ref, mark.path) == (disk.vm_ref, disk.path)
 
 
