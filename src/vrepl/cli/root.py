@@ -197,7 +197,12 @@ def is_lack_of_memory(error: BaseException) -> bool:
         case OSError():
             return error.errno in {errno.ENOMEM, errno.EAGAIN}
         case ImportError():
-            return "failed to map segment" in str(error) or "cannot allocate memory" in str(error).lower()
+            # http.client swallows that ssl could not be mapped, and is then without what needs it.
+            return (
+                "failed to map segment" in str(error)
+                or "cannot allocate memory" in str(error).lower()
+                or (error.name == "http.client" and "ssl" not in sys.modules)
+            )
         case RuntimeError():
             return "can't start new thread" in str(error)
     return False

@@ -24,7 +24,7 @@ WEIGHT = 0.2
 
 
 class Compressor:
-    """Decides and compresses for one stream; used by its sending thread alone."""
+    """Decides and compresses for one stream; `pack` is for its sending thread alone."""
 
     def __init__(self) -> None:
         self._zstd: Any = None if zstandard is None else zstandard.ZstdCompressor(level=LEVEL)
@@ -64,7 +64,7 @@ class Compressor:
         return packed
 
     def sent(self, length: int, seconds: float) -> None:
-        """`length` bytes took so long to hand to the stream (which blocks when the network is the slower)."""
+        """`length` bytes as they were sent took the network so long. From any one thread."""
         if length:
             self._seconds_per_byte_sent = _average(self._seconds_per_byte_sent, seconds / length)
 

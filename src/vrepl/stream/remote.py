@@ -65,6 +65,9 @@ class RemoteDisk:
             self._permits.put(None)
         self._outbox: SimpleQueue[tuple[Header, memoryview | None] | None] = SimpleQueue()
         self._compressor = Compressor()
+        self._on_the_wire: dict[int, tuple[int, float]] = {}
+        """Of writes that are not answered yet: bytes as they were sent, and the seconds that packing them took."""
+        self._answered_at = 0.0
         self._closed = False
         self._answered_seconds = self._target_seconds = 0.0
         header = receive_header(connection, bytearray(HEADER.size))
@@ -168,14 +171,15 @@ class RemoteDisk:
         with closing(pages), self._losing():
             while (message := self._outbox.get()) is not None:
                 header, data = message
+                began = time.perf_counter()
                 packed = None if data is None else compressor.pack(data)
                 if packed is not None:
                     header = header._replace(flag=COMPRESSED, payload=len(packed))
-                began = time.perf_counter()
+                if data is not None:
+                    self._on_the_wire[header.number] = (header.payload, time.perf_counter() - began)
                 send(self._connection, header, [] if packed is None else [packed])
                 if data is not None and packed is None:
                     pages.send(data)
-                compressor.sent(header.payload, time.perf_counter() - began)
 
     def _receive_loop(self) -> None:
         """Thread: takes answers until the disk is closed or the other end is gone."""
@@ -215,11 +219,23 @@ class RemoteDisk:
         with self._lock:
             del self._pending[header.number]
         if pending.view is None and pending.answer is None:
-            self._answered_seconds += time.perf_counter() - pending.sent_at
-            self._target_seconds += header.length / 1e6
+            self._measure(header, pending.sent_at)
         self._permits.put(None)
         pending.done(error)
         return pending.closes
+
+    def _measure(self, header: Header, sent_at: float) -> None:
+        """What the answer to a write tells: of the time since the last one, what was neither packing nor the target.
+
+        Sending alone tells nothing of a line: buffers on the way take megabytes at once.
+        """
+        now = time.perf_counter()
+        target = header.length / 1e6
+        self._answered_seconds += now - sent_at
+        self._target_seconds += target
+        payload, packing = self._on_the_wire.pop(header.number, (0, 0.0))
+        self._compressor.sent(payload, max(0.0, now - max(self._answered_at, sent_at) - target - packing))
+        self._answered_at = now
 
     def _lose(self, error: VreplError) -> None:
         """The stream is of no use any more: end every call that waits."""
