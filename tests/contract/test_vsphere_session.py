@@ -192,9 +192,9 @@ def test_an_answer_without_end_is_bounded_in_time_and_bytes(
     method: str, kind: str, vcenter: FakeVcenter, tmp_path: Path, open_session: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each piece comes in time, and there is always another one."""
-    for limit in ("LONGEST_ANSWER", "LONGEST_VERSIONS"):
-        monkeypatch.setattr(f"vrepl.vsphere.session.{limit}", 4 << 20)
-    monkeypatch.setattr("vrepl.vsphere.session.FIRST_ANSWER", 0.4)
+    monkeypatch.setattr("vrepl.vsphere.session.LONGEST_ANSWER", 4 << 20)
+    monkeypatch.setattr("vrepl.vsphere.plain_requests.LONGEST_VERSIONS", 4 << 20)
+    monkeypatch.setattr("vrepl.vsphere.plain_requests.FIRST_ANSWER", 0.4)
     session = open_session(vcenter, ca_file=tmp_path / "ca.pem", timeout=0.4, retry=RetryPolicy(attempts=2))
     if method == "CurrentTime":
         session.login()

@@ -14,13 +14,10 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
-from xml.parsers.expat import ExpatError
 
-from pyVmomi import SoapAdapter, VmomiSupport
+from pyVmomi import SoapAdapter
 
 from vrepl import trace
 from vrepl.errors import (
@@ -38,11 +35,10 @@ from vrepl.vsphere.faults import (
     error_of,
     fault_name,
     may_have_happened,
-    not_a_vcenter,
-    transport_error,
 )
+from vrepl.vsphere.plain_requests import DISCONNECTED, Server
 from vrepl.vsphere.retry import Retrier, RetryPolicy
-from vrepl.vsphere.tracing import traced, traced_exchange
+from vrepl.vsphere.tracing import traced
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +51,6 @@ before it asks again."""
 _WITHOUT_SESSION = frozenset({"RetrieveServiceContent", "Login", "Logout", "Fetch"})
 """Methods that a dead session does not stop, or that would only ask about it (`Fetch` reads `currentSession`)."""
 
-FIRST_ANSWER = 15.0
-"""Seconds for the first answer of a server: a wrong address or a firewall must not look like patience."""
-
 SILENCE = 4.0
 """Seconds without an answer after which a stop no longer counts on a site; a clean-up that it would have answered in
 that time is done."""
@@ -67,10 +60,6 @@ WHOLE_ANSWER = 2.0
 """Times a call's time limit, which is for each piece of an answer: what all pieces together may take."""
 LONGEST_ANSWER = 1 << 30
 """Bytes of an answer; the properties of 5,000 VMs have some fifty million."""
-LONGEST_VERSIONS = 1 << 20
-"""Bytes of a list of API versions; vCenter's has a few thousand."""
-
-_DISCONNECTED = (OSError, HTTPException, ExpatError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +136,7 @@ class Session:
         if tracing is not None:
             tracing.hide(settings.password)
         self._context = tls.make_context(ca_file=settings.ca_file, thumbprint=settings.thumbprint)
+        self._server = Server(settings.server, settings.port, settings.thumbprint, settings.timeout, self._context)
         self._lock = threading.RLock()
         self._count_lock = threading.Lock()
         self._calls = 0
@@ -248,7 +238,7 @@ class Session:
                 ):
                     pass
             except OSError as cause:
-                raise self._disconnected(cause, "read the certificate") from cause
+                raise self._server.unreached(cause, "read the certificate") from cause
         assert self._context.peer is not None
         return self._context.peer
 
@@ -298,7 +288,7 @@ class Session:
 
     def _probe(self) -> None:
         with suppress(VreplError):
-            self._newest_version()
+            self._server.newest_version()
             self._heard += 1
 
     def close(self) -> None:
@@ -350,9 +340,9 @@ class Session:
                         hint="the user lacks a right here: see `vrepl check`",
                     ) from fault
                 raise error_of(fault, doing=doing) from fault
-            except _DISCONNECTED as cause:
+            except DISCONNECTED as cause:
                 self.refuse_if_silent()
-                error = self._disconnected(cause, doing)
+                error = self._server.unreached(cause, doing)
                 if method in NOT_REPEATABLE and error.retryable and may_have_happened(cause):
                     raise OutcomeUnknownError(error.message, hint=error.hint) from cause
                 raise error from cause
@@ -365,18 +355,6 @@ class Session:
         # Until the first login has worked, a wrong name or port is likelier than a passing fault: say so at once.
         cause = error.__cause__ or error
         return self._generation > 0 or (may_have_happened(cause) and not isinstance(cause, TimeoutError))
-
-    def _disconnected(self, cause: BaseException, doing: str) -> VreplError:
-        settings = self.settings
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return tls.certificate_error(
-                cause,
-                server=settings.server,
-                port=settings.port,
-                pinned=settings.thumbprint,
-                timeout=min(settings.timeout, 10.0),
-            )
-        return transport_error(cause, server=settings.server, port=settings.port, doing=doing)
 
     # --- what is no SOAP
 
@@ -397,83 +375,30 @@ class Session:
         Raises ConnectionFailedError and what else `invoke` makes of a connection, VsphereError for a longer answer.
         """
 
+        def send() -> tuple[int, bytes]:
+            assert self._stub is not None, "a session that has logged in"
+            cookie: Any = self._stub.cookie
+            said = {"Cookie": str(cookie).partition(";")[0]} if headers is None else headers
+            return self._server.request(method, target, body, headers=said, what=what, limit=limit)
+
         def once() -> tuple[int, bytes]:
             self._refuse_if_closed()
             generation = self._generation
-            status, content = self._request(method, target, body, what, limit, headers)
+            status, content = send()
             if status == 401 and headers is None and self.revive(generation):
-                status, content = self._request(method, target, body, what, limit, headers)
+                status, content = send()
             return status, content
 
         _ = self.content
         return self._retrier.run(once, what=what, again=self._worth_another_try)
 
-    def _request(
-        self,
-        method: str,
-        target: str,
-        body: bytes | None,
-        what: str,
-        limit: int,
-        headers: Mapping[str, str] | None,
-    ) -> tuple[int, bytes]:
-        settings = self.settings
-        soap: Any = SoapAdapter
-        connection = soap.HTTPSConnection(
-            settings.server, settings.port, context=self._context, timeout=settings.timeout
-        )
-        assert self._stub is not None, "a session that has logged in"
-        cookie: Any = self._stub.cookie
-        try:
-            own = {"Cookie": str(cookie).partition(";")[0]}
-            connection.request(method, target, body=body, headers=dict(own if headers is None else headers))
-            reply = connection.getresponse()
-            content: bytes = reply.read(limit + 1)
-        except _DISCONNECTED as cause:
-            raise self._disconnected(cause, what) from cause
-        finally:
-            connection.close()
-        tracing = trace.current()
-        if tracing is not None:
-            place = f"{settings.server}:{settings.port}"
-            traced_exchange(tracing, place, method, target, len(body or b""), int(reply.status), len(content))
-        if len(content) > limit:
-            raise VsphereError(f"{what}: the answer is longer than {limit} bytes")
-        return int(reply.status), content
-
     # --- login
 
     def _negotiate(self) -> str:
         """The newest API version that both sides speak, by the server's vimServiceVersions.xml."""
-        return self._retrier.run(self._newest_version, what="ask for API versions", again=self._worth_another_try)
-
-    def _newest_version(self) -> str:
-        settings = self.settings
-        place = f"{settings.server}:{settings.port}"
-        # With a time limit of its own: pyVim's negotiation waits for a silent address for minutes.
-        soap: Any = SoapAdapter
-        connection = soap.HTTPSConnection(
-            settings.server, settings.port, context=self._context, timeout=min(FIRST_ANSWER, settings.timeout)
+        return self._retrier.run(
+            self._server.newest_version, what="ask for API versions", again=self._worth_another_try
         )
-        try:
-            connection.request("GET", "/sdk/vimServiceVersions.xml")
-            reply = connection.getresponse()
-            status, reason, content = reply.status, reply.reason, _read_all(reply, FIRST_ANSWER)
-            if status != 200:
-                raise HTTPException(f"{status} {reason}")
-            # The peer is verified, and expat refuses entities that grow.
-            offered = {text for text in ElementTree.fromstring(content).itertext() if text.strip()}  # noqa: S314
-        except _DISCONNECTED as cause:
-            raise self._disconnected(cause, "ask for API versions") from cause
-        except ElementTree.ParseError as cause:
-            raise not_a_vcenter(place, "its list of API versions is none") from cause
-        finally:
-            connection.close()
-        known: Any = VmomiSupport
-        for version in known.GetServiceVersions("vim25"):
-            if known.versionIdMap[version] in offered:
-                return str(version)
-        raise not_a_vcenter(place, "it offers no API version that vrepl knows")
 
     def _authenticate(self, content: Any) -> None:
         settings = self.settings
@@ -528,19 +453,6 @@ class Session:
     def _refuse_if_closed(self) -> None:
         if self._closed.is_set():
             raise InterruptedRunError(f"the connection to site {self.settings.name} was closed")
-
-
-def _read_all(reply: HTTPResponse, seconds: float) -> bytes:
-    """A short answer, whole: neither a flood nor a drip keeps anybody."""
-    until = time.monotonic() + seconds
-    read = b""
-    while piece := reply.read1(65536):
-        read += piece
-        if len(read) > LONGEST_VERSIONS:
-            raise HTTPException(f"the answer is longer than {LONGEST_VERSIONS} bytes")
-        if time.monotonic() > until:
-            raise TimeoutError(f"the answer was not complete within {seconds:.0f} s")
-    return read
 
 
 def _words(target: Any) -> str:

@@ -93,8 +93,16 @@ func (*newcomers) Reference() types.ManagedObjectReference {
 	return types.ManagedObjectReference{Type: "LabNewcomers", Value: "lab-newcomers"}
 }
 
-// PutObject completes a VM as it enters the registry.
+// PutObject completes a VM, or a cluster, as it enters the registry.
 func (*newcomers) PutObject(_ *simulator.Context, obj mo.Reference) {
+	if cluster, ok := obj.(*simulator.ClusterComputeResource); ok {
+		if config, ok := cluster.ConfigurationEx.(*types.ClusterConfigInfoEx); ok && config.VsanConfigInfo == nil {
+			none := types.NewBool(false)
+			config.VsanConfigInfo = &types.VsanClusterConfigInfo{
+				Enabled: none, DefaultConfig: &types.VsanClusterConfigInfoHostDefaultInfo{AutoClaimStorage: none},
+			}
+		}
+	}
 	vm, ok := obj.(*simulator.VirtualMachine)
 	if !ok {
 		return
@@ -102,6 +110,14 @@ func (*newcomers) PutObject(_ *simulator.Context, obj mo.Reference) {
 	for _, r := range []*types.VirtualMachineRuntimeInfo{&vm.Runtime, &vm.Summary.Runtime} {
 		r.FaultToleranceState = types.VirtualMachineFaultToleranceStateNotConfigured
 		r.RecordReplayState = types.VirtualMachineRecordReplayStateInactive
+	}
+	if vm.Config != nil {
+		if vm.Config.Tools == nil {
+			vm.Config.Tools = &types.ToolsConfigInfo{}
+		}
+		if vm.Config.Tools.LastInstallInfo == nil { // clients read it without asking whether it is there
+			vm.Config.Tools.LastInstallInfo = &types.ToolsConfigInfoToolsLastInstallInfo{}
+		}
 	}
 }
 
