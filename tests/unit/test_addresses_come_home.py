@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.addressed_world import GUEST, RULES, SET, fail_over, make_world, texts
+from tests.support.coming_home import start, undo
 from tests.support.world import World, source
-from tests.unit.test_failback_driver import start, undo
-from tests.unit.test_readdressing import GUEST, RULES, SET, fail_over, make_world, texts
 from vrepl.engine.failover import introduction, readdressing
 from vrepl.model import PowerState
 from vrepl.model.addresses import AddressPolicy

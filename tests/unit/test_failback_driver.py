@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.coming_home import commands, commit, start, undo
 from tests.support.memory_site import MemoryVm
 from tests.support.world import World, folder_of, source
-from vrepl.engine.context import FailbackContext, FailoverContext
-from vrepl.engine.failback.command import Failbacks, NewPlace
+from vrepl.engine.context import FailoverContext
+from vrepl.engine.failback.command import NewPlace
 from vrepl.engine.failover.command import Failovers
 from vrepl.engine.failover.planned import PlannedFailover
-from vrepl.engine.failover.replicas import FoundReplica, choose
-from vrepl.engine.gate import Gate
+from vrepl.engine.failover.replicas import choose
 from vrepl.errors import VreplError
 from vrepl.extents import GRAIN
-from vrepl.model import PowerState, ReplicaPlacement, TransferLimits
+from vrepl.model import PowerState, ReplicaPlacement
 from vrepl.model.failover import Start, Undo
 from vrepl.report.failover import FailoverVm
 from vrepl.report.model import Result
@@ -42,32 +42,6 @@ def replicated(folder: Path) -> World:
         world.source.guest_write(vm, 0, number * GRAIN, bytes([number + 1]) * GRAIN)
         assert world.run_vm().result is Result.SUCCESS
     return world
-
-
-def commands(world: World) -> tuple[Failbacks, list[FoundReplica]]:
-    """As a new process would: it knows nothing but what lies at the sites and in the repository."""
-    services = world.engine().services
-    failovers = Failovers(FailoverContext(services, world.target), services.repository)
-    context = FailbackContext(services, world.target, world.source, Gate(TransferLimits(), services.check_stop))
-    return Failbacks(failovers, lambda *_: context), choose(failovers.find(), ["web-01"])
-
-
-def start(world: World, *, new: NewPlace | None = None, power_off: bool = False) -> FailoverVm:
-    failbacks, replicas = commands(world)
-    [vm] = failbacks.start(replicas, lambda _: new, power_off=power_off).vms
-    return vm
-
-
-def undo(world: World) -> FailoverVm:
-    failbacks, replicas = commands(world)
-    [vm] = failbacks.undo(replicas).vms
-    return vm
-
-
-def commit(world: World) -> FailoverVm:
-    failbacks, replicas = commands(world)
-    [vm] = failbacks.commit(replicas).vms
-    return vm
 
 
 def fail_over(world: World, wish: Start | Undo | None = None) -> FailoverVm:

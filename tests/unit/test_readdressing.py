@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.support.memory_site import HARDWARE, MemorySite, MemoryVm
+from tests.support.addressed_world import GUEST, RULES, SET, fail_over, make_world, texts
+from tests.support.memory_site import MemorySite, MemoryVm
 from tests.support.world import World, source
 from vrepl.engine.context import FailoverContext
 from vrepl.engine.failover import introduction, readdressing
@@ -18,30 +19,18 @@ from vrepl.engine.failover.command import Failovers
 from vrepl.engine.failover.preview import preview
 from vrepl.engine.failover.replicas import choose
 from vrepl.errors import PermissionDeniedError, TransientVsphereError, VsphereError
-from vrepl.extents import GRAIN
-from vrepl.model import NetworkAdapter, PowerState
+from vrepl.model import PowerState
 from vrepl.model.addresses import (
     AddressPolicy,
     AddressRule,
     FailoverPolicy,
-    GuestAdapter,
-    GuestNetwork,
     OnAddressFailure,
 )
 from vrepl.model.failover import Start, Undo, Wish
 from vrepl.report.addresses import AddressResult
-from vrepl.report.failover import FailoverVm
 from vrepl.report.failover_preview import show_preview
 from vrepl.report.model import Result
 from vrepl.transport.hooks import SimulatedKill
-
-CARD = NetworkAdapter(4000, "Network adapter 1", "vmxnet3", "lan", "00:50:56:00:00:01", mac_is_static=False)
-GUEST = GuestNetwork(
-    "web-01", "example.com", ("10.1.0.53",), (),
-    (GuestAdapter(4000, CARD.mac, "lan", ("10.1.7.5/24",), False, gateways=("10.1.7.1",)),),
-)  # fmt: skip
-RULES = AddressPolicy((AddressRule("10.2.0.0/16", "10.1.0.0/16"),), wait=5)
-SET = ["10.2.7.5/24"]
 
 
 @pytest.fixture(autouse=True)
@@ -50,34 +39,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(introduction, "LOOK_EVERY", 0.01)
 
 
-def make_world(folder: Path, policy: AddressPolicy = RULES) -> World:
-    world = World(folder)
-    world.job = replace(world.job, failover=FailoverPolicy({}, policy))
-    vm = world.source.add_vm("web-01", [8 * GRAIN])
-    vm.hardware = replace(HARDWARE, network_adapters=(CARD,))
-    vm.guest = GUEST
-    for number in range(2):
-        world.source.guest_write(vm, 0, number * GRAIN, bytes([number + 1]) * GRAIN)
-        report = world.run_vm()
-        assert report.result is Result.SUCCESS, report.error
-    return world
-
-
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return make_world(tmp_path / "repository")
-
-
-def fail_over(world: World, wish: Wish, policy: FailoverPolicy | None = None) -> FailoverVm:
-    """As a new process that knows what lies at the target alone."""
-    failovers = Failovers(FailoverContext(world.engine().services, world.target), None)
-    failovers.policy_of = lambda _replica: policy
-    [replica] = choose(failovers.find(), ["web-01"])
-    return failovers.run_one(replica, wish)
-
-
-def texts(guest: GuestNetwork | None) -> list[str]:
-    return [text for one in (guest.adapters if guest else ()) for text in one.addresses]
 
 
 def test_the_rules_beside_the_replica_are_enough(world: World) -> None:
