@@ -15,6 +15,8 @@ pytest.importorskip("pygal")
 
 from tests.support.estates import NOW, add_replica, add_run, estate, job_table, run_report, vm_report
 from vrepl.app.pages import write_pages
+from vrepl.report import format as words
+from vrepl.report.charts import binary_steps
 from vrepl.report.chronicle import Day, chronicle
 from vrepl.report.model import Result, RunReport
 from vrepl.report.pages import History, page
@@ -85,6 +87,36 @@ def test_a_folder_of_pages(tmp_path: Path) -> None:
     write_pages(pages, loaded, repository, NOW, None)
     assert links[0] not in (pages / "index.html").read_text()
     assert not (pages / links[0]).exists()
+
+
+def test_a_cause_that_several_vms_have_is_said_once() -> None:
+    names = [f"vm-{number}" for number in range(50)]
+    run = run_report("web", NOW, [vm_report(name, Result.FAILED, "the vCenter is silent") for name in names])
+    text = page(NOW, run=run)
+    assert text.count("the vCenter is silent") == 1
+    assert "<b>50 VMs</b>" in text
+    assert ", ".join(names) in text
+
+
+def test_nothing_of_a_table_is_cut_off_on_paper() -> None:
+    """Rules of the same weight: the last one counts, so that of print must come after what it takes back."""
+    style = page(NOW).partition("<style>")[2].partition("</style>")[0]
+    on_paper = style.index(".wide { max-height: none; overflow: visible; }")
+    assert "@media print" in style[:on_paper]
+    assert style.rindex("max-height: 26rem") < on_paper
+
+
+@pytest.mark.parametrize(
+    ("most", "steps"),
+    [
+        (0, ["0 B"]),
+        (4 << 30, ["0 B", "1 GiB", "2 GiB", "3 GiB", "4 GiB"]),
+        (900 << 20, ["0 B", "200 MiB", "400 MiB", "600 MiB", "800 MiB", "1000 MiB"]),
+        (1023 << 30, ["0 B", "500 GiB", "1000 GiB", "1.5 TiB"]),
+    ],
+)
+def test_an_axis_of_bytes_is_round_in_their_units(most: int, steps: list[str]) -> None:
+    assert [words.size(step) for step in binary_steps(most)] == steps
 
 
 @pytest.mark.slow

@@ -92,7 +92,8 @@ def ages(ages: Mapping[str, Sequence[Age]], objectives: Mapping[str, float | Non
 
 def moved(runs: Sequence[RunFigures]) -> str:
     """Bytes per run."""
-    return _per_run(runs, "moved", lambda run: run.bytes_moved, words.size)
+    most = max((run.bytes_moved or 0 for run in runs), default=0)
+    return _per_run(runs, "moved", lambda run: run.bytes_moved, words.size, binary_steps(most))
 
 
 def durations(runs: Sequence[RunFigures]) -> str:
@@ -100,7 +101,16 @@ def durations(runs: Sequence[RunFigures]) -> str:
     return _per_run(runs, "durations", lambda run: run.seconds, words.duration)
 
 
-def _per_run(runs: Sequence[RunFigures], title: str, of: Any, shown: Any) -> str:
+def binary_steps(most: int) -> list[int]:
+    """Where an axis of bytes up to `most` has its labels: round in the units that bytes are told in."""
+    unit = 1
+    while unit * 1024 <= most:
+        unit *= 1024
+    step = next(size * unit for size in (1, 2, 5, 10, 20, 50, 100, 200, 500) if most <= 5 * size * unit)
+    return list(range(0, most + step, step))
+
+
+def _per_run(runs: Sequence[RunFigures], title: str, of: Any, shown: Any, labels: Sequence[int] = ()) -> str:
     chart = load().DateTimeLine(
         **_config(title, x_label_rotation=0),
         show_dots=len(runs) < 100,
@@ -110,6 +120,8 @@ def _per_run(runs: Sequence[RunFigures], title: str, of: Any, shown: Any) -> str
         value_formatter=lambda value: shown(round(value)),
         include_x_axis=True,
     )
+    if labels:
+        chart.y_labels = labels
     for job in dict.fromkeys(run.job for run in runs):
         chart.add(printable(job), [(_naive(run.started), of(run)) for run in runs if run.job == job])
     return _svg(chart)

@@ -214,16 +214,10 @@ def show_run(out: Console, report: RunReport, *, with_errors: bool = True) -> No
 
 def show_errors(out: Console, report: RunReport) -> None:
     """What happened to failed VMs, and what to do: a cause that several have is said once, with all of them."""
-    causes: dict[tuple[str, str | None, str | None, str | None], list[VmReport]] = {}
-    for vm in report.vms:
-        if vm.error is not None:
-            cause = (vm.error.message, vm.error.hint, vm.error.disk, vm.error.step)
-            causes.setdefault(cause, []).append(vm)
-    for (message, hint, disk, step), vms in causes.items():
-        title = vms[0].name if len(vms) == 1 else f"{len(vms)} VMs"
-        show_error(out, title, ErrorReport(message, hint, disk, step))
-        if len(vms) > 1:
-            line(out, f"  {', '.join(vm.name for vm in vms)}")
+    for error, names in report.causes():
+        show_error(out, names[0] if len(names) == 1 else f"{len(names)} VMs", error)
+        if len(names) > 1:
+            line(out, f"  {', '.join(names)}")
 
 
 NAMED_IN_A_LINE = 3

@@ -261,6 +261,15 @@ class RunReport:
         code = exit_code_of_run(len(self.vms) - failed - skipped, failed, skipped)
         return EXIT_PARTIAL if code == EXIT_OK and any(vm.alarm for vm in self.vms) else code
 
+    def causes(self) -> list[tuple[ErrorReport, list[str]]]:
+        """What VMs failed of, each cause once, with the names of those that have it."""
+        found: dict[tuple[str, str | None, str | None, str | None], tuple[ErrorReport, list[str]]] = {}
+        for vm in self.vms:
+            if (error := vm.error) is not None:
+                cause = (error.message, error.hint, error.disk, error.step)
+                found.setdefault(cause, (error, []))[1].append(vm.name)
+        return list(found.values())
+
     @property
     def seconds(self) -> float | None:
         """From the start to the end."""

@@ -14,7 +14,7 @@ from vrepl.printable import printable
 from vrepl.report import charts
 from vrepl.report import format as words
 from vrepl.report.chronicle import Chronicle, Day, VmDays, objective_words
-from vrepl.report.model import RunReport, VmReport
+from vrepl.report.model import ErrorReport, RunReport, VmReport
 from vrepl.report.protection import Need, Protection
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -80,13 +80,23 @@ def _run(report: RunReport) -> dict[str, Any]:
         "moved": words.size(report.bytes_moved),
         "bottleneck": ", ".join(shares),
         "vms": [_vm(vm) for vm in report.vms],
+        "errors": [_error(error, names) for error, names in report.causes()],
         "throughput": charts.throughput(report.vms),
         "throughput_words": f"The slowest {charts.MOST_BARS} of {disks}." if disks > charts.MOST_BARS else "",
     }
 
 
+def _error(error: ErrorReport, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "who": names[0] if len(names) == 1 else f"{len(names)} VMs",
+        "names": ", ".join(names) if len(names) > 1 else "",
+        "place": ", ".join(part for part in (error.disk, error.step) if part),
+        "error": error.message,
+        "hint": error.hint,
+    }
+
+
 def _vm(vm: VmReport) -> dict[str, Any]:
-    error = vm.error
     return {
         "name": vm.name,
         "result": vm.result.value,
@@ -96,9 +106,6 @@ def _vm(vm: VmReport) -> dict[str, Any]:
         "moved": words.size(sum(disk.bytes_moved or 0 for disk in vm.disks)),
         "took": words.duration(vm.seconds),
         "notes": vm.notes,
-        "error": error.message if error else None,
-        "hint": error.hint if error else None,
-        "place": ", ".join(part for part in (error.disk, error.step) if part) if error else "",
     }
 
 
