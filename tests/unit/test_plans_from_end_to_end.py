@@ -199,6 +199,20 @@ def test_all_go_back_to_one_moment_in_the_order_of_their_plan(world: World) -> N
     assert refused.vms[0].error.message.startswith("dns-01 has no restore point of 2024-")
 
 
+def test_a_start_of_others_takes_back_what_was_to_end_by_now(world: World) -> None:
+    failovers = failovers_of(world)
+    soon = world.clock() + dt.timedelta(seconds=1)
+    for name in ("dns-01", "db-01"):
+        row = failovers.run_one(by_name(failovers.find())[name], Start(source_is_down=True, deadline=soon))
+        assert row.state == "failed-over"
+    found = failovers_of(world).find()
+    mine = [one for one in found if one.source_name == "dns-01"]
+    [undone] = failovers_of(world).keep_deadlines(found, mine)
+    assert (undone.name, undone.state) == ("db-01", "ready")
+    assert "vrepl-undone" in {one.name for one in world.replica("db-01-replica").snapshots}
+    assert world.replica("dns-01-replica").power is PowerState.ON, "of this one the operator speaks"
+
+
 # -- planned ---------------------------------------------------------------------------------------------------------
 
 

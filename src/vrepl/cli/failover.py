@@ -129,6 +129,7 @@ def start(
             ask_about(failovers, selected, "start {} at site {}", order.chosen)
             report = order.walk(wish).run() if order.plan else failovers.run(order.chosen, lambda _: wish)
         order.note(report)
+        report.vms.extend(failovers.keep_deadlines(list(order.replicas.values()), order.chosen))
     finish(state, context, report)
 
 
@@ -156,21 +157,35 @@ def undo(state: State, context: click.Context, selected: Selected, keep: bool) -
 
 @failover.command(
     short_help="Make replicas the VMs.",
-    epilog=examples("vrepl failover commit web-01", "vrepl failover commit --job web --yes"),
+    epilog=examples(
+        "vrepl failover commit web-01",
+        "vrepl failover commit --job web --yes",
+        "vrepl failover commit web-01 --reprotect",
+    ),
 )
 @selection
+@click.option("--reprotect", is_flag=True, help="Tell the job that replicates it back, seeded from its original.")
 @json_option
 @click.pass_context
 @pass_state
-def commit(state: State, context: click.Context, selected: Selected) -> None:
+def commit(state: State, context: click.Context, selected: Selected, reprotect: bool) -> None:
     """Merge the replica's restore points: it is the VM from now on, and its job replicates it no longer.
 
-    This cannot be undone.
+    This cannot be undone. With --reprotect, given now or later, the job in the other direction is shown, as TOML for
+    the configuration, with the command of its first run: the original becomes the replica, and only what differs
+    crosses.
     """
     from vrepl.model.failover import Commit
 
+    if reprotect and selected.server is not None:
+        raise UsageError("--reprotect takes a configuration that knows both sites", hint="leave --server out")
     with at_target(state, selected) as failovers:
-        report = failovers.run(chosen_replicas(failovers, selected, "make {} at site {} final"), lambda _: Commit())
+        chosen = chosen_replicas(failovers, selected, "make {} at site {} final")
+        report = failovers.run(chosen, lambda _: Commit())
+        if reprotect:
+            from vrepl.app.reprotection import reprotect as tell_reverse_jobs
+
+            tell_reverse_jobs(state.config(), report, chosen, failovers.context.target.name)
     finish(state, context, report)
 
 

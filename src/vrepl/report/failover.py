@@ -10,6 +10,7 @@ from vrepl.errors import EXIT_INTERRUPTED, exit_code_of_run
 from vrepl.report.addresses import AddressReport
 from vrepl.report.model import FORMAT_VERSION, ErrorReport, Json, Result
 from vrepl.report.plan import PlanReport, show_plan
+from vrepl.report.reprotection import ReverseJob
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,6 +100,8 @@ class FailoverReport:
     interrupted: bool = False
     plan: PlanReport | None = None
     """Where a plan said in which order."""
+    reverse_jobs: list[ReverseJob] = field(default_factory=list)
+    """Of a commit that was to be reprotected."""
 
     @property
     def exit_code(self) -> int:
@@ -114,7 +117,9 @@ class FailoverReport:
         return exit_code_of_run(count[Result.SUCCESS], failed, count[Result.SKIPPED])
 
     def to_json(self) -> Json:
-        told = {"version": FORMAT_VERSION, "vms": [vm.to_json() for vm in self.vms]}
+        told: Json = {"version": FORMAT_VERSION, "vms": [vm.to_json() for vm in self.vms]}
+        if self.reverse_jobs:
+            told["reprotect"] = [job.to_json() for job in self.reverse_jobs]
         return told if self.plan is None else {**told, "plan": self.plan.to_json()}
 
 
@@ -145,6 +150,11 @@ def show_failover(out: Console, report: FailoverReport) -> None:
             console.line(out, f"{vm.name}: {note}")
         if vm.error is not None:
             console.show_error(out, vm.name, vm.error)
+    for job in report.reverse_jobs:
+        console.line(out, "\nto replicate back, take these VMs out of their job, and add to the configuration:\n")
+        for text in job.toml.splitlines():
+            console.line(out, f"    {text}")
+        console.line(out, f"\nthen:\n\n    {job.command}")
 
 
 def _checks(report: FailoverReport) -> Listing:

@@ -16,13 +16,15 @@ from vrepl.engine.failover.replicas import FoundReplica, find_replicas, point_as
 from vrepl.engine.failover.settings import ReplicaSettings
 from vrepl.engine.failover.standing import names_of, standing_clones
 from vrepl.engine.failover.states import ReplicaStates
+from vrepl.engine.marks import failover_mark_of
 from vrepl.engine.vm_work import Outcome, VmWork
 from vrepl.errors import LockedError, VreplError
 from vrepl.model import ReplicaState, SnapshotState, VirtualMachine
 from vrepl.model.addresses import FailoverPolicy
-from vrepl.model.failover import Commit, FailoverRecord, Start, Wish
+from vrepl.model.failover import FAILOVER_BASE, KEPT_STATE, Commit, FailoverRecord, Start, Undo, Wish
 from vrepl.model.failover_settings import FailoverSettings
 from vrepl.model.plans import POWER_ONS_PER_HOST, FailoverPlan
+from vrepl.planner.conflicts import is_overdue
 from vrepl.report.failover import FailoverReport, FailoverVm
 from vrepl.report.model import Result
 from vrepl.repository.failover import save_failover
@@ -111,6 +113,27 @@ class Failovers:
             report.vms = list(pool.map(Attempt.confirmed, attempts))
         report.interrupted = self.context.services.stop.is_set()
         return report
+
+    def keep_deadlines(self, found: Sequence[FoundReplica], but: Sequence[FoundReplica]) -> list[FailoverVm]:
+        """Takes back what was to be undone by now, by the target's clock; what ran is kept as a snapshot.
+
+        `but`: those that the operator speaks of in this command: what is said of them counts. Never raises for one VM.
+        """
+        now = self.context.target.current_time()
+        overdue: list[FoundReplica] = []
+        for one in found:
+            if one in but or not any(failover_mark_of(snapshot, FAILOVER_BASE) for snapshot in one.vm.snapshots):
+                continue
+            try:
+                record = self.states.read(one.vm)
+            except VreplError:
+                continue
+            if record is not None and is_overdue(record, now):
+                overdue.append(one)
+        rows = self.run(overdue, lambda _: Undo(keep_state=True)).vms
+        for row in rows:
+            row.notes = [*row.notes, f"its deadline had passed: it is undone, and what ran is kept as {KEPT_STATE}"]
+        return rows
 
     def side_by_side(self, replicas: Sequence[FoundReplica]) -> int:
         """How many are worked at at a time: while some are powered on the next ones get ready."""
