@@ -145,6 +145,10 @@ class Places:
                 browser = _browser(things, host)
                 if self._environments.knows_guest(browser, host.object, hardware.version, hardware.guest_id):
                     place = self._place(found, things, host, placement)
+                    if place.missing_folders and not self._session.is_vcenter:
+                        raise NotFoundError(
+                            "a standalone ESXi host has no VM folders", hint="take target_folder out of the job"
+                        )
                     for network in networks or wanted_networks(hardware, placement.networks):
                         place.network(network)
                     return place
