@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from tests.support.vrepl_runs import Runs
 from vrepl.config.load import parse_selection
 from vrepl.planner.selection import choose
+from vrepl.vsphere import collector
 from vrepl.vsphere.retry import RetryPolicy
 from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
@@ -28,6 +30,14 @@ def prod(lab: Lab) -> Iterator[VsphereSite]:
         yield site
 
 
+def calls_by_page(site: VsphereSite, page: int) -> int:
+    """Calls of a whole listing, where a reply holds so many objects (1,000 at a vCenter)."""
+    with mock.patch.object(collector, "PAGE", page):
+        before = site.soap_calls
+        site.candidates([])
+        return site.soap_calls - before
+
+
 @pytest.mark.slow
 def test_three_hundred_vms(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> None:
     spec = estate_spec(300)
@@ -41,6 +51,7 @@ def test_three_hundred_vms(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) 
         found = choose(site.candidates(wanted.tag_patterns), [], wanted)
         assert {one.name for one in found.vms} == gold
         assert site.soap_calls - before <= 6, "one page of objects, and what a view takes"
+        assert calls_by_page(site, 1000) == calls_by_page(site, 150) - 2, "each page more is one call more"
         where = next(one for one in found.vms)
         assert where.path.endswith(f"/{where.name}")
         assert where.pool
