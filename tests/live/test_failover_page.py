@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import plain_api
+from tests.support.pages import ROOT, blocks_of
+from tests.support.typist import Typist
 from tests.support.vrepl_runs import Runs
 from vrepl_lab.lab import USER, Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
@@ -105,3 +107,46 @@ def test_what_the_page_says_to_type_is_enough(start_lab: Callable[[LabSpec], Lab
     (tmp_path / "vrepl.toml").chmod(0o600)
     shell(commit)
     assert running() == {"db-01-replica", "web-01-replica"}
+
+
+@pytest.mark.slow
+def test_a_move_and_the_ways_home_are_typed(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> None:
+    """Every other command of the page, with the answer to its question given beforehand; both sites are there."""
+    lab = start_lab(LabSpec.of_vms(*VMS, job_vms=["web-01", "db-01"]))
+    for site in ("prod", "dr"):
+        lab.set(f"{site}.guest=*,boot_ms=0,shutdown_ms=0")
+    typist = Typist(tmp_path, {"prod-02": "prod-vmfs-02"}, VREPL_CONFIG=str(lab.config_file))
+
+    def runs(site: str, name: str) -> bool:
+        with plain_api.session(lab, site) as instance:
+            return bool(plain_api.vm_named(instance, name).runtime.powerState == "poweredOn")
+
+    planned, with_a_limit = block(chapter("While the source still lives"), "vrepl ")
+    start, commit, undo, anew = block(chapter("Coming home"), "vrepl ")
+    typist.type("vrepl replicate demo --quiet")
+    typist.type(f"{planned} --yes")
+    assert (runs("prod", "web-01"), runs("dr", "web-01-replica")) == (False, True)
+    typist.type(f"{start} --yes")
+    assert (runs("prod", "web-01"), runs("dr", "web-01-replica")) == (True, False)
+    typist.type(f"{undo} --yes")
+    assert (runs("prod", "web-01"), runs("dr", "web-01-replica")) == (False, True)
+    typist.type(f"{start} --yes")
+    typist.type(f"{commit} --yes")
+    assert (runs("prod", "web-01"), runs("dr", "web-01-replica")) == (True, False)
+    typist.type("vrepl replicate demo --quiet")
+    typist.type(f"{with_a_limit} --yes")
+    assert runs("dr", "web-01-replica")
+    with plain_api.session(lab, "prod") as instance:
+        original = plain_api.vm_named(instance, "web-01")
+        plain_api.wait(original.PowerOffVM_Task())
+        plain_api.wait(original.Destroy_Task())
+    typist.type(f"{anew} --yes")
+    assert (runs("prod", "web-01"), runs("dr", "web-01-replica")) == (True, False)
+
+
+def test_no_other_chapter_of_the_page_has_commands() -> None:
+    """The tests above take all commands of these, however many there are; one in another chapter would go untyped."""
+    chapters = ("The site is gone", "While the source still lives", "Plans", "Try it any weekday", "Coming home")
+    typed = [line for title in chapters for line in block(chapter(title), "vrepl ")]
+    page = [line for one in blocks_of(ROOT / "docs" / "failover.md") for line in one.commands]
+    assert sorted(page) == sorted(re.split(r" {2,}", line)[0] for line in typed)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-
-WATCHED_SECONDS = 2
 
 
 class Typist:
@@ -39,11 +38,18 @@ class Typist:
         """What it writes to stdout. It must end with exit code 0, and no control code may be in it."""
         self.typed.append(line)
         line = self.in_other_words(line)
-        if "--watch" in line:
-            line = f"timeout --preserve-status -s INT {WATCHED_SECONDS} {line}"  # it ends with Ctrl-C only
-        done = subprocess.run(
-            ["sh", "-c", line], cwd=self.folder, env=self._environment, capture_output=True, text=True, check=False
-        )
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec {line}" if "--watch" in line else line],
+            cwd=self.folder, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        seen = ""
+        if "--watch" in line:  # it ends with Ctrl-C only
+            assert process.stdout is not None
+            while "Ctrl-C ends" not in seen and (more := process.stdout.readline()):
+                seen += more
+            process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate()
+        done = subprocess.CompletedProcess(line, process.returncode, seen + stdout, stderr)
         assert done.returncode == 0, f"{line}\nexit code {done.returncode}\n{done.stdout}{done.stderr}"
         assert "\x1b" not in done.stdout + done.stderr, "no control codes where nobody looks at a terminal"
         return done.stdout
