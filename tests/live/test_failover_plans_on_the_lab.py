@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import shutil
 import subprocess
@@ -74,6 +75,10 @@ def test_with_all_else_gone_every_vm_comes_up_in_the_order_of_the_plan_that_lies
     runs: Runs, tmp_path: Path
 ) -> None:
     exports = {name: runs._export("prod", name, 0, None) for name in NAMES}
+    moment = dt.datetime.now(dt.UTC).isoformat()
+    for name in NAMES:
+        runs.lab.write_random("prod", name, 0, 0, MIB, "encrypted by a stranger")
+    runs.json("replicate", "demo")
     password = tmp_path / "password"
     password.write_text(runs.lab.password("dr"))
     password.chmod(0o600)
@@ -99,7 +104,7 @@ def test_with_all_else_gone_every_vm_comes_up_in_the_order_of_the_plan_that_lies
         ["dns-01"], ["db-01"], ["web-01", "web-02"],
     ]  # fmt: skip
     assert {vm["error"] for vm in preview["vms"]} == {None}
-    report = vrepl("start", "--all", "--yes")
+    report = vrepl("start", "--all", "--as-of", moment, "--yes")
     assert {vm["result"] for vm in report["vms"]} == {"success"}
     assert [group["name"] for group in report["plan"]["groups"]] == ["site/base", "site/data", "site/web"]
     times = powered_on(runs.lab)
