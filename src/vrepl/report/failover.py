@@ -151,10 +151,10 @@ def show_failover(out: Console, report: FailoverReport) -> None:
         if vm.error is not None:
             console.show_error(out, vm.name, vm.error)
     for job in report.reverse_jobs:
-        console.line(out, "\nto replicate back, take these VMs out of their job, and add to the configuration:\n")
-        for text in job.toml.splitlines():
-            console.line(out, f"    {text}")
-        console.line(out, f"\nthen:\n\n    {job.command}")
+        head = ["to replicate back, take these VMs out of their job, and add to the configuration:", ""]
+        table = [f"    {text}" for text in job.toml.splitlines()]
+        for text in ["", *head, *table, "", "then:", "", f"    {job.command}"]:
+            console.line(out, text)
 
 
 def _checks(report: FailoverReport) -> Listing:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vrepl.report.model import Json
+
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+"""What TOML takes for a key without quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class ReverseJob:
     @property
     def toml(self) -> str:
         lines = [
-            f"[jobs.{_quoted(self.name)}]",
+            f"[jobs.{self.name if BARE_KEY.fullmatch(self.name) else _quoted(self.name)}]",
             f"source = {_quoted(self.source)}",
             f"target = {_quoted(self.target)}",
             f"vms = [{', '.join(_quoted(vm) for vm in self.originals)}]",
