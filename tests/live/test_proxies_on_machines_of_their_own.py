@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
-from tests.conftest import start_or_skip
 from tests.support import plain_api
 from tests.support.plain_api import vm_named
 from tests.support.vrepl_runs import Runs
@@ -39,12 +38,11 @@ def estate(vms: int, disks: int) -> LabSpec:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    lab = start_or_skip(tmp_path_factory.mktemp("lab"), estate(4, 2))
+def lab(start_shared_lab: Callable[[LabSpec], Lab]) -> Lab:
+    lab = start_shared_lab(estate(4, 2))
     done = Runs(lab, lab.folder).cli("proxy", "install")
     assert done.returncode == 0, done.stderr
-    yield lab
-    lab.stop()
+    return lab
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_mistakes_of_a_site(change: str, expected: str) -> None:
         ('replica_name = "{name}-{vm}"', "jobs.demo.replica_name: knows {name} and {job}, not {vm}"),
         ('replica_name = "one"', 'jobs.demo.replica_name: needs "{name}"'),
         ('proxy = "p"', 'jobs.demo.proxy: there is no proxy "p"'),
-        ("parallel_vms = 0", "jobs.demo.parallel_vms: "),
+        ("parallel_vms = 0", 'jobs.demo.parallel_vms: takes "auto", or a number from 1 to 64'),
     ],
 )
 def test_mistakes_of_a_job(lines: str, expected: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from vrepl.admission import Demand, Resource, Scarce
-from vrepl.engine.gate import SPACE_KEPT, End, Gate, disk_demand, snapshot_demand
+from vrepl.engine.gate import SPACE_KEPT, End, Gate, disk_demand, snapshot_demand, vms_at_once
 from vrepl.errors import InterruptedRunError, NoSpaceError, VreplError
 from vrepl.model import (
     DataEngine,
@@ -213,3 +213,21 @@ def test_a_job_may_take_more_snapshots_at_once() -> None:
     gate = Gate(replace(LIMITS, snapshots_per_datastore=2), lambda: None)
     for vm in ("vm-1", "vm-2"):
         gate.enter(snapshot_demand("prod", replace(machine("esx-1", "a"), ref=vm)))
+
+
+@pytest.mark.parametrize(
+    ("stores", "count", "limits", "expected"),
+    [
+        ("a", 1000, TransferLimits(snapshots_per_datastore=4), 16),
+        ("ab", 1000, TransferLimits(snapshots_per_datastore=4), 32),
+        ("abcdefgh", 1000, TransferLimits(snapshots_per_datastore=4), 64),
+        ("a", 3, TransferLimits(snapshots_per_datastore=4), 3),
+        ("a", 1000, TransferLimits(snapshots_per_datastore=1, parallel_disks=40), 40),
+        ("", 1000, TransferLimits(snapshots_per_datastore=4), 16),
+        ("a", 0, TransferLimits(), 1),
+    ],
+)
+def test_as_many_vms_at_once_as_the_limits_keep_busy(
+    stores: str, count: int, limits: TransferLimits, expected: int
+) -> None:
+    assert vms_at_once([machine("esx-1", *stores)] * count, limits) == expected

@@ -82,6 +82,12 @@ def _both_sides(value: Any) -> Any:
     return value
 
 
+def _vms_at_once(value: Any) -> Any:
+    if value != "auto" and (type(value) is not int or not 1 <= value <= 64):
+        raise ValueError('takes "auto", or a number from 1 to 64')
+    return value
+
+
 def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -208,7 +214,7 @@ class JobTable(Table):
     on_not_replicable: OnNotReplicable = OnNotReplicable.FAIL
     keep_macs: bool = False
     thin: bool | Literal["source"] = "source"
-    parallel_vms: int = Field(default=2, ge=1, le=64)
+    parallel_vms: Annotated[int | Literal["auto"], BeforeValidator(_vms_at_once)] = "auto"
     parallel_disks: int = Field(default=4, ge=1, le=256)
     bandwidth: BandwidthTable = Field(default_factory=BandwidthTable)
     nfc_budget_mib: int = Field(default=32, ge=1, le=96)
@@ -288,7 +294,7 @@ class JobTable(Table):
             on_not_replicable=self.on_not_replicable,
             keep_macs=self.keep_macs,
             thin=None if self.thin == "source" else self.thin,
-            parallel_vms=self.parallel_vms,
+            parallel_vms=None if self.parallel_vms == "auto" else self.parallel_vms,
             limits=TransferLimits(
                 parallel_disks=self.parallel_disks,
                 nfc_budget_mib=self.nfc_budget_mib,

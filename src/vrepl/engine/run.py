@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from vrepl.engine.clocks import refuse_wrong_clock
 from vrepl.engine.context import ReplicationContext, Services, VerificationContext, timestamped_id
-from vrepl.engine.gate import Gate
+from vrepl.engine.gate import Gate, vms_at_once
 from vrepl.engine.job_vms import JobVms, find_job_vms, new_and_vanished
 from vrepl.engine.knowledge import TargetNames
 from vrepl.engine.planning import look_and_plan
@@ -170,7 +170,8 @@ class Engine:
             self.services.events.vm_finished(report)
             return report
 
-        with ThreadPoolExecutor(max_workers=max(1, context.job.parallel_vms), thread_name_prefix="vm") as pool:
+        at_once = context.job.parallel_vms or vms_at_once(vms, context.job.limits)
+        with ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="vm") as pool:
             return list(pool.map(run_one, vms))
 
     def _tell_drift(self, report: RunReport, vms: JobVms, job: JobSettings, *, whole: bool) -> None:

@@ -149,7 +149,8 @@ class JobSettings:
     keep_macs: bool = False
     thin: bool | None = None
     """None follows the source."""
-    parallel_vms: int = 2
+    parallel_vms: int | None = None
+    """VMs at once; None: as many as the limits keep busy."""
     limits: TransferLimits = field(default_factory=TransferLimits)
     bandwidth: Bandwidth = field(default_factory=Bandwidth)
     readback: str = "sample"
