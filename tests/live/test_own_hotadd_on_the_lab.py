@@ -28,7 +28,9 @@ StartRuns = Callable[..., Runs]
 @pytest.fixture
 def start_runs(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> StartRuns:
     def start(mib: int = 16, *, disks: int = 1, vddk: bool = False) -> Runs:
-        made = tuple(DiskSpec(mib * MIB, content="random", fill=0.7, thin=bool(n % 2)) for n in range(disks))
+        made = tuple(
+            DiskSpec(mib * MIB, content="random", fill=0.2 if n else 0.7, thin=bool(n % 2)) for n in range(disks)
+        )
         spec = replace(LabSpec.of_vms(VmSpec("web-01", disks=made), job_vms=["web-01"]), vddk=vddk)
         runs = Runs(start_lab(spec), tmp_path)
         runs.track_exactly()
@@ -67,7 +69,7 @@ def test_disks_cross_as_block_devices_at_both_ends(start_runs: StartRuns) -> Non
     assert "the proxy is VM vrepl-proxy" in planned["disks"][0]["transport"]["source"]["reason"]
     first = runs.replicate()
     assert (kinds(first), roads(first)) == (["full", "full"], [BOTH, BOTH])
-    assert first["disks"][1]["bytes_read"] < 15 * MIB, "change tracking tells what is allocated"
+    assert first["disks"][1]["bytes_read"] < 10 * MIB, "change tracking tells what is allocated"
     assert_sealed(runs, first)
     runs.write(3, 5)
     runs.lab.set("hotadd_rescan=yes", "hotadd_delay_ms=300")  # devices come late, and only if the bus is scanned
