@@ -372,6 +372,23 @@ def test_a_target_that_waits_gets_a_block_before_the_next_is_hashed(monkeypatch:
     assert steps[:2] == ["hash", "write"]
 
 
+def test_what_was_waited_for_is_told_by_who_held_the_buffers() -> None:
+    """Each call of one disk takes 20 ms, the other answers at once: the report names the right bottleneck."""
+    capacity = 8 * MIB
+    disks = {
+        "source": MemoryHandle(fill(capacity, dict.fromkeys(range(128), 1))),
+        "target": MemoryHandle(MemoryDisk(capacity), writable=True),
+    }
+    for slow, fast in (("source", "target"), ("target", "source")):
+        both = disks | {slow: LateDisk(disks[slow], 0.02)}
+        pipeline = copy_disk(
+            order_of(capacity), both["source"], both["target"], MemoryDigests({}), MemoryLog(), tuning=Tuning(2, 1)
+        )
+        waits = pipeline.waits.as_dict()
+        assert waits[slow] > 0.08
+        assert waits[slow] > waits[fast]
+
+
 def test_disks_of_different_size_are_refused() -> None:
     with pytest.raises(DiskError, match="source disk has 65536 bytes, target disk 131072"):
         copy_disk(

@@ -55,7 +55,7 @@ def test_an_owner_that_waits_for_its_disks_is_not_helped() -> None:
         slots = [new_slot(), new_slot()]
         for slot in slots:
             hashing.arrived(slot)
-        assert hashing.waiting == 2
+        assert hashing.held == 2
         assert [hashing.take(), hashing.take()] == slots
     finally:
         hashing.end()

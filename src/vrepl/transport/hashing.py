@@ -23,6 +23,7 @@ class Hashing:
         """`helpers` threads may help; they call `hashed` for what they took, with `error` set if they could not."""
         self._hashed = hashed
         self._waiting: deque[Slot] = deque()
+        self._helped: set[Slot] = set()
         self._busy = False
         self._wake: SimpleQueue[bool] = SimpleQueue()
         """True: look whether something waits; False: one helper ends."""
@@ -48,9 +49,9 @@ class Hashing:
             self._wake.put(True)
 
     @property
-    def waiting(self) -> int:
-        """Buffers that nobody has taken yet."""
-        return len(self._waiting)
+    def held(self) -> int:
+        """Buffers that nobody has taken yet, and those that helpers are hashing."""
+        return len(self._waiting) + len(self._helped)
 
     def take(self) -> Slot | None:
         """The next one, to be hashed by whoever asks; None where somebody else has taken it."""
@@ -73,8 +74,10 @@ class Hashing:
         """A helper's thread."""
         while self._wake.get():
             while (slot := self.take()) is not None:
+                self._helped.add(slot)
                 try:
                     slot.hash()
                 except Exception as error:  # a mistake in vrepl: whoever waits for the buffer must be told
                     slot.error = MoverError(f"{type(error).__name__}: {error}")
+                self._helped.discard(slot)
                 self._hashed(slot)

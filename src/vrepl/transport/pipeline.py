@@ -243,9 +243,9 @@ class Pipeline:
         """
         events = self._events
         if events.empty():
-            began = time.perf_counter()
+            slowest, began = self._slowest(), time.perf_counter()
             event = events.get()
-            self.waits.add(self._slowest(), time.perf_counter() - began)
+            self.waits.add(slowest, time.perf_counter() - began)
         else:
             event = events.get()
         while True:
@@ -345,7 +345,7 @@ class Pipeline:
 
     def _slowest(self) -> str:
         """Which stage holds most of the buffers: that is what the pipeline waits for now."""
-        hashing = self._hashing.waiting
+        hashing = self._hashing.held
         held = {"target": self._writing, "source": self._reading - hashing, "mover": hashing}
         return max(held, key=held.__getitem__)
 
