@@ -107,3 +107,5 @@ def test_killed_while_the_disk_is_copied(runs: Runs, prod: Any) -> None:
     assert runs.restore_point(report["restore_point"], 1) == runs.source(1)
     copies = {one for one in disk_files(runs) if one.startswith("vrepl-")}
     assert len({one.split("-")[1] for one in copies}) == 1
+    assert runs.cli("replicas", "remove", "web-01", "--yes").returncode == 0
+    assert not disk_files(runs)

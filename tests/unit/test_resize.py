@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.memory_disk import MemoryDisk
 from tests.support.world import World, folder_of, source
+from vrepl.engine.retirement import retire
 from vrepl.errors import VsphereError
 from vrepl.extents import GRAIN, SECTOR, Extent
 from vrepl.model import OnResize, RetentionPolicy, TransferKind
@@ -211,6 +212,16 @@ def test_a_file_that_another_vm_has_stays(world: World) -> None:
     assert len(replica.snapshots) == 1
     assert path in world.target.loose_disks
     assert path in folder_of(world).record.loose_files
+
+
+def test_a_replica_that_is_removed_takes_the_old_disks_files_along(world: World) -> None:
+    grow(world)
+    succeed(world)
+    loose = set(folder_of(world).record.loose_files)
+    assert loose & set(world.target.loose_disks)
+    retire(world.engine().services, folder_of(world), world.target, world.source, keep_vm=False)
+    assert not world.target.vms
+    assert not loose & set(world.target.loose_disks)
 
 
 def test_the_plan_says_what_a_run_will_do(world: World) -> None:
