@@ -21,7 +21,7 @@ from vrepl.planner.vm import VmPlan, space_conflict
 def refuse_impossible(context: ReplicationContext, plan: VmPlan, datastores: Sequence[Datastore]) -> Placed:
     """Where the replica's disks lie, or shall.
 
-    Raises what the plan's conflict is, NotFoundError, UsageError or NoSpaceError for the target's datastores,
+    Raises what the plan's conflict is, UsageError or NoSpaceError for the target's datastores,
     UsageError for what a replica that is still to be made does not find there, or DiskError for a disk that no
     transport mode reaches. `datastores`: the target's, as they are now.
     """
