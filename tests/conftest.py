@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests.support.small_lab import small_spec
+from tests.support.small_lab import small_spec, start_or_skip
 
 if TYPE_CHECKING:
     from vrepl_lab.lab import Lab
@@ -40,8 +40,10 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 """netdevice(7)"""
 
 
-hypothesis.settings.register_profile("fast", max_examples=20)
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.register_profile("fast", deadline=None, max_examples=20)
 """`make fast`: where a test does not say how many examples it needs, a fifth of them."""
+hypothesis.settings.load_profile("unhurried")  # a busy machine is no mistake
 
 
 def pytest_configure() -> None:
@@ -104,20 +106,6 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ[STATE_VARIABLE]
     else:
         os.environ[STATE_VARIABLE] = before
-
-
-def start_or_skip(folder: Path, spec: LabSpec) -> Lab:
-    if os.environ.get("VREPL_NO_LAB") == "1":
-        pytest.skip("VREPL_NO_LAB=1")
-    from vrepl_lab.errors import LabError
-    from vrepl_lab.lab import Lab
-
-    try:
-        return Lab.start(folder, spec, say=lambda line: None)
-    except LabError as error:
-        if os.environ.get("VREPL_REQUIRE_LAB") == "1":
-            raise
-        pytest.skip(f"no lab: {error}")
 
 
 @contextmanager

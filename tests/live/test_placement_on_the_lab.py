@@ -51,7 +51,8 @@ def test_a_replica_is_where_the_job_says(runs: Runs, dr: Any) -> None:
     drop_host(runs)
     [compute] = {one.parent.name for one in vm_named(dr, "vrepl-proxy").runtime.host.parent.host}
     runs.set_in_job(
-        'disk_datastores = { "prod-vmfs-*" = "dr-vmfs-02" }',
+        'target_datastore = "dr-dc/dr-vmfs-01"',  # nasty labs have another one in another datacenter
+        'disk_datastores = { "prod-vmfs-*" = "dr-dc/dr-vmfs-02" }',
         'target_folder = "Replicas/Web servers"',
         f'target_cluster = "{compute}"',
         'networks = { "isolated" = "disconnected" }',
