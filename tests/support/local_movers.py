@@ -22,8 +22,9 @@ from vrepl.ports import (
     VerifyResult,
 )
 from vrepl.transport.hooks import Hook, Point, no_hook
-from vrepl.transport.pipeline import SINGLE_THREADED, Pipeline, Tuning
+from vrepl.transport.pipeline import Pipeline
 from vrepl.transport.transfer import Opener, Records, perform_transfer, perform_verify
+from vrepl.transport.tuning import SINGLE_THREADED, Tuning
 
 OrderHook = Callable[[TransferOrder | VerifyOrder, Point, int], None]
 

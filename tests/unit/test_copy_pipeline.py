@@ -21,9 +21,10 @@ from vrepl.transport.buffers import LARGEST
 from vrepl.transport.decorators import CountingDisk, FailingDisk, LateDisk
 from vrepl.transport.grains import ZERO_DIGEST, digest
 from vrepl.transport.hooks import Point, SimulatedKill
-from vrepl.transport.pipeline import Pipeline, Tuning
+from vrepl.transport.pipeline import Pipeline
 from vrepl.transport.slots import Slot
 from vrepl.transport.transfer import copy_disk, verify_disk
+from vrepl.transport.tuning import Tuning
 
 SHORT = 1536
 MIB = 1 << 20

@@ -34,7 +34,7 @@ from vrepl.ports import (
     VerifyOrder,
     VerifyResult,
 )
-from vrepl.transport.pipeline import Tuning
+from vrepl.transport.tuning import Tuning
 
 Json = dict[str, Any]
 

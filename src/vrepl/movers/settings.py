@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vrepl.movers.engine import EngineSettings
 from vrepl.movers.messages import RECORDS_ASKED, Initialise
-from vrepl.transport.pipeline import Tuning
+from vrepl.transport.tuning import Tuning
 
 THERE = Path("~/.local/state/vrepl")
 """The state folder on another machine: that of the user whom ssh logs in."""

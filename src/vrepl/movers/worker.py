@@ -47,9 +47,10 @@ from vrepl.stream.remote import RemoteDisk
 from vrepl.stream.serve import serve_disk
 from vrepl.transport.decorators import ThrottledDisk
 from vrepl.transport.disk import DiskReader, DiskWriter
-from vrepl.transport.pipeline import Pipeline, Tuning
+from vrepl.transport.pipeline import Pipeline
 from vrepl.transport.throttle import Throttle
 from vrepl.transport.transfer import Records, perform_transfer, perform_verify
+from vrepl.transport.tuning import Tuning
 
 PR_SET_PDEATHSIG = 1
 GARBAGE_THRESHOLD = 20_000

@@ -27,27 +27,12 @@ from vrepl.transport.grains import ZERO_DIGEST
 from vrepl.transport.hashing import Hashing
 from vrepl.transport.hooks import Hook, Point, no_hook
 from vrepl.transport.slots import Slot, ZeroWrite
+from vrepl.transport.tuning import DEFAULT_TUNING, Tuning
 from vrepl.transport.waits import Waits
 from vrepl.transport.work import Block, Packer, Stretch, survey
 from vrepl.transport.write_rules import Run, Settled, WriteRule, WriteZeros, ZeroWork
 
 PROGRESS_SECONDS = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """`buffers` MiB make the ring, in blocks of the size that the disks want.
-
-    `hashers` threads help the pipeline's own to hash while that is busy with it.
-    """
-
-    buffers: int = 16
-    hashers: int = 1
-
-
-DEFAULT_TUNING = Tuning()
-SINGLE_THREADED = Tuning(buffers=4, hashers=0)
-"""Deterministic where the disks complete at once."""
 
 
 @dataclass(slots=True)

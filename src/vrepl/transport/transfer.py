@@ -24,7 +24,8 @@ from vrepl.ports import (
 from vrepl.transport.checkpoints import Checkpoints, pace_of
 from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.hooks import Hook, SimulatedKill, no_hook
-from vrepl.transport.pipeline import DEFAULT_TUNING, Pipeline, Tuning
+from vrepl.transport.pipeline import Pipeline
+from vrepl.transport.tuning import DEFAULT_TUNING, Tuning
 from vrepl.transport.write_rules import ComparisonRule, DigestRule, VerificationRule, WriteRule
 
 
