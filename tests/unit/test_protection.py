@@ -249,3 +249,12 @@ def test_what_several_failed_of_is_said_once() -> None:
     show_status(console.make_console(out, width=80), Protection.of(NOW, vms), {})
     told = "3 VMs (2 past their objective): last run failed: no space\n  c, b, a\n  hint: make some\n3 VMs, 0 well\n"
     assert out.getvalue().endswith(told)
+
+
+def test_many_that_are_late_are_counted() -> None:
+    out = io.StringIO()
+    vms = [vm(f"vm-{number}", 40 + number) for number in range(21)]
+    show_status(console.make_console(out, width=80), Protection.of(NOW, [*vms, vm("b", 40, result=Result.FAILED)]), {})
+    said = out.getvalue().splitlines()[-3:]
+    assert said[0] == "21 VMs past their objective; vm-20 has a last good copy 1 h 00 min old"
+    assert said[1] == "b: last good copy 40 min 00 s old, objective 30 min; last run failed: no space"

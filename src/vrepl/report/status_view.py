@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -21,6 +22,8 @@ NEED_STYLES = {
     Need.NOTHING: "green",
 }
 
+MOST_LATE = 20
+"""VMs that only miss their objective, with a line each: more are counted, for the table says it of each."""
 LINES_BESIDE = 12
 """Of a terminal, that are left for what stands below the table."""
 
@@ -68,8 +71,17 @@ def _show_table(out: Console, protection: Protection, vms: Sequence[VmProtection
 
 def _show_complaints(out: Console, protection: Protection) -> None:
     """A line for each VM that needs somebody; what several failed of is said once, with all their names."""
+    late = [vm for vm in protection.vms if _is_only_late(vm, protection)]
+    if len(late) > MOST_LATE:
+        oldest = max(late, key=lambda vm: math.inf if (age := vm.age(protection.now)) is None else age)
+        age = oldest.age(protection.now)
+        has = "has no restore point" if age is None else f"has a last good copy {words.duration(age)} old"
+        style = NEED_STYLES[Need.OBJECTIVE_MISSED]
+        console.line(out, f"{len(late)} VMs past their objective; {oldest.name} {has}", style)
     alike: dict[tuple[str, str | None] | str, list[VmProtection]] = {}
     for vm in protection.vms:
+        if len(late) > MOST_LATE and _is_only_late(vm, protection):
+            continue
         if protection.complaint(vm) is not None:
             cause = (vm.error, vm.hint) if vm.failed and vm.error else f"{vm.job} {vm.name}"
             alike.setdefault(cause, []).append(vm)
@@ -80,11 +92,15 @@ def _show_complaints(out: Console, protection: Protection) -> None:
             console.line(out, f"{first.name}: {protection.complaint(first)}", style)
         else:
             missed = sum(vm.objective_met(protection.now) is False for vm in vms)
-            late = f" ({missed} past their objective)" if missed else ""
-            console.line(out, f"{len(vms)} VMs{late}: last run failed: {first.error}", style)
+            past = f" ({missed} past their objective)" if missed else ""
+            console.line(out, f"{len(vms)} VMs{past}: last run failed: {first.error}", style)
             console.line(out, f"  {', '.join(vm.name for vm in vms)}")
         if first.failed and first.hint:
             console.line(out, f"  hint: {first.hint}")
+
+
+def _is_only_late(vm: VmProtection, protection: Protection) -> bool:
+    return vm.objective_met(protection.now) is False and not vm.failed and vm.doubtful is None
 
 
 def _show_count(out: Console, protection: Protection, left_out: int) -> None:
