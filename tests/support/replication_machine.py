@@ -22,7 +22,8 @@ from tests.support.memory_site import MemoryVm
 from tests.support.world import World
 from vrepl.extents import GRAIN, Extent
 from vrepl.report.model import Result
-from vrepl.repository.digests import UNKNOWN, open_lookup
+from vrepl.repository.digest_sets import open_lookup
+from vrepl.repository.digests import UNKNOWN
 from vrepl.transport import checkpoints
 from vrepl.transport.grains import digest
 

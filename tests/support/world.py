@@ -34,7 +34,7 @@ from vrepl.model.guests import GuestLogin, ProgramEnd, Script
 from vrepl.ports import TransferOrder, VerifyOrder
 from vrepl.report.model import RunReport, VmReport
 from vrepl.repository.commit_record import read_commit_record
-from vrepl.repository.digests import open_lookup
+from vrepl.repository.digest_sets import open_lookup
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.store import Repository
 from vrepl.repository.transferlog import TransferLogWriter

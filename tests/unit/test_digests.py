@@ -19,15 +19,14 @@ from vrepl.model import TransferKind
 from vrepl.ports import DigestFiles, DigestLookup
 from vrepl.repository import digests as digests_module
 from vrepl.repository.digest_folder import BASE_NAME, DiskFolder
+from vrepl.repository.digest_sets import DigestSet, open_lookup
 from vrepl.repository.digest_writing import fold, merge_deltas, runs_of_entries, write_base, write_delta
 from vrepl.repository.digests import (
     GRAINS_PER_PAGE,
     HEADER,
     PAGE,
     ZERO,
-    DigestSet,
     encode_header,
-    open_lookup,
     read_base_header,
     read_delta_header,
 )

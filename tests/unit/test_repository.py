@@ -41,7 +41,7 @@ from vrepl.repository.commit_record import (
     parse_commit_record,
     read_mark,
 )
-from vrepl.repository.digests import open_lookup
+from vrepl.repository.digest_sets import open_lookup
 from vrepl.repository.documents import DamagedError, with_checksum
 from vrepl.repository.intent import DiskIntent, Intent, Journal, PreparedAccess
 from vrepl.repository.rebuild import FoundReplica, rebuild

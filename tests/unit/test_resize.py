@@ -16,7 +16,7 @@ from vrepl.extents import GRAIN, SECTOR, Extent
 from vrepl.model import OnResize, RetentionPolicy, TransferKind
 from vrepl.ports import DigestFiles
 from vrepl.report.model import Result, VmReport
-from vrepl.repository.digests import GrownDigestSet, open_lookup
+from vrepl.repository.digest_sets import GrownDigestSet, open_lookup
 
 SMALL = 16 * GRAIN
 LARGE = 24 * GRAIN

@@ -275,7 +275,7 @@ def test_a_full_disk_names_the_file_and_loses_nothing_recorded(tmp_path: Path) -
 
 def test_movers_load_no_libcrypto_through_it() -> None:
     code = (
-        "import sys, vrepl.repository.transferlog, vrepl.repository.digests;"
+        "import sys, vrepl.repository.transferlog, vrepl.repository.digest_sets;"
         "heavy = {'ssl', 'hashlib', '_hashlib', 'tempfile', 'random', 'uuid', 'pydantic', 'asyncio', 'pyVmomi'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

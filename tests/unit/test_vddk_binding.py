@@ -171,7 +171,7 @@ def test_only_anothers_openssl_is_foreign() -> None:
 
 def test_what_a_mover_imports_brings_no_openssl() -> None:
     script = (
-        "import vrepl.movers.worker, vrepl.repository.digests, vrepl.repository.transferlog, sys, pathlib\n"
+        "import vrepl.movers.worker, vrepl.repository.digest_sets, vrepl.repository.transferlog, sys, pathlib\n"
         "from vrepl.vddk.purity import assert_pure\n"
         "assert_pure(pathlib.Path('/opt/vddk'))\n"
         "heavy = ('ssl', 'hashlib', 'tempfile', 'random', 'uuid', 'pydantic', 'asyncio')\n"

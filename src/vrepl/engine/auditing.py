@@ -22,7 +22,7 @@ from vrepl.planner.disks import regions_of, without_cbt
 from vrepl.ports import DigestFiles
 from vrepl.report.model import AuditReport
 from vrepl.repository.audit_book import read_audit_book, write_audit_book
-from vrepl.repository.digests import open_lookup
+from vrepl.repository.digest_sets import open_lookup
 from vrepl.repository.replica_folder import Doubt, ReplicaFolder
 
 MANY = 256

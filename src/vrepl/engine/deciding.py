@@ -23,7 +23,7 @@ from vrepl.planner.preflight import unreplicable_disk_reason
 from vrepl.planner.tracking import tracking_break
 from vrepl.planner.vm import ReplicaAction, VmPlan
 from vrepl.ports import DigestFiles
-from vrepl.repository.digests import open_lookup
+from vrepl.repository.digest_sets import open_lookup
 from vrepl.repository.replica_folder import ReplicaFolder
 from vrepl.repository.transferlog import read_log
 

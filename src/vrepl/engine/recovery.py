@@ -14,8 +14,9 @@ from typing import Protocol
 from vrepl.engine.access_identity import RELOCATE, dead_identities
 from vrepl.engine.consolidation import consolidate
 from vrepl.engine.context import Services
+from vrepl.engine.dead_intent import forget_contradicted_disks
 from vrepl.engine.knowledge import leaf_identity, restore_point_snapshots, settings_of
-from vrepl.engine.marks import SourceMark, restore_point_snapshot_name, san_mark_of, source_mark_of
+from vrepl.engine.marks import restore_point_snapshot_name, san_mark_of, source_mark_of
 from vrepl.errors import DiskError, InterruptedRunError, NotFoundError, UsageError, VreplError
 from vrepl.model import ReplicaRecord, Side, Snapshot, VirtualMachine
 from vrepl.ports import Inventory, SnapshottedSite
@@ -77,7 +78,7 @@ def recover_source(
     if seen is not None:
         seen.original = now
     found += end_access_of_the_dead(services, folder, site, now)
-    found += _doubt_positions(services, folder, site, now)
+    found += forget_contradicted_disks(services, folder, site, now)
     removed = remove_source_snapshots(services, site, now)
     found += removed
     found += _consolidate(services, site, site.read_vm(vm.ref) if removed else now)
@@ -211,26 +212,6 @@ def end_access_of_the_dead(services: Services, folder: ReplicaFolder, site: Inve
     if RELOCATE in site.read_vm(vm.ref).disabled_methods:
         return []
     return [f"gave back the access to {vm.name} at {site.name} that a dead run held"]
-
-
-def _doubt_positions(services: Services, folder: ReplicaFolder, site: SnapshottedSite, vm: VirtualMachine) -> list[str]:
-    """The source snapshot of a run that was killed knows its change IDs: an intent with others is not believed."""
-    intent = folder.intent()
-    if intent is None or not intent.disks:
-        return []
-    for snapshot in vm.snapshots:
-        if source_mark_of(snapshot) != SourceMark(services.repository.id, intent.disks_run_id):
-            continue
-        state = site.read_snapshot(snapshot.ref)
-        there = {disk.key: disk.position for disk in state.disks}
-        if all(there.get(disk.source_key) == disk.position for disk in intent.disks):
-            continue
-        folder.save_intent(replace(intent, disks=()))
-        return [
-            f"what run {intent.disks_run_id} noted of its disks is not what its source snapshot says: nothing that it "
-            "moved counts"
-        ]
-    return []
 
 
 def _consolidate(services: Services, site: SnapshottedSite, vm: VirtualMachine) -> list[str]:

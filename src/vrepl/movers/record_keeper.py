@@ -13,7 +13,7 @@ from vrepl.extents import Extent
 from vrepl.movers import messages
 from vrepl.movers.messages import Json
 from vrepl.ports import DigestFiles
-from vrepl.repository.digests import DigestSet, open_lookup
+from vrepl.repository.digest_sets import DigestSet, open_lookup
 from vrepl.repository.transferlog import TransferLogWriter
 
 

@@ -30,7 +30,7 @@ class MoverSettings:
     hashers: int = 1
     engine: str = "vrepl.vddk.engine:start"
     """What starts the disk engine, as `package.module:name`; the process loads no other."""
-    open_lookup: str = "vrepl.repository.digests:open_lookup"
+    open_lookup: str = "vrepl.repository.digest_sets:open_lookup"
     log_writer: str = "vrepl.repository.transferlog:TransferLogWriter"
     readback: str = "sample"
     sysroot: Path = Path("/")

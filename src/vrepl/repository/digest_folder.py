@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vrepl.extents import Extent, grain_count, subtract
 from vrepl.ports import DigestFiles
+from vrepl.repository.digest_sets import open_lookup
 from vrepl.repository.digest_writing import fold, merge_deltas, runs_of_entries, write_base, write_delta
 from vrepl.repository.digests import (
     GRAINS_PER_PAGE,
@@ -21,7 +22,6 @@ from vrepl.repository.digests import (
     BaseReader,
     DeltaHeader,
     DeltaReader,
-    open_lookup,
     read_base_header,
     read_delta_header,
 )

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vrepl.extents import grain_count
+from vrepl.repository.digest_sets import DigestSet
 from vrepl.repository.digests import (
     BASE_PAGE,
     DIGEST_SIZE,
@@ -31,7 +32,6 @@ from vrepl.repository.digests import (
     BaseReader,
     DeltaHeader,
     DeltaReader,
-    DigestSet,
     encode_header,
     read_base_header,
     read_delta_header,
