@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.estates import estate, job_table
-from vrepl.app import composition
+from vrepl.app import composition, routes
 from vrepl.cli import running
 from vrepl.cli.state import State
 from vrepl.config import LoadedConfig, parse
@@ -272,6 +272,6 @@ def test_vddk_that_was_to_be_there_is_missed(
     text = job_table("web", ["a"], 'proxy = "p"' if "proxies" in lines else "") + lines
     loaded, _ = estate(tmp_path, text)
     told: list[str] = []
-    monkeypatch.setattr(composition.logger, "warning", lambda said, reason: told.append(reason))
-    composition.warn_of_missed_vddk(composition.route_of(loaded, loaded.job("web")))
+    monkeypatch.setattr(routes.logger, "warning", lambda said, reason: told.append(reason))
+    routes.warn_of_missed_vddk(routes.route_of(loaded, loaded.job("web")))
     assert told == [f"no VDDK in {tmp_path / name}" for name in warned]

@@ -7,17 +7,9 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from vrepl.app.composition import (
-    Route,
-    Sites,
-    launcher_of,
-    machine_of,
-    make_movers,
-    mover_settings,
-    now,
-    open_repository,
-    proxy_machine,
-)
+from vrepl.app.composition import Sites, make_movers, mover_settings, now, open_repository
+from vrepl.app.machines import launcher_of, machine_of, proxy_machine
+from vrepl.app.routes import Route
 from vrepl.checks.facts import World
 from vrepl.config import LoadedConfig
 from vrepl.model import DataEngine, Datastore, ReplicaPlacement, TransportMode, VirtualMachine

@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 import datetime as dt
-import logging
 import os
 import pwd
 import secrets as randomness
 import threading
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vrepl.app.machines import ProxyMachine, launcher_of, machine_of, proxy_machine
+from vrepl.app.routes import Route, warn_of_missed_vddk
 from vrepl.app.scripts import JobScripts
 from vrepl.config import LoadedConfig
 from vrepl.engine import Engine, EngineEvents, Services, SilentEvents
 from vrepl.engine.context import Patience
-from vrepl.errors import ConnectionFailedError, LibraryError, MoverError, UsageError, VreplError
-from vrepl.model import Bandwidth, DataEngine, JobSettings, ReplicaRecord
-from vrepl.planner.modes import THIS_MACHINE, ProxyFacts
+from vrepl.errors import UsageError
+from vrepl.model import DataEngine, JobSettings
+from vrepl.planner.modes import ProxyFacts
 from vrepl.ports import ModeChooser
 from vrepl.proxy.chooser import RuleModeChooser
-from vrepl.proxy.facts import Machine, ThisMachine, gather_facts
-from vrepl.proxy.machine import FarMachine, Remembered
+from vrepl.proxy.facts import gather_facts
 from vrepl.proxy.placement import ProxyPlacement
-from vrepl.proxy.ssh import SshLauncher, SshMachine, host_of
 from vrepl.repository.store import Repository
 from vrepl.secrets import Secrets
 
 if TYPE_CHECKING:
-    from vrepl.movers.launching import Launcher
     from vrepl.movers.pool import VddkMovers
     from vrepl.movers.settings import MoverSettings
     from vrepl.vsphere.session import SiteSettings
     from vrepl.vsphere.site import VsphereSite
-
-logger = logging.getLogger(__name__)
 
 
 def open_repository(loaded: LoadedConfig) -> Repository:
@@ -130,173 +123,6 @@ class Sites:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyMachine:
-    """The machine that a data mover runs on, as far as the configuration tells."""
-
-    name: str
-    libdir: Path
-    sysroot: Path
-    engine: DataEngine = DataEngine.VDDK
-    engine_reason: str = ""
-    """Why this one."""
-    vddk_is_missed: bool = False
-    """The configuration names a folder of VDDK, which holds none, so vrepl's own engine takes its place."""
-    ssh: SshMachine | None = None
-    """How it is reached; None: it is the machine that vrepl runs on, or a folder that stands for one."""
-    address: str = ""
-    listens: bool = False
-    ports: tuple[int, int] = (0, 0)
-    """Where movers of other machines connect to it, and whether they may."""
-
-    @property
-    def key(self) -> str:
-        """Its name in the configuration; empty for this machine with [vddk]."""
-        return "" if self.name == THIS_MACHINE else self.name
-
-
-def proxy_machine(loaded: LoadedConfig, name: str | None) -> ProxyMachine:
-    """The named proxy, or this machine with `[vddk]`."""
-    vddk = loaded.config.vddk
-    if name is None:
-        engine, why = choose_engine(vddk.engine, "[vddk]", vddk.libdir)
-        return ProxyMachine(
-            THIS_MACHINE, vddk.libdir, Path("/"), engine, why, _missed(vddk.engine, engine, vddk.model_fields_set)
-        )
-    if name not in loaded.config.proxies:
-        raise UsageError(f"no proxy {name} is configured", hint=f"{loaded.path}: [proxies.{name}]")
-    table = loaded.config.proxies[name]
-    libdir = table.libdir or vddk.libdir
-    where = "[vddk]" if table.engine is None else f"[proxies.{name}]"
-    wish = table.engine or vddk.engine
-    ssh = None if table.ssh is None else SshMachine(name, table.ssh, table.ssh_config, table.python)
-    engine, why = choose_engine(wish, where, libdir, ssh)
-    named = (table if table.libdir else vddk).model_fields_set
-    missed = _missed(wish, engine, named)
-    if ssh is None:
-        return ProxyMachine(name, libdir, table.sysroot, engine, why, missed)
-    address = table.address or host_of(ssh.destination)
-    return ProxyMachine(name, libdir, table.sysroot, engine, why, missed, ssh, address, table.listen, table.port_range)
-
-
-def _missed(wish: str, engine: DataEngine, said: Collection[str]) -> bool:
-    return wish == "auto" and engine is DataEngine.OWN and "libdir" in said
-
-
-@cache
-def machine_of(proxy: ProxyMachine) -> Machine:
-    """What a proxy sees of itself; one behind ssh is asked each thing once."""
-    if proxy.ssh is None:
-        return ThisMachine(proxy.sysroot)
-    return Remembered(FarMachine(proxy.ssh, proxy.sysroot))
-
-
-@cache
-def _vddk_there(ssh: SshMachine, libdir: Path) -> tuple[str | None, str]:
-    told = FarMachine(ssh).facts(libdir=str(libdir), finder="vrepl.vddk.library:find_library")
-    return told["library"], told["no_library"]
-
-
-def choose_engine(wish: str, where: str, libdir: Path, ssh: SshMachine | None = None) -> tuple[DataEngine, str]:
-    """Whose code opens disks, and why; VDDK is taken where it is installed, unless `wish` says otherwise.
-
-    `ssh`: the machine that is meant. Raises ConnectionFailedError or MoverError where it cannot be asked.
-    """
-    from vrepl.vddk.library import find_library
-
-    if wish != "auto":
-        return DataEngine(wish), f'{where} engine = "{wish}"'
-    if ssh is not None:
-        library, _ = _vddk_there(ssh, libdir)
-        if library is None:
-            return DataEngine.OWN, f"no VDDK in {libdir} of proxy {ssh.name}"
-        return DataEngine.VDDK, f"VDDK is installed on proxy {ssh.name}: {library}"
-    try:
-        return DataEngine.VDDK, f"VDDK is installed: {find_library(libdir)}"
-    except LibraryError:
-        return DataEngine.OWN, f"no VDDK in {libdir}"
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Which machine serves which site, and how fast bytes may move between them."""
-
-    machines: tuple[tuple[str, ProxyMachine], ...]
-    """By site name, several for one where it has several; any other site is served by this machine."""
-    default: ProxyMachine
-    limits: tuple[Bandwidth, ...] = ()
-    """The tightest counts."""
-    readback: str = "sample"
-    """How much of what vrepl's own engine wrote is read back: `sample` or `all`."""
-
-    def machine(self, site: str) -> ProxyMachine:
-        """The first that serves it."""
-        return self.machines_at(site)[0]
-
-    def machines_at(self, site: str) -> tuple[ProxyMachine, ...]:
-        return tuple(machine for name, machine in self.machines if name == site) or (self.default,)
-
-
-def reachable_machines(loaded: LoadedConfig, names: Sequence[str]) -> list[ProxyMachine]:
-    """The named proxies; this machine where none is named. One that cannot be had is left out, and told of.
-
-    Raises what stands in the way where none is left.
-    """
-    if not names:
-        return [proxy_machine(loaded, None)]
-    found: list[ProxyMachine] = []
-    failure: VreplError | None = None
-    with ThreadPoolExecutor(max_workers=len(names), thread_name_prefix="proxies") as pool:
-        for name, asked in [(name, pool.submit(proxy_machine, loaded, name)) for name in names]:
-            try:
-                found.append(asked.result())
-            except (ConnectionFailedError, MoverError) as error:
-                logger.warning("proxy %s is left out of this run: %s", name, error.message)
-                failure = error
-    if not found and failure is not None:
-        raise failure
-    return found
-
-
-def warn_of_missed_vddk(route: Route) -> None:
-    """Where VDDK was to be had, and another engine takes its place: so that nobody waits for HotAdd in vain."""
-    for machine in dict.fromkeys(machine for _, machine in route.machines or (("", route.default),)):
-        if machine.vddk_is_missed:
-            said = '%s, where the configuration has it: vrepl\'s own engine takes its place (engine = "own" says so)'
-            logger.warning(said, machine.engine_reason)
-
-
-def route_of(loaded: LoadedConfig, job: JobSettings) -> Route:
-    """Of a job's transfers."""
-    sites = loaded.config.sites
-    return Route(
-        tuple(
-            (site, machine)
-            for site in dict.fromkeys((job.source, job.target))
-            for machine in reachable_machines(loaded, job.proxies_at(site))
-        ),
-        proxy_machine(loaded, None),
-        (job.bandwidth, *(sites[name].bandwidth.bandwidth() for name in (job.source, job.target) if name in sites)),
-        job.readback,
-    )
-
-
-def verification_route(loaded: LoadedConfig, replicas: Sequence[ReplicaRecord]) -> Route:
-    """Of reading these replicas back: at each site, the proxy of the first configured job that writes there.
-
-    The sites' limits hold; those of jobs are for their transfers.
-    """
-    config = loaded.config
-    machines: dict[str, ProxyMachine] = {}
-    for record in replicas:
-        job = config.jobs.get(record.job)
-        if job is not None and job.target == record.target_site:
-            machines.setdefault(record.target_site, proxy_machine(loaded, next(iter(job.proxy.target), None)))
-    names = dict.fromkeys(record.target_site for record in replicas)
-    limits = tuple(config.sites[name].bandwidth.bandwidth() for name in names if name in config.sites)
-    return Route(tuple(machines.items()), proxy_machine(loaded, None), limits)
 
 
 class Workshop:
@@ -410,14 +236,6 @@ def make_movers(
         launchers=lambda name: launcher_of(proxy_machine(loaded, name)) if name is not None else LocalLauncher(),
         authority=StreamAuthority,
     )
-
-
-def launcher_of(proxy: ProxyMachine) -> Launcher:
-    from vrepl.movers.launching import LocalLauncher
-
-    if proxy.ssh is None:
-        return LocalLauncher()
-    return SshLauncher(proxy.ssh, proxy.address, proxy.listens, proxy.ports)
 
 
 def mode_chooser(loaded: LoadedConfig, route: Route, sites: Sites) -> ModeChooser:

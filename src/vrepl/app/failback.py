@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from vrepl.app.composition import Route, Workshop, proxy_machine, route_of
+from vrepl.app.composition import Workshop
 from vrepl.app.failover import surroundings, target_site
+from vrepl.app.machines import proxy_machine
+from vrepl.app.routes import Route, route_of
 from vrepl.config import LoadedConfig
 from vrepl.engine import Engine
 from vrepl.engine.context import FailbackContext, FailoverContext

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vrepl.app.composition import Sites, Workshop, new_id, now, open_repository, route_of
+from vrepl.app.composition import Sites, Workshop, new_id, now, open_repository
 from vrepl.app.probes import LocalProbe, process_has_ended, process_name
+from vrepl.app.routes import route_of
 from vrepl.app.scripts import LocalCommands
 from vrepl.config import LoadedConfig
 from vrepl.config.load import sites_of

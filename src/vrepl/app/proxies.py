@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from vrepl.app.composition import Sites, launcher_of, machine_of, mover_settings, proxy_machine
+from vrepl.app.composition import Sites, mover_settings
+from vrepl.app.machines import launcher_of, machine_of, proxy_machine
 from vrepl.config import LoadedConfig
 from vrepl.errors import NotFoundError, UsageError, VreplError
 from vrepl.movers.process import MoverProcess, Spawner

@@ -81,7 +81,8 @@ def remove(state: State, vm: str, keep_vm: bool, source_is_gone: bool, yes: bool
     Only a VM that bears this repository's mark is touched, and never one that is failed over or powered on. As long as
     a job has the VM, its next run makes a new replica.
     """
-    from vrepl.app.composition import Workshop, verification_route
+    from vrepl.app.composition import Workshop
+    from vrepl.app.routes import verification_route
     from vrepl.engine.retirement import retire
     from vrepl.report.listing import find_replica
 

@@ -120,7 +120,8 @@ def replicate(
     """
     if dry_run:
         context.exit(_plan(state, jobs, vms, mappings))
-    from vrepl.app.composition import Workshop, route_of
+    from vrepl.app.composition import Workshop
+    from vrepl.app.routes import route_of
     from vrepl.app.telling import Teller
     from vrepl.cli import running
     from vrepl.cli.running import events_for
@@ -174,7 +175,8 @@ def replicate(
 
 
 def _plan(state: State, jobs: tuple[str, ...], vms: tuple[str, ...], mappings: tuple[str, ...]) -> int:
-    from vrepl.app.composition import Workshop, route_of
+    from vrepl.app.composition import Workshop
+    from vrepl.app.routes import route_of
     from vrepl.cli import running
     from vrepl.report.estimate import estimate, past_rates
 

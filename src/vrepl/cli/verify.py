@@ -49,7 +49,8 @@ def verify(
     With --source the newest restore point is compared with its source instead: a change that change tracking missed
     is missing from replica and digests alike, and nothing else finds it.
     """
-    from vrepl.app.composition import Workshop, route_of, verification_route
+    from vrepl.app.composition import Workshop
+    from vrepl.app.routes import route_of, verification_route
     from vrepl.app.telling import Teller
     from vrepl.cli import running
     from vrepl.cli.running import events_for
