@@ -118,7 +118,7 @@ def test_in_a_test_too_and_home_with_those_that_it_had(runs: Addressed) -> None:
     assert runs.shown("prod", "web-01") == runs.had
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_customisation_comes_to_is_said(runs: Addressed) -> None:
     runs.replicate()
     runs.lab.set("dr.customize_needs_tools=yes")

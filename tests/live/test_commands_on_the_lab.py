@@ -114,7 +114,7 @@ def test_an_interrupted_run_leaves_the_source_clean_and_the_next_goes_on(folder:
     assert told(folder, "verify", "web-01")["vms"][0]["result"] == "success"
 
 
-@pytest.mark.parametrize("vm", ["db-01", "app-01"])
+@pytest.mark.parametrize("vm", ["db-01", pytest.param("app-01", marks=pytest.mark.long)])
 def test_check_names_the_host_whose_port_is_closed(vm: str, folder: Path) -> None:
     """Whether or not it is that of the VM (app-01, which is off) whose disk VDDK would read."""
     host = next(one["host"] for one in told(folder, "vms", "prod")["vms"] if one["name"] == vm)

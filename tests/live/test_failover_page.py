@@ -109,7 +109,7 @@ def test_what_the_page_says_to_type_is_enough(start_lab: Callable[[LabSpec], Lab
     assert running() == {"db-01-replica", "web-01-replica"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_move_and_the_ways_home_are_typed(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> None:
     """Every other command of the page, with the answer to its question given beforehand; both sites are there."""
     lab = start_lab(LabSpec.of_vms(*VMS, job_vms=["web-01", "db-01"]))

@@ -136,7 +136,7 @@ def test_a_script_that_goes_wrong_ends_as_its_policy_says(guest: Guest, name: st
         assert all("logins of [jobs.NAME.guest]" in one["error"] for one in vm["scripts"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_quiesced_snapshot_that_takes_too_long_is_given_up_and_removed(guest: Guest) -> None:
     """And the guest is thawed when its time has passed, not when vSphere is done."""
     guest.replicate()  # the first snapshot after change tracking was switched on is not quiesced

@@ -89,7 +89,7 @@ def names_in(tree: Any) -> list[str]:
 # -- interrupted ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first_run", [True, False])
+@pytest.mark.parametrize("first_run", [pytest.param(True, marks=pytest.mark.long), False])
 def test_a_run_killed_at_60_percent_goes_on_there(start_runs: StartRuns, first_run: bool) -> None:
     runs = start_runs(DiskSpec(96 * MIB, content="random" if first_run else "empty", fill=0.9))
     if not first_run:
@@ -122,6 +122,7 @@ def test_a_resumed_run_needs_no_snapshot_of_the_killed_one(start_runs: StartRuns
     assert_sealed(runs, report)
 
 
+@pytest.mark.long
 def test_what_a_killed_run_held_is_given_back_and_consolidated(start_runs: StartRuns) -> None:
     """Its data mover's locks outlive it: the snapshot goes at once, its files once the locks are gone."""
     runs = start_runs(DiskSpec(32 * MIB, content="random", fill=0.9))

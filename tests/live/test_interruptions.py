@@ -96,13 +96,24 @@ def kill_in(runs: Runs, fault: str, under_way: Callable[[], bool]) -> None:
 
 
 FIRST_RUN_STEPS = [("prod", "ReconfigVM_Task"), ("dr", "CreateVM_Task")]
+LONG = pytest.mark.long
 STEPS = [
-    ("prod", "CreateSnapshot_Task"),
-    ("prod", "QueryChangedDiskAreas"),
-    ("prod", "RemoveSnapshot_Task"),
-    ("dr", "CreateSnapshot_Task"),
+    pytest.param("prod", "CreateSnapshot_Task", False, id="prod-CreateSnapshot_Task-sent", marks=LONG),
+    pytest.param("prod", "CreateSnapshot_Task", True, id="prod-CreateSnapshot_Task-running"),
+    pytest.param("prod", "QueryChangedDiskAreas", False, id="prod-QueryChangedDiskAreas-sent"),
+    pytest.param("prod", "RemoveSnapshot_Task", False, id="prod-RemoveSnapshot_Task-sent"),
+    pytest.param("prod", "RemoveSnapshot_Task", True, id="prod-RemoveSnapshot_Task-running", marks=LONG),
+    pytest.param("dr", "CreateSnapshot_Task", False, id="dr-CreateSnapshot_Task-sent", marks=LONG),
+    pytest.param("dr", "CreateSnapshot_Task", True, id="dr-CreateSnapshot_Task-running"),
 ]
-DISK_STEPS = [("prod", "prepare"), ("dr", "prepare"), ("prod", "open"), ("dr", "write"), ("dr", "close")]
+"""Both while the request is under way, and while the task that it started runs."""
+DISK_STEPS = [
+    ("prod", "prepare"),
+    pytest.param("dr", "prepare", marks=LONG),
+    pytest.param("prod", "open", marks=LONG),
+    ("dr", "write"),
+    ("dr", "close"),
+]
 
 
 @pytest.mark.parametrize(("number", "site", "method"), [(i, *step) for i, step in enumerate(FIRST_RUN_STEPS)])
@@ -115,12 +126,8 @@ def test_killed_in_a_step_of_the_first_run(number: int, site: str, method: str, 
         assert sum(vm.name.startswith(runs.vm) for vm in view.view) == 1, "no half-made replica is left beside it"
 
 
-@pytest.mark.parametrize("running", [False, True], ids=["sent", "running"])
-@pytest.mark.parametrize(("site", "method"), STEPS)
+@pytest.mark.parametrize(("site", "method", "running"), STEPS)
 def test_killed_in_a_call_of_a_later_run(site: str, method: str, running: bool, runs: Runs) -> None:
-    """Both while the request is under way, and while the task that it started runs."""
-    if running and not method.endswith("_Task"):
-        pytest.skip("it starts no task")
     runs.json("replicate", "demo", "--vm", runs.vm)
     change(runs)
     if running:
@@ -168,7 +175,11 @@ def test_ctrl_c_in_mid_transfer(runs: Runs) -> None:
 
 @pytest.mark.parametrize(
     ("site", "method"),
-    [("prod", "CreateSnapshot_Task"), ("prod", "RemoveSnapshot_Task"), ("dr", "CreateSnapshot_Task")],
+    [
+        pytest.param("prod", "CreateSnapshot_Task", marks=LONG),
+        ("prod", "RemoveSnapshot_Task"),
+        pytest.param("dr", "CreateSnapshot_Task", marks=LONG),
+    ],
 )
 def test_ctrl_c_while_a_task_never_ends(site: str, method: str, runs: Runs) -> None:
     """The run does not wait for it any longer, and the source is as clean as it can be."""
@@ -247,7 +258,7 @@ def replicate_under(vms: Sequence[Runs], *faults: str) -> tuple[list[Any], str]:
     return reports, done.stderr
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [pytest.param(1, marks=LONG), 2])
 def test_a_fifth_of_all_calls_fails_and_each_disk_loses_a_mover(seed: int, quick_lab: Lab, tmp_path: Path) -> None:
     """Each VM has one disk here, so a rule of its own."""
     vms = [Runs(quick_lab, tmp_path, vm=name) for name in ("one-0", "one-1")]

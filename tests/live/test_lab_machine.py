@@ -28,7 +28,7 @@ GRAINS = 16 * MIB // GRAIN
 RETENTION = 3
 SPEC = LabSpec.of_vms(VmSpec("web-01", disks=(DiskSpec(CAPACITY, content="random", fill=0.8),)), job_vms=["web-01"])
 SETTINGS = settings(
-    max_examples=4,
+    max_examples=2,
     stateful_step_count=10,
     deadline=None,
     derandomize=True,

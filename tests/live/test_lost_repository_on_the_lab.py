@@ -38,7 +38,9 @@ def killed_in_mid_transfer(runs: Runs) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sealed_before", [True, False], ids=["a later run", "the first run"])
+@pytest.mark.parametrize(
+    "sealed_before", [pytest.param(True, marks=pytest.mark.long), False], ids=["a later run", "the first run"]
+)
 def test_killed_in_mid_transfer_and_the_repository_lost_with_it(runs: Runs, sealed_before: bool) -> None:
     kept = []
     if sealed_before:

@@ -195,7 +195,11 @@ def reconfigurations(lab: Lab) -> int:
     return sum(lab.soap_calls(site)["by_method"].get("ReconfigVM_Task", 0) for site in ("prod", "dr"))
 
 
-@pytest.mark.parametrize("numbers", [(2,), pytest.param((1, 3, 4), marks=pytest.mark.long)], ids=["one", "all others"])
+@pytest.mark.parametrize(
+    "numbers",
+    [pytest.param((2,), marks=pytest.mark.long), pytest.param((1, 3, 4), marks=pytest.mark.long)],
+    ids=["one", "all others"],
+)
 def test_killed_at_a_call_that_attaches_or_detaches(start_runs: StartRuns, numbers: tuple[int, ...]) -> None:
     """Two disks come and go; each task takes its time, so that some are under way as the run dies."""
     runs = start_runs(4)

@@ -160,7 +160,8 @@ def kept_files(lab: Lab) -> list[bytes]:
     return [path.read_bytes() for path in paths if path.is_file() and not path.is_symlink()]
 
 
-@pytest.mark.parametrize("site", [pytest.param("prod", marks=pytest.mark.long), "dr"])
+@pytest.mark.long
+@pytest.mark.parametrize("site", ["prod", "dr"])
 def test_a_killed_worker_costs_its_disks_a_retry(runs: Runs, site: str) -> None:
     change_everything(runs, f"killed at {site}")
 
@@ -192,7 +193,8 @@ def stall(runs: Runs, seconds: float) -> Callable[[], None]:
     return act
 
 
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [3.0, 60.0])
 def test_a_silent_link_is_a_pause(runs: Runs, seconds: float) -> None:
     change_everything(runs, f"silent for {seconds}")
     vms = in_mid_run(runs, stall(runs, seconds))

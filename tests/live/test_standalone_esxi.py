@@ -16,7 +16,9 @@ from vrepl_lab.spec import PROXY_VM, LabSpec, standalone
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("where", ["prod", "dr", "both"])
+@pytest.mark.parametrize(
+    "where", [pytest.param("prod", marks=pytest.mark.long), pytest.param("dr", marks=pytest.mark.long), "both"]
+)
 def test_the_demos_job(where: str, start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> None:
     spec = small_spec()
     lab = start_lab(standalone(spec, where))

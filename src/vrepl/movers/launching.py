@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -110,7 +111,8 @@ def start_host(
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
-            _pipe(pipe).close()
+            with suppress(OSError):  # what was not written when it ended cannot be
+                _pipe(pipe).close()
         raise
 
 
