@@ -130,7 +130,7 @@ def test_json_log_lines_have_times_with_an_offset(folder: Path) -> None:
     assert told["time"][-6] in "+-"
 
 
-@pytest.mark.parametrize("kilobytes", [50000, 60000, 70000, 90000])
+@pytest.mark.parametrize("kilobytes", [55000, 60000, 70000, 90000])
 def test_too_little_memory_is_said_in_words(folder: Path, kilobytes: int) -> None:
     (folder / "password").write_text("x")
     (folder / "password").chmod(0o600)

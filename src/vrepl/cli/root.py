@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import sys
 import threading
@@ -199,13 +200,18 @@ def is_lack_of_memory(error: BaseException) -> bool:
         case ImportError():
             # http.client swallows that ssl could not be mapped, and is then without what needs it.
             return (
-                "failed to map segment" in str(error)
-                or "cannot allocate memory" in str(error).lower()
-                or (error.name == "http.client" and "ssl" not in sys.modules)
+                "cannot allocate memory" in str(error).lower() or "failed to map segment" in str(error) or _is_limited()
             )
+        case SystemError():
+            return "without exception set" in str(error) or "without setting an exception" in str(error)
         case RuntimeError():
             return "can't start new thread" in str(error)
     return False
+
+
+def _is_limited() -> bool:
+    """Whether this process may map only so much: then what cannot be imported was there, and had no room."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _help_hint(context: click.Context | None) -> str | None:
