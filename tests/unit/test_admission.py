@@ -153,6 +153,7 @@ def test_whatever_is_asked_no_limit_is_passed_and_all_gets_its_turn(work: list[W
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(RESOURCES), st.sampled_from(RESOURCES)), min_size=1, max_size=40))
+@pytest.mark.slow
 def test_no_room_is_left_unused_while_equal_demands_wait_for_it(pairs: list[tuple[Resource, Resource]]) -> None:
     admission = Admission(limit_of)
     demands = [Demand(number, dict.fromkeys(pair, 1.0)) for number, pair in enumerate(pairs)]

@@ -123,6 +123,7 @@ def equal(world: World) -> bool:
 
 
 @pytest.mark.parametrize("grain", [0, 17, 39])
+@pytest.mark.slow
 def test_a_missed_change_is_found_within_the_runs_that_the_arithmetic_says(world: World, grain: int) -> None:
     miss(world, grain)
     for _ in range(11):  # a tenth of the disk each day, and a day for the rounding
@@ -162,6 +163,7 @@ def test_a_missed_change_is_found_within_the_runs_that_the_arithmetic_says(world
     assert [disk.kind for disk in report.vms[0].disks] == [TransferKind.INCREMENTAL]
 
 
+@pytest.mark.slow
 def test_points_from_before_the_grain_was_last_audited_are_not_doubted(world: World) -> None:
     for _ in range(11):
         run(world)
@@ -210,6 +212,7 @@ def _newest(world: World) -> str:
     return folder_of(world).restore_points()[-1].id
 
 
+@pytest.mark.slow
 def test_an_alarm_looks_for_what_else_was_missed(world: World) -> None:
     """The older lie lies where the audit comes by later: the points that it made wrong are doubtful all the same."""
     for _ in range(8):
@@ -236,6 +239,7 @@ def test_an_alarm_looks_for_what_else_was_missed(world: World) -> None:
     assert all(folder.doubt(name) is not None for name in missed_38)
 
 
+@pytest.mark.slow
 def test_what_a_guest_gave_back_is_no_alarm_and_is_settled(world: World) -> None:
     world.source.cbt_misses = lambda index, offset: True
     world.source.guest_unmap(source(world), 0, Extent(3 * GRAIN, 2 * GRAIN))
@@ -249,6 +253,7 @@ def test_what_a_guest_gave_back_is_no_alarm_and_is_settled(world: World) -> None
     assert equal(world)
 
 
+@pytest.mark.slow
 def test_grains_without_a_sure_digest_are_read_and_recorded_not_judged(world: World) -> None:
     folder = folder_of(world)
     [base] = (folder.path / "disks" / "2000").glob("base*.digests")
@@ -266,6 +271,7 @@ def test_grains_without_a_sure_digest_are_read_and_recorded_not_judged(world: Wo
     assert world.engine().verify(Repository.open(world.folder).replicas()).exit_code == 0
 
 
+@pytest.mark.slow
 def test_an_audit_that_is_off_reads_nothing(world: World) -> None:
     world.job = replace(world.job, audit=None)
     miss(world, 7)
@@ -372,6 +378,7 @@ def test_verify_source_says_where_change_tracking_tells_nothing(world: World) ->
     assert "does not say what" in found.error.message
 
 
+@pytest.mark.slow
 def test_a_verification_that_dies_at_the_source_leaves_nothing_for_good(world: World) -> None:
     for at in range(40):
         moments = iter(range(200))

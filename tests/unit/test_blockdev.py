@@ -143,6 +143,7 @@ SHOWN = st.tuples(st.integers(0, 15), st.integers(2, 4), IDENTITIES, st.sampled_
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(SHOWN, max_size=6, unique_by=lambda one: one[:2]))
+@pytest.mark.slow
 def test_whatever_a_machine_has_the_disk_found_is_the_one_or_none(
     image: Path, shown: list[tuple[int, int, str, int | None]]
 ) -> None:
@@ -184,6 +185,7 @@ def write(disk: BlockDisk, offset: int, data: bytes) -> VreplError | None:
     return answers[0]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_not_the_right_one_is_detached_and_held_against_the_mode(
     engine: BlockEngine, desk: FakeDesk
 ) -> None:

@@ -246,6 +246,7 @@ def test_a_mistyped_command_or_option_is_told_once_with_what_is_near(folder: Pat
 
 
 @pytest.mark.parametrize("extra", [[], ["--json"]])
+@pytest.mark.slow
 def test_a_terminal_without_utf_8_gets_what_it_can_show(folder: Path, extra: list[str]) -> None:
     """A VM's name is whatever its admin called it."""
     text = CONFIG.replace('"web-01"', '"größe → 1"')

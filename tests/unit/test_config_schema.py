@@ -60,6 +60,7 @@ def test_mistakes_are_mistakes(place: str, value: Any) -> None:
     assert mistakes(document)
 
 
+@pytest.mark.slow
 def test_the_command_prints_it() -> None:
     assert json.loads(CliRunner().invoke(main, ["config", "schema"]).stdout) == json_schema()
     assert json.loads(CliRunner().invoke(main, ["config", "schema", "--json"]).stdout)["schema"] == json_schema()

@@ -199,6 +199,7 @@ def test_small_changes_close_together_are_read_in_one_call_but_gaps_are_not_writ
 
 @pytest.mark.parametrize("hashers", [0, 2])
 @pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.slow
 def test_the_first_error_stops_the_transfer_and_what_is_sure_is_recorded(
     side: str, hashers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +270,7 @@ def test_stop_ends_the_transfer_with_a_valid_checkpoint() -> None:
     at=st.integers(0, 3),
     survivors=st.sets(st.integers(0, 50)),
 )
+@pytest.mark.slow
 def test_after_a_kill_what_is_recorded_is_true_and_what_was_issued_was_allowed(
     source: dict[int, int], point: Point, at: int, survivors: set[int]
 ) -> None:
@@ -373,6 +375,7 @@ def test_a_target_that_waits_gets_a_block_before_the_next_is_hashed(monkeypatch:
     assert steps[:2] == ["hash", "write"]
 
 
+@pytest.mark.slow
 def test_what_was_waited_for_is_told_by_who_held_the_buffers() -> None:
     """Each call of one disk takes 20 ms, the other answers at once: the report names the right bottleneck."""
     capacity = 8 * MIB

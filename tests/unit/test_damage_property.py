@@ -245,6 +245,7 @@ def clean(disk: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("wrong", [skipped, ahead, clean])
+@pytest.mark.slow
 def test_an_intent_that_says_less_than_is_owed(
     scene: tuple[str, Path], tmp_path: Path, wrong: Callable[[dict[str, Any]], None]
 ) -> None:

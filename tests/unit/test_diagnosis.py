@@ -84,6 +84,7 @@ def test_what_cannot_be_had_does_not_keep_the_rest(folder: Path) -> None:
     assert "vrepl" in json.loads(texts["versions.json"])
 
 
+@pytest.mark.slow
 def test_checks_are_taken_along(folder: Path) -> None:
     text = (folder / "vrepl.toml").read_text().replace("user =", "port = 1\nuser =")
     for server in ("vcenter.prod.invalid", "vcenter.dr.invalid"):

@@ -65,6 +65,7 @@ def base_of(path: Path, name: str, contents: Contents) -> None:
 # Files
 
 
+@pytest.mark.slow
 def test_a_base_reads_back_and_leaves_holes_for_zeros(tmp_path: Path) -> None:
     path = tmp_path / BASE_NAME
     capacity = 1 << 40

@@ -77,6 +77,7 @@ def test_unmapped_grains_become_zeros(world: World) -> None:
     assert_equal(world)
 
 
+@pytest.mark.slow
 def test_retention_leaves_the_newest_restore_points_each_as_it_was(world: World) -> None:
     images: dict[str, list[bytes]] = {}
     for round_ in range(10):

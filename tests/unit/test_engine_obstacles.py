@@ -162,6 +162,7 @@ def test_a_failure_that_is_nobody_s_access_fails_the_vm(world: World, monkeypatc
     assert held.asked == 2
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(world, tries=10**6)
     engine = engine_with(world, held, Patience((0,), access=600, access_pause=60), monkeypatch)
@@ -189,6 +190,7 @@ def test_a_place_that_cannot_be_is_refused_before_anything_is_made(world: World,
     assert "create_snapshot" not in world.source.calls
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_a_verification_of_the_replica(world: World) -> None:
     """Whoever holds a replica's lock is waited for as long as for another run of the job; a stop ends the waiting."""
     assert world.run_vm().result is Result.SUCCESS

@@ -50,6 +50,7 @@ def test_a_short_record_stands_in_the_description(world: World) -> None:
     assert not [key for key in world.replica().extra_config if key.startswith(COMMIT_KEYS)]
 
 
+@pytest.mark.slow
 def test_60_disks_on_one_vm_are_sealed_rebuilt_and_go_on_by_their_changes(tmp_path: Path) -> None:
     """21 KB of record: in a description that a host cuts they would have been lost, and with them the restore point."""
     world = make_world(tmp_path / "repository", DISKS)
@@ -120,6 +121,7 @@ def test_killed_at_any_call_of_a_seal_that_is_cut(world: World, call: int) -> No
     assert [point.id for point in folder_of(world).restore_points()] == sorted(contents)
 
 
+@pytest.mark.slow
 def test_parts_of_an_older_record_do_not_stay(tmp_path: Path) -> None:
     world = make_world(tmp_path / "repository", DISKS)
     succeed(world)

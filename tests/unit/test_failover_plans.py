@@ -68,6 +68,7 @@ def stages(report: FailoverReport) -> dict[str, Stage]:
     return {vm.name: vm.stage for vm in report.plan.vms}
 
 
+@pytest.mark.slow
 def test_thirty_vms_in_four_groups_are_powered_on_in_order_held_by_their_gates(tmp_path: Path) -> None:
     world = World(tmp_path / "repository")
     make_replicas(world, 30)
@@ -89,6 +90,7 @@ def test_thirty_vms_in_four_groups_are_powered_on_in_order_held_by_their_gates(t
             assert ahead.there is not None or behind.count(Stage.WAITING) == len(behind.vms)
 
 
+@pytest.mark.slow
 def test_a_gate_that_stays_shut_stops_the_plan_with_what_is_up_and_the_same_command_goes_on(tmp_path: Path) -> None:
     world = World(tmp_path / "repository")
     make_replicas(world, 30)
@@ -117,6 +119,7 @@ def test_a_gate_that_stays_shut_stops_the_plan_with_what_is_up_and_the_same_comm
     assert set(guests.powered_on) == set(plan.names) - up, "what ran was left alone"
 
 
+@pytest.mark.slow
 def test_a_plan_may_go_on_without_what_does_not_come_up(tmp_path: Path) -> None:
     world = World(tmp_path / "repository")
     make_replicas(world, 4)
@@ -148,6 +151,7 @@ def test_a_vm_without_a_replica_stops_what_comes_after_its_group(tmp_path: Path)
     assert lost.error.message == "there is no replica of forgotten at site dr"
 
 
+@pytest.mark.slow
 def test_a_delay_is_held_and_not_for_what_runs_already(tmp_path: Path) -> None:
     world = World(tmp_path / "repository")
     make_replicas(world, 2)
@@ -161,6 +165,7 @@ def test_a_delay_is_held_and_not_for_what_runs_already(tmp_path: Path) -> None:
     assert again.plan.seconds < 60
 
 
+@pytest.mark.slow
 def test_ports_and_scripts_are_gates_and_scripts_stand_before_and_after(tmp_path: Path) -> None:
     world = World(tmp_path / "repository")
     make_replicas(world, 2)

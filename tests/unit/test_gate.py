@@ -81,6 +81,7 @@ def test_both_ends_on_one_host_take_it_twice() -> None:
     assert needs(NBDSSL, NBDSSL, "prod")[PROD] == 8.0
 
 
+@pytest.mark.slow
 def test_the_free_scsi_slots_of_the_proxy_bound_what_is_hot_added() -> None:
     gate = Gate(replace(LIMITS, parallel_disks=9), lambda: None)
     choice = ModeChoice(HOTADD, "", at_once=3)
@@ -126,6 +127,7 @@ def test_who_waits_starts_when_another_has_ended() -> None:
     leave[1]()
 
 
+@pytest.mark.slow
 def test_who_waits_is_woken_by_a_stop_and_takes_nothing_along() -> None:
     stopped = threading.Event()
 

@@ -204,6 +204,7 @@ def test_sigusr1_tells_where_a_run_is(capfd: pytest.CaptureFixture[str]) -> None
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
+@pytest.mark.slow
 def test_the_third_signal_gives_up() -> None:
     code = (
         "import os, signal, threading, time\n"

@@ -281,6 +281,7 @@ def python(*words: str) -> list[str]:
     return [sys.executable, "-c", *words]
 
 
+@pytest.mark.slow
 def test_a_command_of_the_control_host(desk: JobScripts) -> None:
     code = "import os, sys; print(os.environ['VREPL_VM'], flush=True); print('x', file=sys.stderr); sys.exit(3)"
     assert desk.run_command(python(code), {"VREPL_VM": "web-01"}, within=30) == ProgramEnd(3, b"web-01\nx\n")

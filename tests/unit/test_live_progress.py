@@ -50,6 +50,7 @@ def on(terminal: io.StringIO) -> Console:
     return Console(file=terminal, width=80, height=40, force_terminal=True, color_system=None, highlight=False)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_by_many_threads_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)  # the worse for those who do not take turns

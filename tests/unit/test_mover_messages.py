@@ -77,6 +77,7 @@ def crossed(message: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
+@pytest.mark.slow
 def test_every_message_arrives_as_it_was_sent(kind: type) -> None:
     @settings(deadline=None, max_examples=40)
     @given(values(kind))

@@ -217,6 +217,7 @@ def test_a_host_without_memory_makes_buffers_smaller(host: NfcHost) -> None:
         open_disk(host)
 
 
+@pytest.mark.slow
 def test_a_host_that_cannot_tell_what_is_allocated_costs_reading_only(host: NfcHost) -> None:
     disk = open_disk(host)
     assert list(disk.allocated(Extent(0, CAPACITY))) == [Extent(GRAIN, GRAIN), Extent(4 * MIB, 512)]
@@ -229,6 +230,7 @@ def test_a_host_that_cannot_tell_what_is_allocated_costs_reading_only(host: NfcH
     disk.close()
 
 
+@pytest.mark.slow
 def test_where_a_host_cannot_tell_change_tracking_is_asked_of_a_snapshots_disk(host: NfcHost) -> None:
     host.trouble.no_map = True
     asked: list[DiskRequest] = []
@@ -278,6 +280,7 @@ def test_never_more_in_flight_than_the_host_was_asked_for(host: NfcHost, monkeyp
 # -- what was written --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_writes_count_after_the_close_only_and_are_read_back(host: NfcHost) -> None:
     disk = open_disk(host, writable=True)
     write(disk, 0, b"w" * GRAIN)
@@ -295,6 +298,7 @@ def test_writes_count_after_the_close_only_and_are_read_back(host: NfcHost) -> N
 
 
 @pytest.mark.parametrize("end", [NfcDisk.flush, NfcDisk.close])
+@pytest.mark.slow
 def test_what_a_host_lost_is_found_by_reading_back(host: NfcHost, end: Callable[[NfcDisk], None]) -> None:
     host.trouble.lose_writes = True
     disk = open_disk(host, writable=True)
@@ -343,6 +347,7 @@ def test_of_much_that_was_written_the_latest_is_read_back_and_a_part_of_the_rest
     assert len(everything.to_read_back()) == 512
 
 
+@pytest.mark.slow
 def test_what_the_pipeline_has_hashed_is_not_hashed_again(host: NfcHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading back compares with the pipeline's digests: the host loses a write, and is found out all the same."""
     hashed: list[int] = []
@@ -398,6 +403,7 @@ def test_digests_of_a_write_are_those_of_its_whole_grains_or_none(
     assert hashed.of(first, end - first) == ([bytes([n]) * 16 for n, _, _ in inside] if whole else None)
 
 
+@pytest.mark.slow
 def test_what_was_written_again_is_compared_with_the_later_bytes_only(host: NfcHost) -> None:
     disk = open_disk(host, writable=True, readback="all")
     write(disk, 0, b"1" * 2 * GRAIN)
@@ -458,6 +464,7 @@ LIES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("lie", sorted(LIES))
+@pytest.mark.slow
 def test_a_frame_that_lies_is_an_error_that_touches_nothing_else(host: NfcHost, lie: str) -> None:
     disk = open_disk(host)
     host.trouble.mangle = LIES[lie]
@@ -533,6 +540,7 @@ def test_a_write_that_is_answered_before_it_was_sent_is_an_error() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(noise=st.binary(min_size=1, max_size=400), at=st.integers(0, 200))
+@pytest.mark.slow
 def test_whatever_a_host_says_a_read_ends(noise: bytes, at: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     disk = MemoryDisk(CAPACITY)
     disk.write(GRAIN, b"data" * (GRAIN // 4))

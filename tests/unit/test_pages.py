@@ -69,6 +69,7 @@ def test_names_are_text_and_nothing_comes_from_elsewhere() -> None:
     assert "url(" not in text
 
 
+@pytest.mark.slow
 def test_a_folder_of_pages(tmp_path: Path) -> None:
     loaded, repository = estate(tmp_path, job_table("web", ["a"], 'rpo = "30m"'))
     add_replica(repository, "a", "web", NOW - DAY)

@@ -330,6 +330,7 @@ def test_a_plan_is_tested_on_clones_that_find_each_other_in_its_order_and_nothin
     assert {vm.test.seconds_to_service is not None for vm in report.vms if vm.test is not None} == {True}
 
 
+@pytest.mark.slow
 def test_a_plan_that_stops_in_its_test_tells_of_each_vm_and_leaves_nothing(world: World) -> None:
     Guests(world, sick={"db-01-replica-test"})
     report = tried(world, plan_of(within=0.3))

@@ -264,6 +264,7 @@ for action in (repository.check_writable, lambda: repository.save_run("big", {"t
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(repository: Repository) -> None:
     repository.save_run("big", {"text": "old"})
     done = subprocess.run(
@@ -419,6 +420,7 @@ def test_a_seal_that_dies_at_any_step_completes(tmp_path: Path, folder: ReplicaF
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.slow
 def test_a_removal_that_is_killed_at_any_step_harms_no_other_and_completes(
     tmp_path: Path, folder: ReplicaFolder, which: int
 ) -> None:
@@ -502,6 +504,7 @@ def holder(repository: Repository, folder: ReplicaFolder) -> Iterator[subprocess
             pipe.close()
 
 
+@pytest.mark.slow
 def test_a_lock_names_its_owner_and_dies_with_it(
     repository: Repository, folder: ReplicaFolder, holder: subprocess.Popen[str]
 ) -> None:
@@ -528,6 +531,7 @@ def test_a_lock_names_its_owner_and_dies_with_it(
     assert repository.locks() == []
 
 
+@pytest.mark.slow
 def test_waiting_for_a_lock(folder: ReplicaFolder, holder: subprocess.Popen[str]) -> None:
     assert holder.stdin is not None
     timer = threading.Timer(0.3, holder.stdin.close)

@@ -148,6 +148,7 @@ def test_how_far_back_a_policy_reaches(policy: RetentionPolicy, every: dt.timede
     st.builds(RetentionPolicy, last=st.integers(1, 5), hourly=st.integers(0, 5), daily=st.integers(0, 5)),
     st.sampled_from([7, 20, 60, 90, 1500]),
 )
+@pytest.mark.slow
 def test_what_reach_promises_is_kept_at_any_time_of_day(policy: RetentionPolicy, minutes: int) -> None:
     every = dt.timedelta(minutes=minutes)
     promised = reach(policy, every)

@@ -94,6 +94,7 @@ def test_a_command_that_prints_without_end_is_ended() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1 << 21
 
 
+@pytest.mark.slow
 def test_a_command_that_drips_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vrepl.secrets.COMMAND_TIMEOUT", 0.5)
     drip = "import time\nwhile True: print('x', end='', flush=True); time.sleep(0.05)"
@@ -101,6 +102,7 @@ def test_a_command_that_drips_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         Secrets().resolve(SecretReference("command", (sys.executable, "-c", drip)))
 
 
+@pytest.mark.slow
 def test_a_command_whose_child_keeps_the_pipe_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vrepl.secrets.COMMAND_TIMEOUT", 0.5)
     with pytest.raises(UsageError, match="did not end"):
@@ -129,6 +131,7 @@ def test_control_characters_are_refused_at_home(tmp_path: Path, text: str) -> No
     assert text not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_command_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secrets, "COMMAND_TIMEOUT", 0.2)
     with pytest.raises(UsageError, match="did not end within"):

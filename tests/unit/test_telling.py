@@ -149,6 +149,7 @@ def test_a_run_that_fails_as_a_whole_is_kept_and_told(tmp_path: Path) -> None:
         ('[notify]\nping = { file = "absent" }', "cannot be read"),
     ],
 )
+@pytest.mark.slow
 def test_a_dead_notifier_is_a_warning(
     tmp_path: Path, lines: str, warning: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def secret(folder: Path, name: str, text: str) -> str:
     return f'{{ file = "{folder / name}" }}'
 
 
+@pytest.mark.slow
 def test_pings(tmp_path: Path, listener: tuple[str, list[tuple[str, str]]]) -> None:
     address, posted = listener
     tell = teller(tmp_path, f"[notify]\nping = {secret(tmp_path, 'url', address + '/key/vrepl-{job}')}")
@@ -212,6 +214,7 @@ def test_no_message_holds_the_address_of_a_ping(caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_services_get_what_is_new(tmp_path: Path, listener: tuple[str, list[tuple[str, str]]]) -> None:
     pytest.importorskip("apprise")
     address, posted = listener
@@ -279,6 +282,7 @@ def test_the_textfile_is_whole_and_readable(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.slow
 def test_promtool_accepts_metrics_rules_and_their_tests(tmp_path: Path) -> None:
     pytest.importorskip("prometheus_client")
     checked = subprocess.run(

@@ -37,6 +37,7 @@ def a_session(port: int, folder: Path, password: str = PASSWORD) -> Session:
     )
 
 
+@pytest.mark.slow
 def test_every_call_is_told_and_no_secret(traced: Path, tmp_path: Path) -> None:
     with fake_vcenter(tmp_path) as vcenter:
         session = a_session(vcenter.port, tmp_path)

@@ -298,6 +298,7 @@ calls = st.lists(
 
 @settings(deadline=None, max_examples=150)
 @given(calls=calls, die_at=st.integers(0, 40), tear=st.booleans())
+@pytest.mark.slow
 def test_after_dying_anywhere_the_log_holds_all_that_had_returned(
     tmp_path_factory: pytest.TempPathFactory, calls: list[tuple[str, object]], die_at: int, tear: bool
 ) -> None:

@@ -251,6 +251,7 @@ def test_of_two_tests_at_once_the_second_says_so_whenever_it_comes(tmp_path: Pat
     assert both < moment / 2
 
 
+@pytest.mark.slow
 def test_killed_at_every_call_the_next_test_throws_away_what_is_left(tmp_path: Path) -> None:
     death = 0
     died = True

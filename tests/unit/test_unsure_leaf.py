@@ -54,6 +54,7 @@ def remove_restore_points(world: World, *, only_newest: bool = False) -> None:
 
 @pytest.mark.parametrize("deaths", [[0], [16 * GRAIN], [32 * GRAIN], [16 * GRAIN, 16 * GRAIN]])
 @pytest.mark.parametrize("only_newest", [True, False])
+@pytest.mark.slow
 def test_removed_restore_points_and_deaths_leave_no_old_bytes(
     world: World, only_newest: bool, deaths: list[int]
 ) -> None:
