@@ -21,7 +21,6 @@ def calls_of_an_unchanged_run(start_lab: Callable[[LabSpec], Lab], folder: Path,
     vms = [VmSpec(name, disks=(DiskSpec(MIB, content="empty"),)) for name in names]
     lab = start_lab(LabSpec.of_vms(*vms, job_vms=names))
     runs = Runs(lab, folder)
-    runs.set_in_job("parallel_vms = 2")  # many that begin at once may each list the VMs: no cost of a VM
     runs.json("replicate", "demo")
     for site in ("prod", "dr"):
         lab.reset_soap_calls(site)

@@ -205,6 +205,41 @@ def test_what_was_written_since_free_space_was_read_still_counts() -> None:
     assert asked == [100, 30]
 
 
+def test_of_vms_that_begin_at_once_one_asks_for_the_free_space() -> None:
+    gate = Gate(LIMITS, lambda: None)
+    asked: list[int] = []
+    answer = threading.Event()
+
+    def free() -> int:
+        asked.append(1)
+        assert answer.wait(10)
+        return 1000
+
+    done: list[object] = []
+
+    def begin(number: int) -> None:
+        done.append(gate.promise_room(f"vm-{number}", "ds", 10, free, refusal))
+
+    threads = [threading.Thread(target=begin, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    answer.set()
+    for thread in threads:
+        thread.join(10)
+    assert (len(asked), len(done)) == (1, 8)
+
+
+def test_who_asks_for_the_free_space_in_vain_leaves_it_to_the_next() -> None:
+    gate = Gate(LIMITS, lambda: None)
+
+    def broken() -> int:
+        raise NoSpaceError("the site does not answer")
+
+    with pytest.raises(NoSpaceError):
+        gate.promise_room("a", "ds", 10, broken, refusal)
+    gate.promise_room("b", "ds", 10, lambda: 1000, refusal)
+
+
 def test_without_room_and_without_others_it_is_refused() -> None:
     gate = Gate(LIMITS, lambda: None)
     with pytest.raises(NoSpaceError, match="50 free"):

@@ -77,6 +77,8 @@ class Gate:
         self._given_up: dict[str, int] = defaultdict(int)
         """Bytes of promises that have ended, by datastore, since the run began."""
         self._space: dict[str, _Space] = {}
+        self._asking: set[str] = set()
+        """Datastores whose free bytes one VM asks for, while others wait for the answer."""
         self._monotonic = monotonic
 
     def enter(self, demand: Demand) -> Callable[[], None]:
@@ -122,17 +124,26 @@ class Gate:
         with the free bytes) if there is no room although nothing else runs.
 
         What was read less than SPACE_KEPT seconds ago is enough to say yes, never to say no: all that was promised
-        then or since counts as written in full.
+        then or since counts as written in full. Of VMs that begin at once, one asks.
         """
-        with self._changed:
-            if self._has_room_by_what_is_known(datastore, needed):
-                self._promised[datastore][key] = needed
-                return lambda: self._give_up(datastore, key)
         while True:
             with self._changed:
+                while not (known := self._has_room_by_what_is_known(datastore, needed)) and datastore in self._asking:
+                    self._check_stop()
+                    self._changed.wait(POLL)
+                if known:
+                    self._promised[datastore][key] = needed
+                    return lambda: self._give_up(datastore, key)
+                self._asking.add(datastore)
                 given_up, read = self._given_up[datastore], self._monotonic()
-            now = free()
+            try:
+                now = free()
+            except BaseException:
+                with self._changed:
+                    self._answered(datastore)
+                raise
             with self._changed:
+                self._answered(datastore)
                 self._space[datastore] = _Space(now, read, given_up)
                 promises = self._promised[datastore]
                 verdict = room(needed, now, sum(promises.values()))
@@ -143,6 +154,11 @@ class Gate:
                     raise refusal(now)
                 self._changed.wait(SPACE_POLL)
             self._check_stop()
+
+    def _answered(self, datastore: str) -> None:
+        """The caller holds the lock: whoever waits looks at what is known now."""
+        self._asking.discard(datastore)
+        self._changed.notify_all()
 
     def _has_room_by_what_is_known(self, datastore: str, needed: int) -> bool:
         space = self._space.get(datastore)

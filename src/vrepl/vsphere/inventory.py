@@ -32,6 +32,9 @@ NAMES_LAST = 300.0
 NAMES_NEW = 10.0
 """Seconds that they are not gathered again whatever a VM refers to."""
 
+ALWAYS_NEW = -1.0
+"""Names that were read before the call are too old."""
+
 
 def near_names(name: str, known: Iterable[str]) -> str | None:
     """A hint for a name that nothing answers to."""
@@ -49,17 +52,20 @@ class Inventory:
         self._names: Names | None = None
         self._names_read = 0.0
 
-    def names(self, *, fresh: bool = False) -> Names:
-        """Names of hosts, networks, datastores, folders and datacenters (3 calls and one per 1,000 objects)."""
+    def names(self, *, at_most: float = NAMES_LAST) -> Names:
+        """Names of hosts, networks, datastores, folders and datacenters (3 calls and one per 1,000 objects).
+
+        `at_most`: seconds since they were read; of several threads that want newer ones, one reads.
+        """
         with self._lock:
-            if self._names is None or fresh or self._monotonic() - self._names_read > NAMES_LAST:
+            if self._names is None or self._monotonic() - self._names_read > at_most:
                 self._names = read_names(self._session)
                 self._names_read = self._monotonic()
             return self._names
 
     def list_vms(self) -> list[VirtualMachine]:
         """Every VM and template, by name."""
-        names = self.names(fresh=True)
+        names = self.names(at_most=ALWAYS_NEW)
         found = collector.below(self._session, {vim.VirtualMachine: VM_PATHS})
         vms = [virtual_machine(one.ref, one.values, names) for one in found]
         return sorted(vms, key=lambda vm: (vm.name, vm.ref))
@@ -146,8 +152,7 @@ class Inventory:
         """The kept names, or new ones if a VM stands on something that they do not hold."""
         names = self.names() if found else Names()
         # What the user may not see stays unknown, and must not cost a listing at each read.
-        stale = self._monotonic() - self._names_read > NAMES_NEW
-        return self.names(fresh=True) if stale and any(_unknown(one, names) for one in found) else names
+        return self.names(at_most=NAMES_NEW) if any(_unknown(one, names) for one in found) else names
 
 
 def _with_guest(vm: VirtualMachine, values: Mapping[str, Any]) -> VirtualMachine:
