@@ -30,6 +30,7 @@ from vrepl.repository.store import Repository
 from vrepl.secrets import Secrets
 
 if TYPE_CHECKING:
+    from vrepl.movers.pair import Authority
     from vrepl.movers.pool import VddkMovers
     from vrepl.movers.settings import MoverSettings
     from vrepl.vsphere.session import SiteSettings
@@ -216,7 +217,6 @@ def make_movers(
     from vrepl.app.attachments import Attachments
     from vrepl.movers.launching import LocalLauncher
     from vrepl.movers.pool import VddkMovers
-    from vrepl.proxy.certificates import StreamAuthority
     from vrepl.transport.rates import tightest
 
     attachments = Attachments(
@@ -234,8 +234,15 @@ def make_movers(
         tickets=lambda request: sites(request.site).nfc_ticket(request.vm_ref, request.path, writable=request.writable),
         attachments=attachments,
         launchers=lambda name: launcher_of(proxy_machine(loaded, name)) if name is not None else LocalLauncher(),
-        authority=StreamAuthority,
+        authority=stream_authority,
     )
+
+
+def stream_authority() -> Authority:
+    """What signs certificates of streams between machines: only a run that has such streams loads what it takes."""
+    from vrepl.proxy.certificates import StreamAuthority
+
+    return StreamAuthority()
 
 
 def mode_chooser(loaded: LoadedConfig, route: Route, sites: Sites) -> ModeChooser:

@@ -59,7 +59,7 @@ def proxy_machine(loaded: LoadedConfig, name: str | None) -> ProxyMachine:
     libdir = table.libdir or vddk.libdir
     where = "[vddk]" if table.engine is None else f"[proxies.{name}]"
     wish = table.engine or vddk.engine
-    ssh = None if table.ssh is None else SshMachine(name, table.ssh, table.ssh_config, table.python)
+    ssh = ssh_machine(loaded, name)
     engine, why = choose_engine(wish, where, libdir, ssh)
     named = (table if table.libdir else vddk).model_fields_set
     missed = _missed(wish, engine, named)
@@ -67,6 +67,12 @@ def proxy_machine(loaded: LoadedConfig, name: str | None) -> ProxyMachine:
         return ProxyMachine(name, libdir, table.sysroot, engine, why, missed)
     address = table.address or host_of(ssh.destination)
     return ProxyMachine(name, libdir, table.sysroot, engine, why, missed, ssh, address, table.listen, table.port_range)
+
+
+def ssh_machine(loaded: LoadedConfig, name: str) -> SshMachine | None:
+    """How a configured proxy is reached; None: it is this machine."""
+    table = loaded.config.proxies[name]
+    return None if table.ssh is None else SshMachine(name, table.ssh, table.ssh_config, table.python)
 
 
 def _missed(wish: str, engine: DataEngine, said: Collection[str]) -> bool:
@@ -82,9 +88,9 @@ def machine_of(proxy: ProxyMachine) -> Machine:
 
 
 @cache
-def _vddk_there(ssh: SshMachine, libdir: Path) -> tuple[str | None, str]:
-    told = FarMachine(ssh).facts(libdir=str(libdir), finder="vrepl.vddk.library:find_library")
-    return told["library"], told["no_library"]
+def _vddk_there(ssh: SshMachine, libdir: Path) -> str | None:
+    found: str | None = FarMachine(ssh).facts(libdir=str(libdir), finder="vrepl.vddk.library:find_library")["library"]
+    return found
 
 
 def choose_engine(wish: str, where: str, libdir: Path, ssh: SshMachine | None = None) -> tuple[DataEngine, str]:
@@ -97,7 +103,7 @@ def choose_engine(wish: str, where: str, libdir: Path, ssh: SshMachine | None = 
     if wish != "auto":
         return DataEngine(wish), f'{where} engine = "{wish}"'
     if ssh is not None:
-        library, _ = _vddk_there(ssh, libdir)
+        library = _vddk_there(ssh, libdir)
         if library is None:
             return DataEngine.OWN, f"no VDDK in {libdir} of proxy {ssh.name}"
         return DataEngine.VDDK, f"VDDK is installed on proxy {ssh.name}: {library}"

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vrepl.app.composition import Sites, mover_settings
-from vrepl.app.machines import launcher_of, machine_of, proxy_machine
+from vrepl.app.machines import launcher_of, machine_of, proxy_machine, ssh_machine
 from vrepl.config import LoadedConfig
-from vrepl.errors import NotFoundError, UsageError, VreplError
+from vrepl.errors import UsageError, VreplError
 from vrepl.movers.process import MoverProcess, Spawner
+from vrepl.planner.modes import THIS_MACHINE
 from vrepl.proxy.facts import find_proxy_vm
 from vrepl.proxy.machine import FarMachine
 from vrepl.proxy.ssh import SshMachine
@@ -23,7 +24,7 @@ class ProxyVerdict:
 
     name: str
     where: str
-    """As ssh takes it; `this machine`."""
+    """As ssh takes it, or THIS_MACHINE."""
     engine: str = ""
     vm: dict[str, str] = field(default_factory=dict)
     """Site -> name of the VM that the proxy is there."""
@@ -34,13 +35,10 @@ class ProxyVerdict:
 
 def ssh_of(loaded: LoadedConfig, name: str) -> SshMachine:
     """Raises NotFoundError, or UsageError for a proxy that is this machine."""
-    table = loaded.config.proxies.get(name)
-    if table is None:
-        known = ", ".join(loaded.config.proxies) or "none"
-        raise NotFoundError(f'there is no proxy "{name}"', hint=f"proxies in {loaded.path}: {known}")
-    if table.ssh is None:
+    ssh = ssh_machine(loaded, loaded.require_proxy(name))
+    if ssh is None:
         raise UsageError(f"proxy {name} is this machine", hint=f'[proxies.{name}] ssh = "HOST" makes it another one')
-    return SshMachine(name, table.ssh, table.ssh_config, table.python)
+    return ssh
 
 
 def check_proxies(loaded: LoadedConfig, names: Sequence[str]) -> list[ProxyVerdict]:
@@ -51,7 +49,7 @@ def check_proxies(loaded: LoadedConfig, names: Sequence[str]) -> list[ProxyVerdi
 
 def _check(loaded: LoadedConfig, sites: Sites, name: str) -> ProxyVerdict:
     table = loaded.config.proxies[name]
-    verdict = ProxyVerdict(name, table.ssh or "this machine")
+    verdict = ProxyVerdict(name, table.ssh or THIS_MACHINE)
     try:
         if table.ssh is not None:
             verdict.facts = FarMachine(ssh_of(loaded, name), table.sysroot).facts()

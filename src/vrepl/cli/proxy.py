@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vrepl.app.proxies import ProxyVerdict
     from vrepl.proxy.ssh import SshMachine
 
+NO_PROXY = "no proxy is configured: data movers run on this machine"
+
 
 @click.group(epilog=examples("vrepl proxy install proxy-1", "vrepl proxy check"))
 def proxy() -> None:
@@ -46,15 +48,16 @@ def list_proxies(state: State) -> None:
     ]
 
     def show(out: Console) -> None:
+        from vrepl.planner.modes import THIS_MACHINE
         from vrepl.report import console
 
         if not rows:
-            console.line(out, "no proxy is configured: data movers run on this machine")
+            console.line(out, NO_PROXY)
             return
         table = console.table("proxy", "where", "sites", "slots", "jobs", right=("slots",), gives_way=("where", "jobs"))
         for row in rows:
             sites, jobs = ", ".join(row["sites"]), ", ".join(row["jobs"])  # type: ignore[arg-type]
-            table.add_row(str(row["name"]), str(row["ssh"] or "this machine"), sites, str(row["slots"]), jobs or "-")
+            table.add_row(str(row["name"]), str(row["ssh"] or THIS_MACHINE), sites, str(row["slots"]), jobs or "-")
         out.print(table)
 
     state.result({"version": 1, "proxies": rows}, show)
@@ -71,14 +74,9 @@ def check(state: State, context: click.Context, names: tuple[str, ...]) -> None:
     Exit code 1 if none is ready, 3 if some are not.
     """
     from vrepl.app.proxies import check_proxies
-    from vrepl.errors import NotFoundError
 
     loaded = state.config()
-    unknown = [name for name in names if name not in loaded.config.proxies]
-    if unknown:
-        known = ", ".join(loaded.config.proxies) or "none"
-        raise NotFoundError(f'there is no proxy "{unknown[0]}"', hint=f"proxies in {loaded.path}: {known}")
-    verdicts = check_proxies(loaded, names or tuple(loaded.config.proxies))
+    verdicts = check_proxies(loaded, [loaded.require_proxy(name) for name in names] or list(loaded.config.proxies))
 
     def show(out: Console) -> None:
         from vrepl.report import console
@@ -87,7 +85,7 @@ def check(state: State, context: click.Context, names: tuple[str, ...]) -> None:
             for text in _lines(verdict):
                 console.line(out, text)
         if not verdicts:
-            console.line(out, "no proxy is configured: data movers run on this machine")
+            console.line(out, NO_PROXY)
 
     state.result({"version": 1, "proxies": [_row(verdict) for verdict in verdicts]}, show)
     bad = sum(bool(verdict.problems) for verdict in verdicts)

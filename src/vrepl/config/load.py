@@ -71,10 +71,17 @@ class LoadedConfig:
 
     def require_site(self, name: str) -> str:
         """The name itself. Raises NotFoundError with near names."""
-        if name not in self.config.sites:
+        return self._require("site", "sites", name, self.config.sites)
+
+    def require_proxy(self, name: str) -> str:
+        """As `require_site`."""
+        return self._require("proxy", "proxies", name, self.config.proxies)
+
+    def _require(self, one: str, many: str, name: str, known: typing.Collection[str]) -> str:
+        if name not in known:
             raise NotFoundError(
-                f'there is no site "{name}"{near(name, self.config.sites)}',
-                hint=f"sites in {self.path}: {', '.join(self.config.sites)}",
+                f'there is no {one} "{name}"{near(name, known)}',
+                hint=f"{many} in {self.path}: {', '.join(known) or 'none'}",
             )
         return name
 

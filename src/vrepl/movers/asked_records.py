@@ -14,13 +14,11 @@ from typing import Any
 from vrepl.extents import Extent
 from vrepl.movers import messages
 from vrepl.ports import DigestFiles, TransferOrder
+from vrepl.repository.digests import DIGEST_SIZE, UNKNOWN
 
 Ask = Callable[..., Any]
 """`ask(question, **arguments)` of the control process. Raises what it raised there."""
 
-DIGEST_SIZE = 16
-UNKNOWN = b"\xff" * DIGEST_SIZE
-"""As `repository.digests` has it: nothing is known of this grain."""
 FEW, MANY = 256, 16384
 """Grains of a page: 4 KiB of digests for 16 MiB, and 256 KiB for a GiB."""
 STRETCH = 64 << 30

@@ -14,6 +14,7 @@ from vrepl.movers.launching import Launcher
 from vrepl.movers.messages import Json
 from vrepl.movers.process import MoverProcess, Spawner, no_tickets
 from vrepl.movers.settings import MoverSettings
+from vrepl.planner.modes import THIS_MACHINE, called
 from vrepl.ports import DiskAttachments, TicketSource
 from vrepl.stream.end import StreamEnd
 
@@ -116,6 +117,11 @@ class EndPlace:
     settings: MoverSettings
     launcher: Launcher
 
+    @property
+    def called(self) -> str:
+        """As a sentence names it."""
+        return called(self.launcher.machine or THIS_MACHINE)
+
 
 def distant_pair(
     source: EndPlace,
@@ -136,7 +142,7 @@ def distant_pair(
     listening, connecting = (target, source) if target.launcher.listens else (source, target)
     if not listening.launcher.listens:
         raise UsageError(
-            f"no byte stream from {_called(source)} to {_called(target)}: neither may be connected to",
+            f"no byte stream from {source.called} to {target.called}: neither may be connected to",
             hint="let one of the two proxies listen (listen = true), and open its ports",
         )
     names = {id(listening): f"{name} listening", id(connecting): f"{name} connecting"}
@@ -167,7 +173,3 @@ def distant_pair(
         raise
     reading, writing = (second, first) if listening is target else (first, second)
     return MoverPair(reading, writing, (STREAM, STREAM))
-
-
-def _called(place: EndPlace) -> str:
-    return f"proxy {place.launcher.machine}" if place.launcher.machine else "this machine"

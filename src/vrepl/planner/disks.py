@@ -117,14 +117,8 @@ def decide_disk(disk: Disk, facts: DiskFacts) -> DiskDecision:
         )
     if unfinished is not None and _same_tracking(disk, unfinished) and (distrust is None or digests_known):
         # What it planned was all that could differ from the restore point, however that was found.
-        return DiskDecision(
-            TransferKind.INCREMENTAL if distrust is None else TransferKind.COMPARE,
-            f"resumes an unfinished run, {_percent(unfinished)} % of which is done"
-            + (f" ({distrust})" if distrust else ""),
-            since_change_id=unfinished.position.change_id,
-            carry=tuple(clip(unfinished.remaining, disk.capacity)),
-            dirty=dirty,
-        )
+        kind = TransferKind.INCREMENTAL if distrust is None else TransferKind.COMPARE
+        return _resumed(kind, "an unfinished run", disk, unfinished, dirty, because=distrust)
     reason = distrust or "the unfinished run's change ID is of no use"
     if not digests_known:
         return DiskDecision(
@@ -140,14 +134,8 @@ def decide_disk(disk: Disk, facts: DiskFacts) -> DiskDecision:
 def _decide_unknown(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Extent, ...]) -> DiskDecision:
     """Nothing but what an unfinished comparison has settled is sure: the target's own bytes decide."""
     if unfinished is not None and unfinished.compare_with_target and _same_tracking(disk, unfinished):
-        return DiskDecision(
-            TransferKind.COMPARE,
-            f"resumes a comparison of both sides, {_percent(unfinished)} % of which is done",
-            since_change_id=unfinished.position.change_id,
-            carry=tuple(clip(unfinished.remaining, disk.capacity)),
-            dirty=dirty,
-            compare_with_target=True,
-        )
+        what = "a comparison of both sides"
+        return replace(_resumed(TransferKind.COMPARE, what, disk, unfinished, dirty), compare_with_target=True)
     return DiskDecision(
         TransferKind.COMPARE,
         "what the replica's disk holds is not known, so both sides are read",
@@ -161,14 +149,7 @@ def _decide_first(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Ex
     if unfinished is None:
         return DiskDecision(TransferKind.FULL, "first run", whole_disk=True, fresh=True)
     if _same_tracking(disk, unfinished):
-        return DiskDecision(
-            TransferKind.FULL,
-            f"resumes the first run, {_percent(unfinished)} % of which is done",
-            since_change_id=unfinished.position.change_id,
-            carry=tuple(clip(unfinished.remaining, disk.capacity)),
-            dirty=dirty,
-            fresh=True,
-        )
+        return replace(_resumed(TransferKind.FULL, "the first run", disk, unfinished, dirty), fresh=True)
     return DiskDecision(
         TransferKind.FULL,
         "starts the first run again: without CBT nothing says what changed since it was interrupted",
@@ -182,14 +163,27 @@ def _decide_grown(disk: Disk, unfinished: UnfinishedDisk | None, dirty: tuple[Ex
     """The replica's disk holds what the last restore point's did, and zeros behind it."""
     made = "it was resized, and the replica's new disk is made of the last restore point's"
     if unfinished is not None and _same_tracking(disk, unfinished):
-        return DiskDecision(
-            TransferKind.COMPARE,
-            f"resumes an unfinished run, {_percent(unfinished)} % of which is done ({made})",
-            since_change_id=unfinished.position.change_id,
-            carry=tuple(clip(unfinished.remaining, disk.capacity)),
-            dirty=dirty,
-        )
+        return _resumed(TransferKind.COMPARE, "an unfinished run", disk, unfinished, dirty, because=made)
     return DiskDecision(TransferKind.COMPARE, made, whole_disk=True, dirty=dirty)
+
+
+def _resumed(
+    kind: TransferKind,
+    what: str,
+    disk: Disk,
+    unfinished: UnfinishedDisk,
+    dirty: tuple[Extent, ...],
+    *,
+    because: str | None = None,
+) -> DiskDecision:
+    """Goes on from where its tracking stood, with what it had left."""
+    return DiskDecision(
+        kind,
+        f"resumes {what}, {_percent(unfinished)} % of which is done" + (f" ({because})" if because else ""),
+        since_change_id=unfinished.position.change_id,
+        carry=tuple(clip(unfinished.remaining, disk.capacity)),
+        dirty=dirty,
+    )
 
 
 def _same_tracking(disk: Disk, unfinished: UnfinishedDisk) -> bool:

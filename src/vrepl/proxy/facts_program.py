@@ -20,7 +20,6 @@ def facts(question: dict[str, Any]) -> dict[str, Any]:
     """`question`: `sysroot`; `hosts` and `port` to try; `libdir` and `finder`, whose function finds VDDK there."""
     sysroot = Path(question["sysroot"])
     machine = product_uuid(sysroot)
-    library, reason = _library(question.get("libdir"), question.get("finder"))
     return {
         "build": build_id(),
         "python": platform.python_version(),
@@ -30,20 +29,19 @@ def facts(question: dict[str, Any]) -> dict[str, Any]:
         "product_uuid": str(machine) if machine else None,
         "luns": sorted(visible_luns(sysroot)),
         "no_devices": why_no_devices(sysroot),
-        "library": library,
-        "no_library": reason,
+        "library": _library(question.get("libdir"), question.get("finder")),
         "closed_ports": closed_ports(question.get("hosts", []), question.get("port", 902), reach),
     }
 
 
-def _library(libdir: str | None, finder: str | None) -> tuple[str | None, str]:
+def _library(libdir: str | None, finder: str | None) -> str | None:
     if libdir is None or finder is None:
-        return None, ""
+        return None
     module, _, name = finder.partition(":")
     try:
-        return str(getattr(import_module(module), name)(Path(libdir))), ""
-    except LibraryError as error:
-        return None, error.message
+        return str(getattr(import_module(module), name)(Path(libdir)))
+    except LibraryError:
+        return None
 
 
 def main() -> None:

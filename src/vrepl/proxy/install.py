@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import vrepl
 from vrepl.errors import MoverError
@@ -81,21 +82,19 @@ def install(ssh: SshMachine, tell: Callable[[str], None] = lambda _line: None) -
     tell(f"{python.executable} (Python {python.version[0]}.{python.version[1]}, {python.platform})")
     archive = bundle(with_libraries=python.takes_our_libraries)
     tell(f"sending {len(archive) / (1 << 20):.1f} MiB to {ssh.destination}:~/{INSTALLED}/{build_id()}")
-    begin = (
-        f"umask 077; mkdir -p {INSTALLED} && cd {INSTALLED} && exec {_quoted(python.executable)} -c {_quoted(UNPACK)}"
-    )
-    ssh.run(f"{begin} {build_id()} {_quoted(python.executable)}", archive, seconds=INSTALL_SECONDS)
+    begin = f"umask 077; mkdir -p {INSTALLED} && cd {INSTALLED} && exec {quote(python.executable)} -c {quote(UNPACK)}"
+    ssh.run(f"{begin} {build_id()} {quote(python.executable)}", archive, seconds=INSTALL_SECONDS)
     if not python.takes_our_libraries:
         tell(f"fetching {', '.join(LIBRARIES)} there")
         _fetch_libraries(ssh)
-    ssh.run(f"cd {INSTALLED} && exec {build_id()}.part/python -c {_quoted(FINISH)} {build_id()} {KEPT}")
+    ssh.run(f"cd {INSTALLED} && exec {build_id()}.part/python -c {quote(FINISH)} {build_id()} {KEPT}")
     return FarMachine(ssh).facts()
 
 
 def find_python(ssh: SshMachine) -> FarPython:
     """Raises MoverError where there is none that suits."""
     names = [ssh.python] if ssh.python else ["python3", *(f"python3.{minor}" for minor in range(NEWEST[1], 10, -1))]
-    script = FIND_PYTHON.format(candidates=" ".join(map(_quoted, names)), oldest=OLDEST)
+    script = FIND_PYTHON.format(candidates=" ".join(map(quote, names)), oldest=OLDEST)
     try:
         told = json.loads(ssh.run(script))
     except MoverError as error:
@@ -145,7 +144,3 @@ def _fetch_libraries(ssh: SshMachine) -> None:
             hint="let it reach PyPI (or a mirror, in its pip.conf), or install there the Python that runs here "
             f"({sys.version_info[0]}.{sys.version_info[1]})",
         ) from error
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\"'\"'") + "'"

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vrepl.errors import EXIT_INTERRUPTED, exit_code_of_run
 from vrepl.report.addresses import AddressReport
-from vrepl.report.model import FORMAT_VERSION, ErrorReport, Json, Result
+from vrepl.report.model import FORMAT_VERSION, ErrorReport, Json, Result, exit_code_of
 from vrepl.report.plan import PlanReport, show_plan
 from vrepl.report.reprotection import ReverseJob
 
@@ -105,16 +104,9 @@ class FailoverReport:
 
     @property
     def exit_code(self) -> int:
-        """130 when interrupted, else as `exit_code_of_run`; a lone failed VM gives its error's code."""
-        if self.interrupted:
-            return EXIT_INTERRUPTED
-        if len(self.vms) == 1 and self.vms[0].error is not None:
-            return self.vms[0].error.exit_code
-        count = {result: sum(vm.result is result for vm in self.vms) for result in Result}
-        failed = count[Result.FAILED] + count[Result.INTERRUPTED]
-        if self.plan is not None and self.plan.error:
-            failed += 1
-        return exit_code_of_run(count[Result.SUCCESS], failed, count[Result.SKIPPED])
+        """As `exit_code_of`; a plan's own failure counts as a VM's."""
+        plan_failed = self.plan is not None and bool(self.plan.error)
+        return exit_code_of(self.vms, interrupted=self.interrupted, more_failed=int(plan_failed))
 
     def to_json(self) -> Json:
         told: Json = {"version": FORMAT_VERSION, "vms": [vm.to_json() for vm in self.vms]}

@@ -8,10 +8,10 @@ ever added.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from vrepl.errors import (
     EXIT_INTERRUPTED,
@@ -60,6 +60,37 @@ class ErrorReport:
             return cls(error.message, error.hint, error.disk, error.step, error.exit_code, error.retryable)
         text = str(error)
         return cls(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+class HasOutcome(Protocol):
+    """What became of one VM, in whichever report."""
+
+    @property
+    def result(self) -> Result: ...
+
+    @property
+    def error(self) -> ErrorReport | None: ...
+
+
+def exit_code_of(vms: Sequence[HasOutcome], *, interrupted: bool, more_failed: int = 0) -> int:
+    """130 when interrupted, else as `exit_code_of_run`; a lone failed VM gives its error's code.
+
+    `more_failed`: failures that are no VM's.
+    """
+    if interrupted:
+        return EXIT_INTERRUPTED
+    if len(vms) == 1 and vms[0].error is not None:
+        return vms[0].error.exit_code
+    failed = sum(vm.result in {Result.FAILED, Result.INTERRUPTED} for vm in vms)
+    skipped = sum(vm.result is Result.SKIPPED for vm in vms)
+    return exit_code_of_run(len(vms) - failed - skipped, failed + more_failed, skipped)
+
+
+def why_not(one: HasOutcome) -> str | None:
+    """Why it did not succeed, in words; None: it did."""
+    if one.result is Result.SUCCESS:
+        return None
+    return one.error.message if one.error is not None else one.result.value
 
 
 @dataclass(slots=True)
@@ -251,14 +282,10 @@ class RunReport:
         A lone failed VM gives its error's code, and so do several that all fail for a mistake of the configuration. An
         alarm of the audit is 3: the run is well, and restore points before it may not be.
         """
-        if self.interrupted:
-            return EXIT_INTERRUPTED
         codes = {vm.error.exit_code if vm.error is not None else EXIT_OK for vm in self.vms}
-        if (len(self.vms) == 1 and self.vms[0].error is not None) or codes == {EXIT_USAGE}:
-            return codes.pop()
-        failed = sum(vm.result in {Result.FAILED, Result.INTERRUPTED} for vm in self.vms)
-        skipped = self.count(Result.SKIPPED)
-        code = exit_code_of_run(len(self.vms) - failed - skipped, failed, skipped)
+        if codes == {EXIT_USAGE} and not self.interrupted:
+            return EXIT_USAGE
+        code = exit_code_of(self.vms, interrupted=self.interrupted)
         return EXIT_PARTIAL if code == EXIT_OK and any(vm.alarm for vm in self.vms) else code
 
     def causes(self) -> list[tuple[ErrorReport, list[str]]]:

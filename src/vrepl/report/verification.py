@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass, field
 
-from vrepl.errors import EXIT_INTERRUPTED, exit_code_of_run
-from vrepl.report.model import FORMAT_VERSION, ErrorReport, Json, Result, time_to_json
+from vrepl.report.model import FORMAT_VERSION, ErrorReport, Json, Result, exit_code_of, time_to_json
 
 
 @dataclass(slots=True)
@@ -78,13 +77,7 @@ class VerifyReport:
 
     @property
     def exit_code(self) -> int:
-        if self.interrupted:
-            return EXIT_INTERRUPTED
-        if len(self.vms) == 1 and self.vms[0].error is not None:
-            return self.vms[0].error.exit_code
-        failed = sum(vm.result in {Result.FAILED, Result.INTERRUPTED} for vm in self.vms)
-        skipped = sum(vm.result is Result.SKIPPED for vm in self.vms)
-        return exit_code_of_run(len(self.vms) - failed - skipped, failed, skipped)
+        return exit_code_of(self.vms, interrupted=self.interrupted)
 
     def to_json(self) -> Json:
         return {

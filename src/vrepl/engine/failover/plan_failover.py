@@ -24,7 +24,7 @@ from vrepl.model.plans import FailoverPlan, Gate
 from vrepl.planner.plans import Stage
 from vrepl.ports.failover import ServiceProbe
 from vrepl.report.failover import FailoverReport, FailoverVm
-from vrepl.report.model import ErrorReport, Result
+from vrepl.report.model import ErrorReport, Result, why_not
 from vrepl.report.plan import PlanReport, PlanResult, PlanVmReport
 
 LOOKS_SIDE_BY_SIDE = 16
@@ -101,9 +101,7 @@ class PlanFailover:
 
     def _reason(self, vm: str, row: FailoverVm) -> str | None:
         self.rows[vm] = row
-        if row.result is Result.SUCCESS:
-            return None
-        return row.error.message if row.error is not None else row.result.value
+        return why_not(row)
 
     def missing(self, vm: str, gate: Gate) -> str | None:
         """`Participants.missing`."""

@@ -24,7 +24,7 @@ from vrepl.model.failover_tests import TestWish
 from vrepl.model.plans import FailoverPlan, Gate
 from vrepl.planner.plans import Stage
 from vrepl.report.failover import FailoverReport, FailoverVm
-from vrepl.report.model import ErrorReport, Result
+from vrepl.report.model import ErrorReport, Result, why_not
 from vrepl.report.plan import PlanReport, PlanResult, PlanVmReport
 
 
@@ -101,19 +101,13 @@ class PlanTest:
             test.power_on()
 
         one.outcome = work.outcome(begin)
-        return self._reason(one)
-
-    @staticmethod
-    def _reason(one: _Standing) -> str | None:
-        if one.outcome.result is Result.SUCCESS:
-            return None
-        return one.outcome.error.message if one.outcome.error is not None else one.outcome.result.value
+        return why_not(one.outcome)
 
     def settle(self, vm: str) -> str | None:
         """`Participants.settle`: its guest has the addresses that it was given."""
         one = self._standing[vm]
         one.outcome = one.test.work.outcome(one.test.settle)
-        return self._reason(one)
+        return why_not(one.outcome)
 
     def missing(self, vm: str, gate: Gate) -> str | None:
         """`Participants.missing`."""
