@@ -47,8 +47,6 @@ class WayHome:
             gate=gate,
             target_modes=job.target_modes if job else DEFAULT_MODES,
             home_modes=job.source_modes if job else DEFAULT_MODES,
-            target_proxy=job.proxy_at(job.target) if job else None,
-            home_proxy=job.proxy_at(home) if job and job.source == home else None,
             fallback=job.fallback if job else True,
         )
 

@@ -138,8 +138,6 @@ class FailbackContext:
     gate: Gate
     target_modes: tuple[TransportMode, ...] = DEFAULT_MODES
     home_modes: tuple[TransportMode, ...] = DEFAULT_MODES
-    target_proxy: str | None = None
-    home_proxy: str | None = None
     fallback: bool = True
 
 

@@ -52,8 +52,6 @@ class CrossingEnd:
     """Whose site it is: the original's (`source`) or the replica's (`target`), whichever way bytes go."""
     site: SourceSite
     modes: tuple[TransportMode, ...]
-    proxy: str | None = None
-    """Name of the configured proxy that serves it; None: this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +206,7 @@ class DiskCrossing:
             events.disk_started(self._vm, index, move.read_disk.title, intent.kind.value, move.decision.reason)
         for end, address in ((self._route.read, read), (self._route.written, written)):
             if address.modes[0] is TransportMode.HOTADD:
-                self._route.keeper.note_hotadd(
-                    HotAddedDisks(end.side, address.vm_ref, address.proxy or end.proxy or "")
-                )
+                self._route.keeper.note_hotadd(HotAddedDisks(end.side, address.vm_ref, address.proxy or ""))
         order = TransferOrder(
             kind=intent.kind,
             source=read,

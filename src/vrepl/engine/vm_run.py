@@ -292,8 +292,8 @@ class VmRun:
             gate=context.gate,
             logs=folder,
             keeper=keeper,
-            read=CrossingEnd(Side.SOURCE, context.source, job.source_modes, job.proxy_at(job.source)),
-            written=CrossingEnd(Side.TARGET, context.target, job.target_modes, job.proxy_at(job.target)),
+            read=CrossingEnd(Side.SOURCE, context.source, job.source_modes),
+            written=CrossingEnd(Side.TARGET, context.target, job.target_modes),
             fallback=job.fallback,
             still_allowed=ready.check,
         )

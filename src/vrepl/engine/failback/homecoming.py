@@ -170,8 +170,8 @@ class Homecoming:
             gate=context.gate,
             logs=self.store,
             keeper=keeper,
-            read=CrossingEnd(Side.TARGET, context.target, context.target_modes, context.target_proxy),
-            written=CrossingEnd(Side.SOURCE, context.home, context.home_modes, context.home_proxy),
+            read=CrossingEnd(Side.TARGET, context.target, context.target_modes),
+            written=CrossingEnd(Side.SOURCE, context.home, context.home_modes),
             fallback=context.fallback,
         )
 
