@@ -25,7 +25,7 @@ from vrepl.report.console import Listing
 from vrepl.report.format import size
 from vrepl_lab.guests import find_tool
 from vrepl_lab.lab import Lab
-from vrepl_lab.spec import MIB, PROXY_VM, demo_spec
+from vrepl_lab.spec import MIB, LabSpec, demo_spec
 
 JOB = "demo"
 GUEST_WRITE = 320 * 1024
@@ -45,17 +45,22 @@ class DiskName:
     index: int
 
 
+def what_to_prove(spec: LabSpec) -> tuple[list[DiskName], set[str]]:
+    """Disks of the job's VMs, and the names of those that run."""
+    disks = [
+        DiskName(vm.name, index)
+        for vm in spec.prod.vms
+        if vm.name in spec.names_of_job_vms
+        for index in range(len(vm.disks))
+    ]
+    return disks, {vm.name for vm in spec.prod.vms if vm.power == "poweredOn"}
+
+
 def run_demo(folder: Path | None, disk_mib: int, *, keep: bool, vddk: bool = True, proxy: str = "bare") -> None:
     """Raises DemoError if a run or a proof fails; the lab is ended on every way out unless `keep`."""
     begun = time.monotonic()
     spec = replace(demo_spec(disk_mib, vddk=vddk), job_proxy=proxy)
-    disks = [
-        DiskName(vm.name, index)
-        for vm in spec.prod.vms
-        if vm.name in spec.names_of_job_vms and vm.name != PROXY_VM
-        for index in range(len(vm.disks))
-    ]
-    powered_on = {vm.name for vm in spec.prod.vms if vm.power == "poweredOn"}
+    disks, powered_on = what_to_prove(spec)
     with place_of(folder, keep=keep) as place:
         lab = Lab.start(place, spec, detached=keep)
         try:

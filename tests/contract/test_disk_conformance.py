@@ -22,6 +22,7 @@ from tests.support import plain_api, proxy_vm
 from tests.support.memory_disk import MemoryDisk, MemoryHandle
 from tests.support.nfc_host import PATH, Trouble, nfc_host
 from tests.support.proxy_guest import FakeDesk, ProxyGuest
+from tests.support.site_access import pinned_settings_of
 from tests.support.vddk_site import SOURCE, make_site
 from tests.support.vixdisklib_lab import FakeLab
 from vrepl.app.attachments import Attachments
@@ -30,7 +31,7 @@ from vrepl.errors import DiskError, MoverError, VreplError
 from vrepl.extents import GRAIN, Extent, intersect, normalise, subtract
 from vrepl.model import TransportMode
 from vrepl.movers import messages
-from vrepl.movers.engine import EngineSettings
+from vrepl.movers.engine import DiskEngine, EngineSettings
 from vrepl.movers.process import MoverProcess, Spawner
 from vrepl.nfc import engine as nfc_engine
 from vrepl.ports import DiskAddress, SiteConnection
@@ -43,9 +44,8 @@ from vrepl.transport.disk import DiskReader, DiskWriter
 from vrepl.transport.throttle import Throttle
 from vrepl.vddk.disk import AsyncDisk, DirectDisk
 from vrepl.vddk.handles import DiskInfo
-from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
-from vrepl_lab.lab import SERVER, USER, Lab
+from vrepl_lab.lab import Lab
 from vrepl_lab.spec import DiskSpec, LabSpec, VmSpec
 
 CAPACITY = 5 * MIB + 3 * GRAIN + 1536
@@ -241,24 +241,35 @@ def block(folder: Path) -> Iterator[Subject]:
     engine = BlockEngine(settings, lambda kind, text: None, desk)
     address = DiskAddress("prod", "vm-1", "snapshot-1", PATH, CAPACITY, (TransportMode.HOTADD,), "vm", "disk")
     site = SiteConnection("127.0.0.1", 443, 902, "user", "secret", "")
-    yield Subject(lambda: engine.open(address, site, writable=False), lambda: engine.open(address, site, writable=True))
+    yield opened_by(engine, address, site)
     assert desk.hanging == {}
+
+
+CONFORMING = "conforming-01"
+
+
+@contextmanager
+def conforming(lab: Lab) -> Iterator[tuple[VsphereSite, Callable[[TransportMode], DiskAddress]]]:
+    """The lab's disk as each test wants to find it: its site, and its address over a mode."""
+    lab.unmap("prod", CONFORMING, 0, 0, CAPACITY)
+    lab.write("prod", CONFORMING, 0, 2 * GRAIN, PATTERN)
+    lab.write("prod", CONFORMING, 0, LAST * GRAIN, PATTERN[: CAPACITY - LAST * GRAIN])
+    with VsphereSite(pinned_settings_of(lab, "prod")) as site, plain_api.session(lab) as api:
+        vm = plain_api.vm_named(api, CONFORMING)
+        path = str(plain_api.disk_path(vm.config))
+        yield site, lambda mode: DiskAddress("prod", vm._moId, None, path, CAPACITY, (mode,), "vm", "disk")
+
+
+def opened_by(engine: DiskEngine, address: DiskAddress, site: SiteConnection) -> Subject:
+    return Subject(
+        lambda: engine.open(address, site, writable=False), lambda: engine.open(address, site, writable=True)
+    )
 
 
 @contextmanager
 def lab_block(lab: Lab) -> Iterator[Subject]:
     """The same, attached to the lab's proxy VM by its vCenter."""
-    lab.unmap("prod", CONFORMING, 0, 0, CAPACITY)
-    lab.write("prod", CONFORMING, 0, 2 * GRAIN, PATTERN)
-    lab.write("prod", CONFORMING, 0, LAST * GRAIN, PATTERN[: CAPACITY - LAST * GRAIN])
-    running = lab.sites["prod"]
-    settings = SiteSettings(
-        name="prod", server=SERVER, port=running.port, user=USER, password=lab.password("prod"),
-        nfc_port=running.nfc_port, thumbprint=running.sha256_thumbprint,
-    )  # fmt: skip
-    with VsphereSite(settings) as site, plain_api.session(lab) as api:
-        vm = plain_api.vm_named(api, CONFORMING)
-        path = str(plain_api.disk_path(vm.config))
+    with conforming(lab) as (site, address):
         root = proxy_vm.sysroot(lab)
         desk = Attachments(
             lambda name: site, lambda name: product_uuid(root), lambda name: product_uuid(root), lambda: "r"
@@ -266,12 +277,7 @@ def lab_block(lab: Lab) -> Iterator[Subject]:
         engine = BlockEngine(
             EngineSettings(None, Path("/"), buffer_units=1, buffer_count=1, sysroot=root), lambda kind, text: None, desk
         )
-        address = DiskAddress("prod", vm._moId, None, path, CAPACITY, (TransportMode.HOTADD,), "vm", "disk")
-        connection = site.connection()
-        yield Subject(
-            lambda: engine.open(address, connection, writable=False),
-            lambda: engine.open(address, connection, writable=True),
-        )
+        yield opened_by(engine, address(TransportMode.HOTADD), site.connection())
         assert proxy_vm.hanging(lab, "prod") == []
 
 
@@ -279,34 +285,16 @@ def packed(trouble: Trouble) -> None:
     trouble.shuffle, trouble.pack = True, 3
 
 
-CONFORMING = "conforming-01"
-
-
 @contextmanager
 def lab_nfc(lab: Lab) -> Iterator[Subject]:
     """vrepl's own NBD against the lab's hosts, of another language and another hand."""
-    lab.unmap("prod", CONFORMING, 0, 0, CAPACITY)
-    lab.write("prod", CONFORMING, 0, 2 * GRAIN, PATTERN)
-    lab.write("prod", CONFORMING, 0, LAST * GRAIN, PATTERN[: CAPACITY - LAST * GRAIN])
-    running = lab.sites["prod"]
-    settings = SiteSettings(
-        name="prod", server=SERVER, port=running.port, user=USER, password=lab.password("prod"),
-        nfc_port=running.nfc_port, thumbprint=running.sha256_thumbprint,
-    )  # fmt: skip
-    with VsphereSite(settings) as site, plain_api.session(lab) as api:
-        vm = plain_api.vm_named(api, CONFORMING)
-        path = str(plain_api.disk_path(vm.config))
+    with conforming(lab) as (site, address):
         engine = nfc_engine.start(
             EngineSettings(None, Path("/"), buffer_units=1, buffer_count=16, readback="all"),
             lambda kind, text: None,
             lambda request: site.nfc_ticket(request.vm_ref, request.path, writable=request.writable),
         )
-        address = DiskAddress("prod", vm._moId, None, path, CAPACITY, (TransportMode.NBDSSL,), "vm", "disk")
-        connection = site.connection()
-        yield Subject(
-            lambda: engine.open(address, connection, writable=False),
-            lambda: engine.open(address, connection, writable=True),
-        )
+        yield opened_by(engine, address(TransportMode.NBDSSL), site.connection())
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,15 @@ from pyVmomi.SoapAdapter import SoapStubAdapter
 
 from tests.support import plain_api, proxy_vm
 from tests.support.plain_api import vm_named, wait
+from tests.support.site_access import pinned_settings_of
 from vrepl.app.attachments import Attachments
 from vrepl.app.probes import process_name
 from vrepl.errors import DiskError, DiskLockedError, VsphereError
 from vrepl.ports import DiskRequest
 from vrepl.proxy.facts import product_uuid
 from vrepl.vsphere.attachments import Mark
-from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
-from vrepl_lab.lab import SERVER, USER, Lab
+from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, PROXY_VM, DiskSpec, LabSpec, VmSpec
 
 pytestmark = pytest.mark.slow
@@ -64,13 +64,11 @@ class Proxy:
 
 @pytest.fixture
 def proxy(lab: Lab) -> Iterator[Proxy]:
-    running = lab.sites["prod"]
-    settings = SiteSettings(
-        name="prod", server=SERVER, port=running.port, user=USER, password=lab.password("prod"),
-        nfc_port=running.nfc_port, thumbprint=running.sha256_thumbprint,
-    )  # fmt: skip
     lab.set("faults=none", "lock_linger_s=0")
-    with VsphereSite(settings, sleep=lambda seconds: None) as site, plain_api.session(lab) as api:
+    with (
+        VsphereSite(pinned_settings_of(lab, "prod"), sleep=lambda seconds: None) as site,
+        plain_api.session(lab) as api,
+    ):
         bios = vm_named(api, PROXY_VM).config.uuid
         ref = site.proxy_disks.find_proxy([bios])
         assert ref == vm_named(api, PROXY_VM)._moId

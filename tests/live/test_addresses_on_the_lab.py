@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -15,8 +14,9 @@ import pytest
 from pyVmomi import vim
 
 from tests.support import plain_api
+from tests.support.target_alone import forget_all_but_the_target
 from tests.support.vrepl_runs import VREPL, Runs
-from vrepl_lab.lab import USER, Lab
+from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 DISK = (DiskSpec(2 * MIB, content="random", fill=0.5),)
@@ -69,17 +69,8 @@ def test_from_the_target_alone_the_guest_gets_its_addresses(runs: Addressed, tmp
     assert [one["after"] for one in dry["addresses"]["adapters"]] == ["10.2.0.5/24, fd00:2::5/64", "dhcp"]
     assert dry["networks"] == ["Network adapter 1: VM Network -> isolated"]
     assert dry["state"] == "ready"
-    password = tmp_path / "password"
-    password.write_text(runs.lab.password("dr"))
-    password.chmod(0o600)
-    ca_file = shutil.copy(runs.lab.folder / "ca.pem", tmp_path / "ca.pem")
     os.kill(int(runs.lab.status()["prod"]["pid"]), signal.SIGKILL)
-    shutil.rmtree(runs.lab.folder / "repository")
-    runs.lab.config_file.unlink()
-    at_target = [
-        "--server", f"127.0.0.1:{runs.lab.sites['dr'].port}", "--user", USER, "--password-file", str(password),
-        "--ca-file", str(ca_file), "--yes", "--json",
-    ]  # fmt: skip
+    at_target = [*forget_all_but_the_target(runs.lab, tmp_path), "--yes", "--json"]
 
     def typed(*arguments: str) -> Any:
         done = subprocess.run([*VREPL, *arguments, *at_target], capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.other_clients import assert_no_panic, assert_written_down
 from vrepl_lab.lab import USER, Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
@@ -225,11 +226,8 @@ def test_ansible_finds_vsphere(vcenter: Lab, tmp_path: Path) -> None:
             said = str(result.get("exception") or "") + str(result.get("msg") or text)
             wrong.append(f"{row}\n  failed={failed} changed={result.get('changed')}\n  {said[-1500:]}")
     assert not wrong, "\n".join(wrong)
-    log = (vcenter.folder / "prod" / "sim.log").read_text()
-    assert "panic" not in log, log[log.index("panic") :][:2000]
+    assert_no_panic(vcenter)
 
 
 def test_what_differs_is_written_down() -> None:
-    internals = (Path(__file__).parents[2] / "docs" / "lab-internals.md").read_text()
-    for row in ROWS:
-        assert not row.differs or row.differs in internals
+    assert_written_down(ROWS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -14,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.support import plain_api
+from tests.support.target_alone import forget_all_but_the_target
 from tests.support.vrepl_runs import VREPL, Runs, moved
-from vrepl_lab.lab import USER, Lab
+from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 StartRuns = Callable[..., Runs]
@@ -41,19 +41,10 @@ def test_with_the_source_the_repository_and_the_configuration_gone_the_target_is
     at_that_time = runs.source()
     runs.write(4)
     runs.replicate()
-    server = f"127.0.0.1:{runs.lab.sites['dr'].port}"
-    password = tmp_path / "password"
-    password.write_text(runs.lab.password("dr"))
-    password.chmod(0o600)
-    ca_file = shutil.copy(runs.lab.folder / "ca.pem", tmp_path / "ca.pem")
     os.kill(int(runs.lab.status()["prod"]["pid"]), signal.SIGKILL)
-    shutil.rmtree(runs.lab.folder / "repository")
-    runs.lab.config_file.unlink()
+    at_target = forget_all_but_the_target(runs.lab, tmp_path)
     done = subprocess.run(
-        [
-            *VREPL, "failover", "start", "web-01", "--restore-point", older, "--server", server, "--user", USER,
-            "--password-file", str(password), "--ca-file", str(ca_file), "--yes", "--json",
-        ],
+        [*VREPL, "failover", "start", "web-01", "--restore-point", older, *at_target, "--yes", "--json"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

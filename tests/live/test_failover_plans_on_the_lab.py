@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.support import plain_api
+from tests.support.target_alone import forget_all_but_the_target
 from tests.support.vrepl_runs import VREPL, Image, Runs
-from vrepl_lab.lab import USER, Lab
+from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 NAMES = ("dns-01", "db-01", "web-01", "web-02")
@@ -79,17 +79,8 @@ def test_with_all_else_gone_every_vm_comes_up_in_the_order_of_the_plan_that_lies
     for name in NAMES:
         runs.lab.write_random("prod", name, 0, 0, MIB, "encrypted by a stranger")
     runs.json("replicate", "demo")
-    password = tmp_path / "password"
-    password.write_text(runs.lab.password("dr"))
-    password.chmod(0o600)
-    ca_file = shutil.copy(runs.lab.folder / "ca.pem", tmp_path / "ca.pem")
     assert runs.lab.stop_site("prod")
-    shutil.rmtree(runs.lab.folder / "repository")
-    runs.lab.config_file.unlink()
-    server = [
-        "--server", f"127.0.0.1:{runs.lab.sites['dr'].port}", "--user", USER, "--password-file", str(password),
-        "--ca-file", str(ca_file),
-    ]  # fmt: skip
+    server = forget_all_but_the_target(runs.lab, tmp_path)
 
     def vrepl(*arguments: str) -> Any:
         done = subprocess.run(

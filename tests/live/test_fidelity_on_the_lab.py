@@ -13,11 +13,11 @@ from pyVmomi import vim
 from tests.support import plain_api
 from tests.support.fidelity_page import fates
 from tests.support.plain_api import vm_named, wait
+from tests.support.site_access import settings_of
 from tests.support.vrepl_runs import Runs
 from vrepl.model import Controller, Disk, Hardware, NetworkAdapter, VirtualMachine
-from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
-from vrepl_lab.lab import USER, Lab
+from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 pytestmark = pytest.mark.slow
@@ -94,10 +94,7 @@ def allocation(reservation: int, limit: int, level: str, shares: int = 0) -> Any
 
 
 def read(lab: Lab, site: str, name: str) -> VirtualMachine:
-    settings = SiteSettings(
-        site, "127.0.0.1", USER, lab.password(site), port=lab.sites[site].port, ca_file=lab.folder / "ca.pem"
-    )
-    with VsphereSite(settings) as opened:
+    with VsphereSite(settings_of(lab, site)) as opened:
         [vm] = opened.find_vms([name])
         return vm
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.other_clients import assert_no_panic, assert_written_down
 from vrepl_lab.build import build_go_program
 from vrepl_lab.errors import LabError
 from vrepl_lab.lab import USER, Lab
@@ -245,11 +246,8 @@ def test_govc_finds_vsphere(vcenter: Lab, govc: Callable[[str], subprocess.Compl
         if not as_vsphere:
             wrong.append(f"{row}\n  exit code {done.returncode}\n  {text[:600]}\n  {done.stderr.strip()[:600]}")
     assert not wrong, "\n".join(wrong)
-    log = (vcenter.folder / "prod" / "sim.log").read_text()
-    assert "panic" not in log, log[log.index("panic") :][:2000]
+    assert_no_panic(vcenter)
 
 
 def test_what_differs_is_written_down() -> None:
-    internals = (Path(__file__).parents[2] / "docs" / "lab-internals.md").read_text()
-    for row in ROWS:
-        assert not row.differs or row.differs in internals
+    assert_written_down(ROWS)

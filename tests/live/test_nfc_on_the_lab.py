@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from tests.support import plain_api
 from tests.support.plain_api import vm_named, wait
+from tests.support.site_access import pinned_settings_of
 from vrepl.errors import (
     DiskError,
     DiskLockedError,
@@ -39,9 +40,8 @@ from vrepl.nfc.disk import NfcDisk
 from vrepl.nfc.engine import start
 from vrepl.ports import DiskAddress, NfcTicket, TicketRequest
 from vrepl.transport.buffers import MIB, Buffer
-from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
-from vrepl_lab.lab import SERVER, USER, Lab
+from vrepl_lab.lab import Lab
 from vrepl_lab.spec import DiskSpec, LabSpec, VmSpec
 
 SIZE = 8 * MIB
@@ -64,12 +64,7 @@ def api(disks: Lab) -> Iterator[Any]:
 
 @pytest.fixture
 def site(disks: Lab) -> Iterator[VsphereSite]:
-    running = disks.sites["prod"]
-    access = SiteSettings(
-        name="prod", server=SERVER, port=running.port, user=USER, password=disks.password("prod"),
-        nfc_port=running.nfc_port, thumbprint=running.sha256_thumbprint,
-    )  # fmt: skip
-    with VsphereSite(access) as made:
+    with VsphereSite(pinned_settings_of(disks, "prod")) as made:
         yield made
     disks.set(
         "faults=none", "nfc_limit_mib=48", "missing_privileges=none", "lock_linger_s=5", "allocated_supported=yes"

@@ -95,15 +95,20 @@ def test_a_proxy_that_cannot_tell_disks_apart_or_has_snapshots_is_not_used(start
     assert "has snapshots" in why["target"]
 
 
-def test_a_disk_that_is_pulled_in_mid_copy_goes_on_over_the_network(start_runs: StartRuns) -> None:
-    runs = start_runs(32)
+def in_mid_copy(runs: Runs, act: Callable[[int], None]) -> None:
+    """A run that ends well, whatever was done once its disk hung on the proxy; `act` gets its process."""
     runs.set_in_job('bandwidth = "12 MiB/s"')
     process = runs.start()
     until(lambda: len(proxy_vm.hanging(runs.lab, "dr")) == 1, process)
     time.sleep(1.0)
-    proxy_vm.pull(runs.lab, "dr")
+    act(process.pid)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, output + errors
+
+
+def test_a_disk_that_is_pulled_in_mid_copy_goes_on_over_the_network(start_runs: StartRuns) -> None:
+    runs = start_runs(32)
+    in_mid_copy(runs, lambda _: proxy_vm.pull(runs.lab, "dr"))
     [point] = runs.json("restore-points", "web-01")["restore_points"]
     assert runs.restore_point(point["id"]) == runs.source()
     proxy_vm.assert_bare(runs.lab)
@@ -213,15 +218,12 @@ def test_killed_at_a_call_that_attaches_or_detaches(start_runs: StartRuns, numbe
 
 
 def test_a_data_mover_that_is_killed_costs_no_more_than_an_attempt(start_runs: StartRuns) -> None:
+    def kill(run: int) -> None:
+        [mover] = [pid for pid in children(run) if "vrepl.movers.worker" in command_line(pid)]
+        os.kill(mover, signal.SIGKILL)
+
     runs = start_runs(32)
-    runs.set_in_job('bandwidth = "12 MiB/s"')
-    process = runs.start()
-    until(lambda: len(proxy_vm.hanging(runs.lab, "dr")) == 1, process)
-    time.sleep(1.0)
-    [mover] = [pid for pid in children(process.pid) if "vrepl.movers.worker" in command_line(pid)]
-    os.kill(mover, signal.SIGKILL)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, output + errors
+    in_mid_copy(runs, kill)
     [report] = runs.json("report")["vms"]
     assert report["disks"][0]["attempts"] == 2
     assert roads(report) == [BOTH]

@@ -6,20 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.site_access import settings_of
 from vrepl.model import PowerState
 from vrepl.vsphere.retry import RetryPolicy
-from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
-from vrepl_lab.lab import USER, Lab
+from vrepl_lab.lab import Lab
 
 
 @pytest.fixture
 def site(lab: Lab) -> Iterator[VsphereSite]:
-    settings = SiteSettings(
-        "dr", "127.0.0.1", USER, lab.password("dr"), port=lab.sites["dr"].port, ca_file=lab.folder / "ca.pem",
-        retry=RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.2),
-    )  # fmt: skip
-    with VsphereSite(settings) as site:
+    retry = RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.2)
+    with VsphereSite(settings_of(lab, "dr", retry=retry)) as site:
         yield site
 
 

@@ -9,24 +9,21 @@ from unittest import mock
 
 import pytest
 
+from tests.support.site_access import settings_of
 from tests.support.vrepl_runs import Runs
 from vrepl.config.load import parse_selection
 from vrepl.planner.selection import choose
 from vrepl.vsphere import collector
 from vrepl.vsphere.retry import RetryPolicy
-from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
-from vrepl_lab.lab import USER, Lab
+from vrepl_lab.lab import Lab
 from vrepl_lab.spec import LabSpec, estate_spec
 
 
 @contextmanager
 def prod(lab: Lab) -> Iterator[VsphereSite]:
-    settings = SiteSettings(
-        "prod", "127.0.0.1", USER, lab.password("prod"), port=lab.sites["prod"].port, ca_file=lab.folder / "ca.pem",
-        retry=RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.2),
-    )  # fmt: skip
-    with VsphereSite(settings) as site:
+    retry = RetryPolicy(attempts=3, first_wait=0.01, longest_wait=0.2)
+    with VsphereSite(settings_of(lab, "prod", retry=retry)) as site:
         yield site
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.support.small_lab import small_spec
 from tests.support.vrepl_runs import Runs
-from vrepl_lab.demo import DiskName, show
+from vrepl_lab.demo import show, what_to_prove
 from vrepl_lab.lab import Lab
-from vrepl_lab.spec import PROXY_VM, LabSpec, standalone
+from vrepl_lab.spec import LabSpec, standalone
 
 pytestmark = pytest.mark.slow
 
@@ -22,14 +22,7 @@ pytestmark = pytest.mark.slow
 def test_the_demos_job(where: str, start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> None:
     spec = small_spec()
     lab = start_lab(standalone(spec, where))
-    disks = [
-        DiskName(vm.name, index)
-        for vm in spec.prod.vms
-        if vm.name in spec.names_of_job_vms and vm.name != PROXY_VM
-        for index in range(len(vm.disks))
-    ]
-    powered_on = {vm.name for vm in spec.prod.vms if vm.power == "poweredOn"}
-    show(lab, disks, powered_on, engine="vddk", proxy="bare")
+    show(lab, *what_to_prove(spec), engine="vddk", proxy="bare")
     runs = Runs(lab, tmp_path)
     assert {vm["result"] for vm in runs.json("verify")["vms"]} == {"success"}
     if where != "dr":

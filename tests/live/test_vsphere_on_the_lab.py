@@ -10,14 +10,14 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.support.site_access import settings_of
 from vrepl.errors import CbtError, InterruptedRunError, PermissionDeniedError, VreplError, VsphereError
 from vrepl.model import PowerState, ReplicaPlacement, ReplicaSpec, VirtualMachine
 from vrepl.vsphere import collector
 from vrepl.vsphere.privileges import Role
 from vrepl.vsphere.retry import RetryPolicy
-from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
-from vrepl_lab.lab import USER, Lab
+from vrepl_lab.lab import Lab
 
 OpenSite = Callable[..., VsphereSite]
 
@@ -27,17 +27,8 @@ def open_site(lab: Lab) -> Iterator[OpenSite]:
     with ExitStack() as stack:
 
         def make(name: str = "prod", **changes: object) -> VsphereSite:
-            settings = SiteSettings(
-                name,
-                "127.0.0.1",
-                USER,
-                lab.password(name),
-                port=lab.sites[name].port,
-                ca_file=lab.folder / "ca.pem",
-                retry=RetryPolicy(attempts=8, first_wait=0.01, longest_wait=0.2),
-                **changes,  # type: ignore[arg-type]
-            )
-            site = VsphereSite(settings)
+            retry = RetryPolicy(attempts=8, first_wait=0.01, longest_wait=0.2)
+            site = VsphereSite(settings_of(lab, name, **{"retry": retry, **changes}))
             stack.callback(site.close)
             return site
 
