@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.world import World, source
+from tests.support.world import NbdOnly, World, source
 from vrepl.engine.access import GuardedVm, access_window
 from vrepl.engine.crossing import Crossing
 from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute, DiskMove, first_intent
@@ -15,8 +16,9 @@ from vrepl.engine.gate import Gate
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.marks import SourceMark
 from vrepl.engine.source_snapshot import temporary_snapshot
+from vrepl.errors import MoverError
 from vrepl.extents import GRAIN, Extent
-from vrepl.model import DEFAULT_MODES, PowerState, Quiesce, Side, TransferKind, TransferLimits
+from vrepl.model import DEFAULT_MODES, PowerState, Quiesce, Side, TransferKind, TransferLimits, TransportPlan
 from vrepl.planner.disks import DiskDecision
 from vrepl.ports import DigestFiles
 from vrepl.repository.intent import Intent
@@ -114,6 +116,19 @@ def test_a_replica_crosses_into_its_original(home: Home) -> None:
     assert home.elsewhere.saved[-1].journal.prepared_for_access == (), "access was given back at both sites"
     assert not any(one.name.startswith("vrepl-source-") for one in home.replica.snapshots)
     assert home.notes == []
+
+
+def test_where_no_proxy_can_be_had_that_is_what_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = NbdOnly.plan
+
+    def gone(self: NbdOnly, side: Side, *where: Any, **how: Any) -> TransportPlan:
+        if side is Side.SOURCE:
+            raise MoverError("proxy p has not this vrepl", hint="vrepl proxy install p")
+        return plan(self, side, *where, **how)
+
+    monkeypatch.setattr(NbdOnly, "plan", gone)
+    with pytest.raises(MoverError, match="proxy p has not this vrepl"):
+        home.cross()
 
 
 def test_what_dies_on_the_way_home_leaves_the_restore_points_alone(home: Home) -> None:

@@ -119,8 +119,8 @@ class DiskCrossing:
         self._intent = first_intent(move)
         self._announced = False
         self._left_on_proxy: set[tuple[Side, str | None]] = set()
-        self._proxies: dict[Side, str | None] = {}
-        """Whose movers the last attempt asked."""
+        self._proxies: dict[Side, str | None] = dict.fromkeys(Side)
+        """Whose movers the last attempt asked; None where it came to none, or there is no choice."""
         self._reached = {Side.SOURCE: Reached(), Side.TARGET: Reached()}
         self.tally = Tally()
         self.finished = not move.regions
@@ -182,6 +182,7 @@ class DiskCrossing:
     def _attempt(self, intent: DiskIntent, through: SnapshotState | None) -> bool:
         """False: SAN may no longer be used, so that nothing was moved through the temporary snapshot."""
         move = self.move
+        self._proxies = dict.fromkeys(Side)
         while True:
             read, written = self._read_address(), self._written_address(through)
             ends = (
