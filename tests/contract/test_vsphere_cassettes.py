@@ -20,7 +20,7 @@ import pytest
 from tests.support import cassettes
 from tests.support.cassettes import FOLDER, RECORD_VARIABLE, cassette
 from vrepl.errors import AuthenticationError, CbtError, NotFoundError, VsphereError
-from vrepl.model import PowerState, ReplicaPlacement, ReplicaSpec, VirtualMachine
+from vrepl.model import PowerState, ReplicaPlacement, ReplicaSpec, Sighting, VirtualMachine, VmAtRest
 from vrepl.model.addresses import AdapterAddresses, AddressPlan, GuestFamily
 from vrepl.vsphere.privileges import Role
 from vrepl.vsphere.session import SiteSettings
@@ -195,6 +195,28 @@ def test_snapshot_of_a_tracked_vm(open_site: OpenSite, guest_writes: Callable[[s
         site.remove_snapshot(vm.ref, second.ref)
 
 
+def test_a_vm_is_found_where_it_was_seen_last(open_site: OpenSite) -> None:
+    site = open_site("prod")
+    vm, other = site.find_vms(["app-01", "web-01"])
+    made = site.create_snapshot(vm.ref, "vrepl sighting", "of a replica", quiesce=False)
+    try:
+        site.find_vm_at_rest(vm.instance_uuid, None)  # what has ended just now is looked at once more
+        before = site.soap_calls
+        found = site.find_vm_at_rest(vm.instance_uuid, Sighting(vm.ref, made.ref))
+        assert found == VmAtRest(site.read_vm(vm.ref), made)
+        assert site.soap_calls - before == 2, "one for both, and one for the comparison"
+        gone = site.find_vm_at_rest(vm.instance_uuid, Sighting(vm.ref, "snapshot-999999"))
+        assert gone is not None
+        assert (gone.vm, gone.snapshot) == (found.vm, None)
+        for elsewhere in (Sighting(other.ref, made.ref), Sighting("vm-999999", made.ref), None):
+            moved = site.find_vm_at_rest(vm.instance_uuid, elsewhere)
+            assert moved is not None
+            assert moved.vm == found.vm, "it is looked up by its instanceUuid"
+    finally:
+        site.remove_snapshot(vm.ref, made.ref)
+    assert site.find_vm_at_rest("00000000-0000-0000-0000-000000000000", Sighting(vm.ref, made.ref)) is None
+
+
 def test_snapshot_that_is_gone(open_site: OpenSite) -> None:
     site = open_site("prod")
     (vm,) = site.find_vms(["app-01"])
@@ -287,13 +309,17 @@ def test_replica_is_reconciled(open_site: OpenSite) -> None:
     spec = spec_like(app, "app-01-replica", "prod-vmfs-01")
     replica = site.create_replica(spec)
     try:
-        assert site.reconcile_replica(replica.ref, app.hardware, spec.placement, keep_macs=False) == []
+        assert site.reconcile_replica(replica, app.hardware, spec.placement, keep_macs=False) == []
         placement = ReplicaPlacement(None, "prod-vmfs-01", networks={"VM Network": "isolated"})
-        said = site.reconcile_replica(replica.ref, web.hardware, placement, keep_macs=False)
+        said = site.reconcile_replica(replica, web.hardware, placement, keep_macs=False)
         assert "CPUs: 1 -> 2" in said
         assert any("network VM Network -> isolated" in line for line in said)
-        assert site.read_vm(replica.ref).hardware.cpus == 2
-        assert site.reconcile_replica(replica.ref, web.hardware, placement, keep_macs=False) == []
+        after = site.read_vm(replica.ref)
+        assert after.hardware.cpus == 2
+        asked = site.soap_calls
+        assert site.reconcile_replica(after, web.hardware, placement, keep_macs=False) == []
+        assert site.soap_calls == asked, "nothing is asked about a replica that was seen to follow"
+        assert site.reconcile_replica(replica, web.hardware, placement, keep_macs=False) == [], "read anew first"
     finally:
         site.destroy_vm(replica.ref)
 

@@ -32,9 +32,11 @@ from vrepl.model import (
     PowerState,
     ReplicaPlacement,
     ReplicaSpec,
+    Sighting,
     Snapshot,
     SnapshotState,
     VirtualMachine,
+    VmAtRest,
 )
 from vrepl.model.addresses import AddressPlan, GuestAdapter, GuestNetwork
 from vrepl.model.guests import GuestLogin, GuestProcess, ProgramEnd, Script
@@ -334,6 +336,15 @@ class MemorySite:
         vm = self._vm(vm_ref)
         return replace(self.read_vm(vm_ref), guest=vm.guest if vm.power is PowerState.ON else None)
 
+    def find_vm_at_rest(self, instance_uuid: str, near: Sighting | None) -> VmAtRest | None:
+        self._call("find_vm_at_rest")
+        vm = next((vm for vm in self.vms.values() if vm.instance_uuid == instance_uuid), None)
+        if vm is None:
+            return None
+        known = near.snapshot_ref if near is not None and near.vm_ref == vm.ref else None
+        state = next((self._state(one) for one in vm.snapshots if one.ref == known), None)
+        return VmAtRest(replace(self._view(vm), guest=vm.guest if vm.power is PowerState.ON else None), state)
+
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
         self._call("read_snapshot")
         for vm in self.vms.values():
@@ -535,7 +546,7 @@ class MemorySite:
 
     def reconcile_replica(
         self,
-        vm_ref: str,
+        replica: VirtualMachine,
         hardware: Hardware,
         placement: ReplicaPlacement,
         *,
@@ -544,7 +555,9 @@ class MemorySite:
     ) -> list[str]:
         del placement, keep_macs
         self._call("reconcile_replica")
-        vm = self._vm(vm_ref)
+        if replica.hardware == hardware and annotation in {None, replica.notes}:
+            return []
+        vm = self._vm(replica.ref)
         vm.notes = vm.notes if annotation is None else annotation
         if vm.hardware == hardware:
             return []

@@ -11,7 +11,17 @@ from typing import Protocol
 from vrepl.engine.changes import changed_extents
 from vrepl.errors import CbtError
 from vrepl.extents import Extent, intersect, normalise, subtract, union
-from vrepl.model import Disk, DiskPoint, PowerState, ReplicaRecord, RestorePoint, TrackingPosition, VirtualMachine
+from vrepl.model import (
+    Disk,
+    DiskPoint,
+    PowerState,
+    ReplicaRecord,
+    RestorePoint,
+    SnapshotState,
+    TrackingPosition,
+    VirtualMachine,
+    VmAtRest,
+)
 from vrepl.planner.disks import UnfinishedDisk
 from vrepl.planner.knowledge import NameTaken, ReplicaKnowledge, grown_disk
 from vrepl.planner.seeding import SeedRequest
@@ -74,18 +84,21 @@ def gather(
     target: TrackedInventory,
     names: TargetNames,
     seed: SeedRequest | None = None,
-    replica: VirtualMachine | None = None,
+    seen: VmAtRest | None = None,
 ) -> ReplicaKnowledge:
     """What is known of the replica of `vm`, read afresh from the target.
 
-    `seed`: the VM that shall become its replica, if the operator named one. `replica`: as it was read a moment
-    ago, with its lock held; None: it is looked up.
+    `seed`: the VM that shall become its replica, if the operator named one. `seen`: the replica as it was read a
+    moment ago, with its lock held; None: it is looked up.
     """
     record = folder.record if folder and folder.record.target_instance_uuid else None
-    if record is None:
-        replica = None
-    elif replica is None or replica.instance_uuid != record.target_instance_uuid:
-        replica = target.find_vm_by_instance_uuid(record.target_instance_uuid)
+    replica: VirtualMachine | None = None
+    if record is not None:
+        if seen is None or seen.vm.instance_uuid != record.target_instance_uuid:
+            seen = None
+            replica = target.find_vm_by_instance_uuid(record.target_instance_uuid)
+        else:
+            replica = seen.vm
     if folder is not None and record is not None:
         _refuse_contradictions(folder, record, replica, repository_id, target, names)
     if seed is not None and (replica is None or replica.ref != seed.candidate.ref):
@@ -103,8 +116,15 @@ def gather(
     present = tuple(point for point in sealed if point.id in snapshots)
     lost = tuple(point for point in sealed if point.id not in snapshots)
     last = present[-1] if present else None
+
+    def at_seal(point: RestorePoint) -> SnapshotState:
+        read = seen.snapshot if seen is not None else None
+        return (
+            read if read is not None and read.ref == snapshots[point.id] else target.read_snapshot(snapshots[point.id])
+        )
+
     if folder.record.empty_disks:
-        require_empty_disks(folder, replica, last, target.read_snapshot(snapshots[last.id]) if last else None)
+        require_empty_disks(folder, replica, last, at_seal(last) if last else None)
     intent = folder.intent()
     touched = _judge_leaf(folder, replica, last, snapshots, intent)
     unfinished: Mapping[int, UnfinishedDisk] = {**_unaccounted_disks(folder), **unfinished_disks(folder, intent)}
@@ -117,7 +137,8 @@ def gather(
         # What vrepl has put in a disk's place since the seal is another disk, of which the seal says nothing.
         replaced = {*folder.record.empty_disks, *grown_keys(folder.record, replica)}
         points = [point for point in last.disks if point.source_key not in replaced]
-        suspects = _suspects(target, replica, points, snapshots[last.id], unfinished)
+        state = at_seal(last) if replica.cbt_enabled and replica.power is PowerState.OFF else None
+        suspects = _suspects(target, replica, points, state, unfinished)
     return ReplicaKnowledge(
         record=record,
         replica=replica,
@@ -325,16 +346,16 @@ def _suspects(
     target: TrackedInventory,
     replica: VirtualMachine,
     points: Sequence[DiskPoint],
-    snapshot_ref: str,
+    sealed: SnapshotState | None,
     unfinished: Mapping[int, UnfinishedDisk],
 ) -> dict[int, tuple[Extent, ...]]:
     """Where the replica's own CBT hints at writes to its leaf since the seal, beside vrepl's own; by source disk key.
 
+    `sealed`: the last restore point's snapshot; None: change tracking is off.
     Where it has no answer the whole disk is suspect: that is no reason to think that it was written.
     """
     if replica.power is not PowerState.OFF:
         return {}  # it is refused anyway
-    sealed = target.read_snapshot(snapshot_ref) if replica.cbt_enabled else None
     suspects: dict[int, tuple[Extent, ...]] = {}
     for point in points:
         disk = replica.disk(point.target_key)

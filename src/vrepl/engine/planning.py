@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vrepl.engine.context import ReplicationContext
 from vrepl.engine.knowledge import TargetNames, gather, seed_request
-from vrepl.model import VirtualMachine
+from vrepl.model import VirtualMachine, VmAtRest
 from vrepl.planner.knowledge import ReplicaKnowledge
 from vrepl.planner.vm import VmPlan, plan_vm
 from vrepl.repository.replica_folder import ReplicaFolder
@@ -16,7 +16,7 @@ def look_and_plan(
     vm: VirtualMachine,
     names: TargetNames,
     map_to: str | None,
-    replica: VirtualMachine | None = None,
+    replica: VmAtRest | None = None,
 ) -> tuple[VmPlan, ReplicaKnowledge]:
     """Only reads. `vm`: as its site shows it now; `map_to`: name of the target's VM that shall become its replica.
 

@@ -82,11 +82,11 @@ def _annotation(vm: VirtualMachine, *, notes: bool) -> str:
     return f"{ours}\n\n{vm.notes}" if notes and vm.notes else ours
 
 
-def _reconcile(context: ReplicationContext, plan: VmPlan, replica_ref: str) -> list[str]:
+def _reconcile(context: ReplicationContext, plan: VmPlan, replica: VirtualMachine) -> list[str]:
     """What was changed, in words. Notes are written only where the job carries them: somebody may have added some."""
     job = context.job
     return context.target.reconcile_replica(
-        replica_ref,
+        replica,
         _carried(context, plan),
         job.placement,
         keep_macs=job.keep_macs,
@@ -151,7 +151,7 @@ def _map(
         empty_disks=(),
     )
     folder.save_record(record)
-    done = _reconcile(context, plan, candidate.ref)
+    done = _reconcile(context, plan, candidate)
     return PreparedReplica(record, target.read_vm(candidate.ref)), done
 
 
@@ -173,11 +173,11 @@ def _update(
     target = context.target
     if plan.revert_replica and known.last is not None:
         replica = _revert(context, folder, known.last, replica)
-    done.extend(_reconcile(context, plan, replica.ref))
+    done.extend(_reconcile(context, plan, replica))
     if any(disk.replace_disk for disk in plan.disks):
         remove_loose_files(folder, target, replica.ref, done.append)  # what a dead run copied makes room
     disks = _reconcile_disks(context, folder, plan, known, replica, done)
-    fresh = target.read_vm(replica.ref)
+    fresh = target.read_vm(replica.ref) if done else replica
     record = replace(
         folder.record,
         source_name=plan.vm.name,

@@ -18,7 +18,7 @@ from vrepl.engine.dead_intent import forget_contradicted_disks
 from vrepl.engine.knowledge import leaf_identity, restore_point_snapshots, settings_of
 from vrepl.engine.marks import restore_point_snapshot_name, san_mark_of, source_mark_of
 from vrepl.errors import DiskError, InterruptedRunError, NotFoundError, UsageError, VreplError
-from vrepl.model import ReplicaRecord, Side, Snapshot, VirtualMachine
+from vrepl.model import ReplicaRecord, Side, Snapshot, VirtualMachine, VmAtRest
 from vrepl.ports import Inventory, SnapshottedSite
 from vrepl.repository.agreement import require_agreement
 from vrepl.repository.commit_record import (
@@ -30,6 +30,7 @@ from vrepl.repository.commit_record import (
 )
 from vrepl.repository.intent import HotAddedDisks, Intent, PreparedAccess
 from vrepl.repository.replica_folder import ReplicaFolder
+from vrepl.repository.sightings import last_sighting
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Seen:
     """What a recovery read last of the two VMs, once nothing ran on them; None where it changed them since."""
 
     original: VirtualMachine | None = None
-    replica: VirtualMachine | None = None
+    replica: VmAtRest | None = None
 
 
 def recover(
@@ -92,11 +93,11 @@ def recover_replica(
     record = folder.record
     if not record.target_instance_uuid:
         return []
-    replica = site.find_vm_by_instance_uuid(record.target_instance_uuid)
-    if replica is None:
+    found = site.find_vm_at_rest(record.target_instance_uuid, last_sighting(folder.path))
+    if found is None:
         return []
+    replica = found.vm
     require_agreement(folder, replica, services.repository.id, settings_of(site))
-    replica = site.read_vm_at_rest(replica.ref)
     done = detach_leavings(services, site, replica)
     done += end_access_of_the_dead(services, folder, site, replica)
     if done:
@@ -106,7 +107,7 @@ def recover_replica(
         done += removed
         replica = site.read_vm(replica.ref)
     if seen is not None:
-        seen.replica = replica
+        seen.replica = replace(found, vm=replica)
     points = {point.id: point for point in folder.restore_points()}
     intent = folder.intent()
     if intent is not None and intent.restore_point_id in points:

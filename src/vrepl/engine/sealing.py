@@ -12,7 +12,7 @@ from vrepl.engine.failover.standing import announce_removal, held_snapshots
 from vrepl.engine.knowledge import restore_point_snapshots
 from vrepl.engine.recovery import note_that_disks_were_sealed, remove_cut_seal
 from vrepl.errors import VreplError, VsphereError
-from vrepl.model import ReplicaRecord, RestorePoint, SnapshotState, VirtualMachine
+from vrepl.model import ReplicaRecord, RestorePoint, Sighting, SnapshotState, VirtualMachine
 from vrepl.ports import TargetSite
 from vrepl.repository.commit_record import (
     COMMIT_KEYS,
@@ -23,6 +23,7 @@ from vrepl.repository.commit_record import (
     read_commit_record,
 )
 from vrepl.repository.replica_folder import ReplicaFolder
+from vrepl.repository.sightings import note_sighting
 from vrepl.retention import removable
 
 
@@ -63,15 +64,18 @@ def seal(
     )
 
     text = lay_out(commit, inline=not _keeps_only_headers(replica))
-    if not _kept(context, folder, record, replica, point, commit, text):
+    kept = _kept(context, folder, record, replica, point, commit, text)
+    if kept is None:
         if not text.is_inline:
             raise _not_kept(point)
         note("the description of the restore point's snapshot was cut: its record goes to the replica's extraConfig")
-        if not _kept(context, folder, record, replica, point, commit, lay_out(commit, inline=False)):
+        kept = _kept(context, folder, record, replica, point, commit, lay_out(commit, inline=False))
+        if kept is None:
             raise _not_kept(point)
     still_ready()
     note_that_disks_were_sealed(folder)
     folder.seal(point)
+    note_sighting(folder.path, Sighting(replica.ref, kept.ref))
 
 
 def _keeps_only_headers(replica: VirtualMachine) -> bool:
@@ -96,8 +100,8 @@ def _kept(
     point: RestorePoint,
     commit: CommitRecord,
     text: CommitText,
-) -> bool:
-    """Seal with the record laid out like this; whether it can be read back. If not, the snapshot goes again."""
+) -> SnapshotState | None:
+    """Seal with the record laid out like this. None where it cannot be read back: then the snapshot goes again."""
     target, services = context.target, context.services
     if text.extra_config:
         stale = [key for key in target.read_vm(replica.ref).extra_config if key.startswith(COMMIT_KEYS)]
@@ -121,11 +125,11 @@ def _kept(
 
     state = services.patiently(record.source_name, "seal the restore point", make)
     if read_commit_record(state.description, state.extra_config) == commit:
-        return True
+        return state
 
     remove_cut_seal(services, target, folder, replica, state.ref, even_when_stopped=True)
     _note_sealing(folder, False)
-    return False
+    return None
 
 
 def _note_sealing(folder: ReplicaFolder, sealing: bool) -> None:

@@ -30,10 +30,12 @@ from vrepl.model.machines import (
     NetworkAdapter,
     PowerState,
     Resources,
+    Sighting,
     Snapshot,
     SnapshotState,
     TrackingPosition,
     VirtualMachine,
+    VmAtRest,
 )
 from vrepl.model.replicas import (
     DISCONNECTED,
@@ -91,6 +93,7 @@ __all__ = [
     "RestorePoint",
     "RetentionPolicy",
     "Side",
+    "Sighting",
     "Snapshot",
     "SnapshotState",
     "TrackingPosition",
@@ -99,4 +102,5 @@ __all__ = [
     "TransportMode",
     "TransportPlan",
     "VirtualMachine",
+    "VmAtRest",
 ]

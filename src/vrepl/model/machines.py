@@ -230,6 +230,23 @@ class SnapshotState:
 
 
 @dataclass(frozen=True, slots=True)
+class Sighting:
+    """By which refs a VM and a snapshot of it were known when they were seen last: where to look first, no more."""
+
+    vm_ref: str
+    snapshot_ref: str
+
+
+@dataclass(frozen=True, slots=True)
+class VmAtRest:
+    """A VM as it was with no task running on it."""
+
+    vm: VirtualMachine
+    snapshot: SnapshotState | None = None
+    """That of its snapshots which was looked for, as it was read in the same moment; None: it was not."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChangedAreas:
     """One page of QueryChangedDiskAreas: what changed within `[start, start + length)` bytes."""
 

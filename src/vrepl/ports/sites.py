@@ -16,8 +16,10 @@ from vrepl.model import (
     Hardware,
     ReplicaPlacement,
     ReplicaSpec,
+    Sighting,
     SnapshotState,
     VirtualMachine,
+    VmAtRest,
 )
 from vrepl.model.selection import Candidate
 from vrepl.ports.failover import FailoverTarget, VmFiles
@@ -95,6 +97,13 @@ class RunningTasks(Protocol):
         """
         ...
 
+    def find_vm_at_rest(self, instance_uuid: str, near: Sighting | None) -> VmAtRest | None:
+        """The VM of that instanceUuid, as `read_vm_at_rest`; None if there is none.
+
+        `near`: by which refs it and a snapshot of it were known. Where that still holds, one call reads both.
+        """
+        ...
+
 
 class Snapshots(RunningTasks, Protocol):
     """Snapshots of a VM, made and removed."""
@@ -165,7 +174,7 @@ class ReplicaMaking(Protocol):
 
     def reconcile_replica(
         self,
-        vm_ref: str,
+        replica: VirtualMachine,
         hardware: Hardware,
         placement: ReplicaPlacement,
         *,
@@ -174,7 +183,8 @@ class ReplicaMaking(Protocol):
     ) -> list[str]:
         """Bring the replica's hardware (not its disks) to the source's; returns what was changed, in words.
 
-        `annotation`: its notes; None leaves them alone.
+        `replica`: as it was read last; where that follows its source already, nothing is asked. `annotation`: its
+        notes; None leaves them alone.
         """
         ...
 

@@ -73,10 +73,11 @@ def sync_directory(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[int]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[int]:
     """A descriptor (read and write) of a new file that takes `path`'s place, durably, if the block ends well.
 
-    If it does not, `path` is untouched and the new file is removed.
+    If it does not, `path` is untouched and the new file is removed. `durable=False` is for hints: when the machine
+    crashes, what is there may be the old file, the new one, or one with a wrong checksum.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     with naming(path, "write"):
@@ -84,7 +85,8 @@ def replacing(path: Path) -> Iterator[int]:
         try:
             try:
                 yield descriptor
-                os.fsync(descriptor)
+                if durable:
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             os.replace(temporary, path)
@@ -92,7 +94,8 @@ def replacing(path: Path) -> Iterator[int]:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -106,9 +109,9 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int
         offset += written
 
 
-def replace_bytes(path: Path, data: bytes) -> None:
-    """Give `path` this content, durably."""
-    with replacing(path) as descriptor:
+def replace_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Give `path` this content, durably unless told otherwise."""
+    with replacing(path, durable=durable) as descriptor:
         write_all(descriptor, data, 0)
 
 

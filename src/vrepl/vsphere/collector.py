@@ -62,11 +62,14 @@ def these(session: Session, objects: Sequence[Any], wanted: Mapping[Any, Sequenc
     return _within_one_login(session, lambda: _retrieve(session, starts, wanted))
 
 
-def along(session: Session, start: Any, path: str, wanted: Mapping[Any, Sequence[str]]) -> list[Found]:
-    """One object and what its property `path` refers to, in one call."""
+def along(
+    session: Session, start: Any, path: str, wanted: Mapping[Any, Sequence[str]], *, beside: Sequence[Any] = ()
+) -> list[Found]:
+    """One object and what its property `path` refers to, and `beside` it other objects, in one call."""
     step = _query().TraversalSpec(name="step", path=path, skip=False, type=type(start))
     spec = _query().ObjectSpec(obj=start, skip=False, selectSet=[step])
-    return _within_one_login(session, lambda: _retrieve(session, [spec], wanted))
+    others = [_query().ObjectSpec(obj=one, skip=False) for one in beside]
+    return _within_one_login(session, lambda: _retrieve(session, [spec, *others], wanted))
 
 
 def _query() -> Any:

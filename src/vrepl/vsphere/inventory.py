@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from vrepl.errors import NotFoundError, VreplError
-from vrepl.model import Snapshot, SnapshotState, VirtualMachine
+from vrepl.model import Sighting, Snapshot, SnapshotState, VirtualMachine
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.guest_network import GUEST_PATHS, guest_network
@@ -31,6 +31,8 @@ NAMES_LAST = 300.0
 
 NAMES_NEW = 10.0
 """Seconds that they are not gathered again whatever a VM refers to."""
+
+SNAPSHOT_PATHS = ("config.hardware.device", "config.extraConfig")
 
 ALWAYS_NEW = -1.0
 """Names that were read before the call are too old."""
@@ -106,13 +108,35 @@ class Inventory:
 
     def read_vm_and_tasks(self, vm_ref: str) -> tuple[VirtualMachine | None, list[collector.Found]]:
         """The VM with what its guest reports (None: gone), and its recent tasks with their states, in one call."""
+        vm, _, tasks = self._read_resting(vm_ref)
+        return vm, tasks
+
+    def read_sighted(self, near: Sighting) -> tuple[VirtualMachine | None, SnapshotState | None, list[collector.Found]]:
+        """As `read_vm_and_tasks`, with the snapshot of that ref, if the VM has it, in the same call."""
+        return self._read_resting(near.vm_ref, near.snapshot_ref)
+
+    def _read_resting(
+        self, vm_ref: str, snapshot_ref: str | None = None
+    ) -> tuple[VirtualMachine | None, SnapshotState | None, list[collector.Found]]:
         vm = self._session.object(vim.VirtualMachine, vm_ref)
-        wanted = {vim.VirtualMachine: [*VM_PATHS, *GUEST_PATHS], vim.Task: ["info.state"]}
-        found = collector.along(self._session, vm, "recentTask", wanted)
+        wanted: dict[Any, Sequence[str]] = {
+            vim.VirtualMachine: [*VM_PATHS, *GUEST_PATHS],
+            vim.Task: ["info.state"],
+        }
+        beside = []
+        if snapshot_ref is not None:
+            wanted[vim.vm.Snapshot] = SNAPSHOT_PATHS
+            beside = [self._session.object(vim.vm.Snapshot, snapshot_ref)]
+        found = collector.along(self._session, vm, "recentTask", wanted, beside=beside)
         own = [one for one in found if one.ref == vm_ref]
+        tasks = [one for one in found if isinstance(one.object, vim.Task)]
+        if not own:
+            return None, None, tasks
         names = self.names_for(own)
-        read = [_with_guest(virtual_machine(one.ref, one.values, names), one.values) for one in own]
-        return (read[0] if read else None), [one for one in found if one.ref != vm_ref]
+        read = _with_guest(virtual_machine(vm_ref, own[0].values, names), own[0].values)
+        snapshot = next((one for one in found if one.ref == snapshot_ref), None)
+        node = next((one for one in read.snapshots if one.ref == snapshot_ref), None)
+        return read, (_state(snapshot, node) if snapshot is not None and node is not None else None), tasks
 
     def read_vms(self, vm_refs: Sequence[str]) -> list[VirtualMachine]:
         """Those that still exist, in one call."""
@@ -125,7 +149,7 @@ class Inventory:
     def read_snapshot_among(self, snapshot_ref: str) -> tuple[SnapshotState, tuple[Snapshot, ...]]:
         """As `read_snapshot`, with all the snapshots of its VM, in the same call."""
         start = self._session.object(vim.vm.Snapshot, snapshot_ref)
-        wanted = {vim.vm.Snapshot: ["config.hardware.device", "config.extraConfig"], vim.VirtualMachine: ["snapshot"]}
+        wanted = {vim.vm.Snapshot: SNAPSHOT_PATHS, vim.VirtualMachine: ["snapshot"]}
         found = collector.along(self._session, start, "vm", wanted)
         own = next((one for one in found if one.ref == snapshot_ref), None)
         tree = next((one.get("snapshot") for one in found if one.ref != snapshot_ref), None)
@@ -133,15 +157,7 @@ class Inventory:
         node = next((node for node in nodes if node.ref == snapshot_ref), None)
         if own is None or node is None:
             raise NotFoundError(f"snapshot {snapshot_ref} is gone", hint="was it removed in vSphere?")
-        state = SnapshotState(
-            ref=snapshot_ref,
-            name=node.name,
-            description=node.description,
-            quiesced=node.quiesced,
-            disks=disks_of(own.get("config.hardware.device", [])),
-            extra_config=own_settings(settings_of(own.get("config.extraConfig", []))),
-        )
-        return state, nodes
+        return _state(own, node), nodes
 
     def _read(self, objects: Sequence[Any]) -> list[VirtualMachine]:
         found = collector.these(self._session, objects, {vim.VirtualMachine: VM_PATHS})
@@ -153,6 +169,18 @@ class Inventory:
         names = self.names() if found else Names()
         # What the user may not see stays unknown, and must not cost a listing at each read.
         return self.names(at_most=NAMES_NEW) if any(_unknown(one, names) for one in found) else names
+
+
+def _state(found: collector.Found, node: Snapshot) -> SnapshotState:
+    """`found`: its SNAPSHOT_PATHS; `node`: what its VM says of it."""
+    return SnapshotState(
+        ref=found.ref,
+        name=node.name,
+        description=node.description,
+        quiesced=node.quiesced,
+        disks=disks_of(found.get("config.hardware.device", [])),
+        extra_config=own_settings(settings_of(found.get("config.extraConfig", []))),
+    )
 
 
 def _with_guest(vm: VirtualMachine, values: Mapping[str, Any]) -> VirtualMachine:

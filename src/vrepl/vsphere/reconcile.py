@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from vrepl.errors import NotFoundError
-from vrepl.model import DISCONNECTED, Hardware, NetworkAdapter, ReplicaPlacement
+from vrepl.model import DISCONNECTED, Controller, Hardware, NetworkAdapter, ReplicaPlacement, VirtualMachine
 from vrepl.vsphere import collector, hardware
 from vrepl.vsphere.api import kind_of, vim
 from vrepl.vsphere.inventory import Inventory
@@ -40,7 +40,7 @@ class Reconciler:
 
     def reconcile(
         self,
-        vm_ref: str,
+        seen: VirtualMachine,
         wanted: Hardware,
         placement: ReplicaPlacement,
         *,
@@ -49,8 +49,12 @@ class Reconciler:
     ) -> list[str]:
         """What was changed, in words; empty if the replica follows its source already.
 
-        The hardware version is raised where the source's is newer. Raises NotFoundError for an unknown network.
+        `seen`: the replica as it was read last; it is read anew before anything is changed. The hardware version is
+        raised where the source's is newer. Raises NotFoundError for an unknown network.
         """
+        if self._follows(seen, wanted, placement, keep_macs=keep_macs, annotation=annotation):
+            return []
+        vm_ref = seen.ref
         vm = self._session.object(vim.VirtualMachine, vm_ref)
         found = collector.these(self._session, [vm], {vim.VirtualMachine: VM_PATHS})
         if not found:
@@ -66,12 +70,10 @@ class Reconciler:
             config.annotation = annotation
             changed.append("notes")
         changes: list[Any] = []
-        positions = {(one.kind, one.bus_number) for one in have.controllers}
-        for controller in wanted.controllers:
-            if controller.kind != "ide" and (controller.kind, controller.bus_number) not in positions:
-                key = hardware.temporary_key(controller.key)
-                changes.append(hardware.added(hardware.controller_device(controller, key)))
-                changed.append(f"controller {controller.kind} {controller.bus_number}: added")
+        for controller in _missing_controllers(have, wanted):
+            key = hardware.temporary_key(controller.key)
+            changes.append(hardware.added(hardware.controller_device(controller, key)))
+            changed.append(f"controller {controller.kind} {controller.bus_number}: added")
         if self._adapters_differ(have, wanted, placement, keep_macs=keep_macs):
             cards = [one for one in devices if isinstance(one, vim.vm.device.VirtualEthernetCard)]
             cards.sort(key=lambda card: int(card.key))
@@ -86,6 +88,25 @@ class Reconciler:
             self._tasks.run(lambda: vm.UpgradeVM_Task(version=version), what=f"upgrade replica {replica.name}")
             changed.append(f"hardware version: {have.version} -> {wanted.version}")
         return changed
+
+    def _follows(
+        self,
+        seen: VirtualMachine,
+        wanted: Hardware,
+        placement: ReplicaPlacement,
+        *,
+        keep_macs: bool,
+        annotation: str | None,
+    ) -> bool:
+        differing: list[str] = []
+        _follow(vim.vm.ConfigSpec(), seen.hardware, wanted, differing)
+        return not (
+            differing
+            or wanted.version > seen.hardware.version > 0
+            or (annotation is not None and seen.notes != annotation)
+            or _missing_controllers(seen.hardware, wanted)
+            or self._adapters_differ(seen.hardware, wanted, placement, keep_macs=keep_macs)
+        )
 
     def _adapters_differ(
         self, have: Hardware, wanted: Hardware, placement: ReplicaPlacement, *, keep_macs: bool
@@ -149,6 +170,11 @@ class Reconciler:
             changes.append(hardware.removed(card))
             changed.append(f"network adapter {number + 1}: removed")
         return changes
+
+
+def _missing_controllers(have: Hardware, wanted: Hardware) -> list[Controller]:
+    positions = {(one.kind, one.bus_number) for one in have.controllers}
+    return [one for one in wanted.controllers if one.kind != "ide" and (one.kind, one.bus_number) not in positions]
 
 
 def _follow(config: Any, have: Hardware, wanted: Hardware, changed: list[str]) -> None:

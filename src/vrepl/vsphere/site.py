@@ -19,8 +19,10 @@ from vrepl.model import (
     Hardware,
     ReplicaPlacement,
     ReplicaSpec,
+    Sighting,
     SnapshotState,
     VirtualMachine,
+    VmAtRest,
 )
 from vrepl.model.addresses import AddressPlan, GuestNetwork
 from vrepl.model.guests import GuestLogin, GuestProcess, ProgramEnd, Script
@@ -29,6 +31,7 @@ from vrepl.ports import NfcTicket, SiteConnection
 from vrepl.vsphere import cbt, datastores, facts, tls
 from vrepl.vsphere.api import vim
 from vrepl.vsphere.attachments import ProxyDisks
+from vrepl.vsphere.collector import Found
 from vrepl.vsphere.customization import Customization
 from vrepl.vsphere.datastore_files import DatastoreFiles
 from vrepl.vsphere.disk_files import DiskFiles
@@ -171,13 +174,24 @@ class VsphereSite:
 
     def read_vm_at_rest(self, vm_ref: str) -> VirtualMachine:
         vm, tasks = self._inventory.read_vm_and_tasks(vm_ref)
-        if vm is not None and not tasks:
-            return vm
-        # What has ended just now may be missing in what was read of the VM in the same call.
+        if vm is None:
+            return self._inventory.read_vm(vm_ref)
+        return self._at_rest(vm, tasks) if tasks else vm
+
+    def _at_rest(self, vm: VirtualMachine, tasks: Sequence[Found]) -> VirtualMachine:
+        """What has ended just now may be missing in what was read of the VM in the same call."""
         if running_among(tasks):
-            self.wait_for_tasks(vm_ref)
-        now = self._inventory.read_vm(vm_ref)
-        return now if vm is None else replace(now, guest=vm.guest)
+            self.wait_for_tasks(vm.ref)
+        return replace(self._inventory.read_vm(vm.ref), guest=vm.guest)
+
+    def find_vm_at_rest(self, instance_uuid: str, near: Sighting | None) -> VmAtRest | None:
+        if near is not None:
+            vm, snapshot, tasks = self._inventory.read_sighted(near)
+            if vm is not None and vm.instance_uuid == instance_uuid:
+                # What else has ended just now may have changed both since they were read.
+                return VmAtRest(self._at_rest(vm, tasks)) if tasks else VmAtRest(vm, snapshot)
+        vm = self._inventory.by_instance_uuid(instance_uuid)
+        return None if vm is None else VmAtRest(self.read_vm_at_rest(vm.ref))
 
     def read_snapshot(self, snapshot_ref: str) -> SnapshotState:
         return self._inventory.read_snapshot(snapshot_ref)
@@ -337,14 +351,14 @@ class VsphereSite:
 
     def reconcile_replica(
         self,
-        vm_ref: str,
+        replica: VirtualMachine,
         hardware: Hardware,
         placement: ReplicaPlacement,
         *,
         keep_macs: bool,
         annotation: str | None = None,
     ) -> list[str]:
-        return self._reconciler.reconcile(vm_ref, hardware, placement, keep_macs=keep_macs, annotation=annotation)
+        return self._reconciler.reconcile(replica, hardware, placement, keep_macs=keep_macs, annotation=annotation)
 
     def add_replica_disk(self, vm_ref: str, spec: ReplicaSpec, disk_index: int) -> VirtualMachine:
         return self._replicas.add_disk(vm_ref, spec, disk_index)
