@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.support.many_replicas import HOSTS, make_replicas
 from tests.support.world import World, source
 from vrepl.engine.context import FailoverContext
-from vrepl.engine.failover.command import Failovers
+from vrepl.engine.failover.command import Failovers, host_by_host
 from vrepl.model import PowerState
 from vrepl.model.failover import Start
 from vrepl.model.plans import POWER_ONS_PER_HOST
@@ -75,3 +75,32 @@ def test_no_host_gets_more_power_ons_at_a_time_than_its_limit_and_each_gets_as_m
     assert {vm.power for vm in replicas} == {PowerState.ON}
     expected = source(world).disks[0].disk.content()
     assert all(vm.disks[0].disk.content() == expected for vm in replicas)
+
+
+def test_what_a_failover_asks_of_its_sites_is_little(tmp_path: Path) -> None:
+    """Of a hundred, each waits for the calls of all: vCenter takes tens of milliseconds for each."""
+    world = World(tmp_path / "repository")
+    make_replicas(world, 1)
+    calls: Counter[str] = Counter()
+    world.target.before_call = lambda method: calls.update([method])
+    asked = []
+    engine = world.engine()
+    failovers = Failovers(FailoverContext(engine.services, world.target), engine.services.repository)
+    failovers.source_runs = lambda record: asked.append(record.epoch)
+    report = failovers.run(failovers.find(), lambda _: Start())
+    assert [vm.result for vm in report.vms] == [Result.SUCCESS]
+    assert asked == [0], "whether the source runs matters before anything is done, and never again"
+    assert calls["read_vm"] <= 5
+    assert calls["read_snapshot"] == 1, "the base's change IDs, once"
+    assert calls["read_vm_file"] + calls["write_vm_file"] <= 16
+
+
+def test_replicas_of_one_host_do_not_keep_those_of_others_behind_them(tmp_path: Path) -> None:
+    world = World(tmp_path / "repository")
+    make_replicas(world, 8)
+    found = Failovers(FailoverContext(world.engine().services, world.target), None).find()
+    by_host = sorted(found, key=lambda one: one.vm.host)
+    assert [one.vm.host for one in host_by_host(by_host)] == [*(f"esx-{number}" for number in range(HOSTS))] * 2
+    lopsided = [one for one in by_host if one.vm.host in {"esx-0", "esx-1"}][:3]
+    assert [one.vm.host for one in host_by_host(lopsided)] == ["esx-0", "esx-1", "esx-0"]
+    assert sorted(one.vm.ref for one in host_by_host(by_host)) == sorted(one.vm.ref for one in found)

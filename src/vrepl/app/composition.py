@@ -63,19 +63,25 @@ def open_repository_to_write(loaded: LoadedConfig) -> Repository:
 class Sites:
     """The configured sites by name, each made at its first use and shared by everything in this process."""
 
-    def __init__(self, loaded: LoadedConfig, secrets: Secrets | None = None) -> None:
+    def __init__(self, loaded: LoadedConfig, secrets: Secrets | None = None, *, answers_within: float = 0.0) -> None:
+        """`answers_within`: seconds, tried twice, for sites that may be lost; 0: with all the patience of a run."""
         self._loaded = loaded
         self._secrets = secrets or Secrets()
+        self._answers_within = answers_within
         self._open: dict[str, VsphereSite] = {}
         self._lock = threading.Lock()
 
     def __call__(self, name: str) -> VsphereSite:
         """Raises NotFoundError for a site that is not configured, UsageError where its password cannot be had."""
+        from vrepl.vsphere.retry import RetryPolicy
         from vrepl.vsphere.site import VsphereSite
 
         with self._lock:
             if name not in self._open:
-                self._open[name] = VsphereSite(self.settings(name))
+                settings = self.settings(name)
+                if self._answers_within:
+                    settings = replace(settings, timeout=self._answers_within, retry=RetryPolicy(attempts=2))
+                self._open[name] = VsphereSite(settings)
             return self._open[name]
 
     def settings(self, name: str) -> SiteSettings:

@@ -16,7 +16,7 @@ from vrepl.config import LoadedConfig
 from vrepl.config.load import sites_of
 from vrepl.engine.context import FailoverContext, Surroundings
 from vrepl.engine.events import EngineEvents
-from vrepl.engine.failover.command import Failovers, SourceRuns
+from vrepl.engine.failover.command import Failovers
 from vrepl.engine.failover.plan_failover import PlanFailover
 from vrepl.engine.failover.planned import PlannedFailover
 from vrepl.engine.failover.replicas import FoundReplica
@@ -31,6 +31,9 @@ from vrepl.report.model import RunReport
 from vrepl.repository.store import Repository
 from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
+
+SOURCE_ANSWERS_WITHIN = 10.0
+"""Seconds for each answer of a site that may be lost: an operator waits for the failover meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +82,11 @@ def at_site(
 
     Raises UsageError where that does not say which. The repository is used if it can be had.
     """
-    with Sites(loaded) as sites:
+    with Sites(loaded) as sites, Sites(loaded, answers_within=SOURCE_ANSWERS_WITHIN) as sources:
         site = sites(target_site(loaded, name, job, plan))
         site.login()
         failovers = Failovers(FailoverContext(surroundings(events, stop), site), _repository(loaded))
-        failovers.source_runs = source_watch(loaded, sites)
+        failovers.source_runs = SourceWatch(loaded, sources, events)
         failovers.policy_of = lambda replica: _policy_of(loaded, replica)
         failovers.plans = tuple(loaded.plans(site.name))
         yield failovers
@@ -146,27 +149,43 @@ def surroundings(events: EngineEvents, stop: threading.Event) -> Surroundings:
     return Surroundings(clock=now, new_id=new_id, events=events, stop=stop)
 
 
-def source_watch(loaded: LoadedConfig, sites: Sites) -> SourceRuns:
+class SourceWatch:
     """Tells whether a replica's source runs; None where its site is not configured or does not answer.
 
-    A site that did not answer once is not asked again: it may be the one that is lost.
+    A site that did not answer once is not asked again: it may be the one that is lost, and many VMs wait. So the first
+    question is asked alone; where it was answered, the others go side by side.
     """
-    silent: set[str] = set()
-    lock = threading.Lock()
 
-    def runs(record: FailoverRecord) -> bool | None:
+    def __init__(self, loaded: LoadedConfig, sites: Sites, events: EngineEvents) -> None:
+        self._loaded = loaded
+        self._sites = sites
+        self._events = events
+        self._lock = threading.Lock()
+        self._first: dict[str, threading.Lock] = {}
+        self._answers: dict[str, bool] = {}
+
+    def __call__(self, record: FailoverRecord) -> bool | None:
         name = record.source_site
-        with lock:
-            if name not in loaded.config.sites or name in silent:
-                return None
-            try:
-                vm = sites(name).find_vm_by_instance_uuid(record.source_instance_uuid)
-            except VreplError:
-                silent.add(name)
-                return None
-        return vm is not None and vm.power is PowerState.ON
+        if name not in self._loaded.config.sites:
+            return None
+        with self._lock:
+            first = self._first.setdefault(name, threading.Lock())
+        with first:
+            if name not in self._answers:
+                return self._ask(record)
+        return self._ask(record) if self._answers[name] else None
 
-    return runs
+    def _ask(self, record: FailoverRecord) -> bool | None:
+        name = record.source_site
+        try:
+            vm = self._sites(name).find_vm_by_instance_uuid(record.source_instance_uuid)
+        except VreplError as error:
+            if self._answers.get(name, True):
+                self._events.note("", f"whether VMs still run at site {name} is not known: {error.message}")
+            self._answers[name] = False
+            return None
+        self._answers.setdefault(name, True)
+        return vm is not None and vm.power is PowerState.ON
 
 
 def _policy_of(loaded: LoadedConfig, replica: FoundReplica) -> FailoverPolicy | None:

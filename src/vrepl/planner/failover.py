@@ -30,7 +30,7 @@ class SeenReplica:
     base: Snapshot | None = None
     """The snapshot `failover-base` that vrepl took of this replica, if there is one."""
     base_change_ids: Mapping[int, str | None] | None = None
-    """Of that snapshot, by disk key; None without one."""
+    """Of that snapshot, by disk key; None without one, and where the record has them already."""
     kept_state: Snapshot | None = None
     """A snapshot `vrepl-undone` that hangs below the base: what ran is kept already."""
     strays: tuple[str, ...] = ()

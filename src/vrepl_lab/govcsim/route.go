@@ -33,6 +33,7 @@ func (l *Lab) install(registry *simulator.Registry) {
 		"GuestProcessManager":    &processMethods{lab: l},
 		"GuestFileManager":       &fileMethods{lab: l},
 		"GuestAuthManager":       &authMethods{lab: l},
+		"ListView":               &listViewMethods{},
 	}
 	for kind, obj := range shadows {
 		self := types.ManagedObjectReference{Type: "Lab" + kind, Value: "lab-" + strings.ToLower(kind)}
@@ -73,7 +74,7 @@ func (l *Lab) install(registry *simulator.Registry) {
 		if shadow == nil || !reflect.ValueOf(shadow).MethodByName(name).IsValid() || name == "Lock" || name == "Unlock" {
 			return nil, nil
 		}
-		if obj == nil {
+		if obj == nil && ctx.Session.Get(method.This) == nil {
 			return nil, &types.ManagedObjectNotFound{Obj: method.This}
 		}
 		method.This = shadow.Reference()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from vrepl.engine.context import FailoverContext
 from vrepl.engine.failover.driver import FailoverDriver
@@ -40,6 +41,14 @@ RUN_ENDS_WITHIN = 120.0
 SourceRuns = Callable[[FailoverRecord], bool | None]
 PolicyOf = Callable[[FoundReplica], FailoverPolicy | None]
 """What the configuration says of failovers of a replica; None: nothing, and what lies beside it counts."""
+
+
+def host_by_host(replicas: Sequence[FoundReplica]) -> list[FoundReplica]:
+    """One of each host in turn: where those of one host came first, they would wait for it, and the others' behind."""
+    hosts: dict[str, list[FoundReplica]] = {}
+    for one in replicas:
+        hosts.setdefault(one.vm.host, []).append(one)
+    return [one for turn in zip_longest(*hosts.values()) for one in turn if one is not None]
 
 
 @dataclass(slots=True)
@@ -108,7 +117,8 @@ class Failovers:
         """Never raises for one VM's sake. All are powered on before any is waited for."""
         report = FailoverReport()
         with ThreadPoolExecutor(self.side_by_side(replicas), thread_name_prefix="failover") as pool:
-            attempts = list(pool.map(lambda one: self.attempt(one, wish_for(one)), replicas))
+            begun = {one.vm.ref: pool.submit(self.attempt, one, wish_for(one)) for one in host_by_host(replicas)}
+            attempts = [begun[one.vm.ref].result() for one in replicas]
         with ThreadPoolExecutor(MOST_SIDE_BY_SIDE, thread_name_prefix="addresses") as pool:
             report.vms = list(pool.map(Attempt.confirmed, attempts))
         report.interrupted = self.context.services.stop.is_set()

@@ -13,7 +13,7 @@ from vrepl.engine.marks import FailoverMark
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError
 from vrepl.model import ReplicaState
-from vrepl.model.failover import FAILOVER_BASE, KEPT_STATE, FailoverRecord, Wish
+from vrepl.model.failover import FAILOVER_BASE, KEPT_STATE, FailoverRecord, Start, Wish
 from vrepl.planner.conflicts import FailoverConflict
 from vrepl.planner.failover import (
     Act,
@@ -68,9 +68,12 @@ class FailoverDriver:
     """By this command."""
 
     def go(self, replica_ref: str, record: FailoverRecord, wish: Wish) -> tuple[FailoverRecord, SeenReplica]:
-        """Until nothing is left to do. Raises NotReadyError for a conflict, and what the target raises."""
+        """Until nothing is left to do. Raises NotReadyError for a conflict, and what the target raises.
+
+        It looks again after whatever it saved or did: until others see a state they may be at work at the replica.
+        """
         while True:
-            seen = look(self.target, replica_ref, tests=self.tests(), source_runs=self.source_runs())
+            seen = self._look(replica_ref, record, wish)
             answer = self._answer(record, seen, wish)
             if isinstance(answer, Done):
                 return record, seen
@@ -82,14 +85,29 @@ class FailoverDriver:
                 if after is not None:
                     record = self._save(seen, after)
                     break
+            if not answer.do and isinstance(advance(record, seen, wish), Done):
+                return record, seen  # that was only to be written down
 
     def claim(self, replica_ref: str, record: FailoverRecord, wish: Wish) -> FailoverRecord:
         """Only the first step, if it is one that saves and does nothing: whoever works at the replica then ends."""
-        seen = look(self.target, replica_ref, tests=self.tests(), source_runs=self.source_runs())
+        seen = self._look(replica_ref, record, wish)
         answer = self._answer(record, seen, wish)
         if isinstance(answer, Done) or answer.save is None or answer.do:
             return record
         return self._save(seen, answer.save)
+
+    def _look(self, replica_ref: str, record: FailoverRecord, wish: Wish) -> SeenReplica:
+        """With what the planner goes by in this state: each costs a call, and many VMs wait for theirs."""
+        asks = False
+        if isinstance(wish, Start) and record.state is ReplicaState.READY:
+            asks = not (wish.source_is_down or wish.planned)
+        return look(
+            self.target,
+            replica_ref,
+            tests=self.tests(),
+            source_runs=self.source_runs() if asks else None,
+            change_ids=record.base_change_ids is None,
+        )
 
     def _answer(self, record: FailoverRecord, seen: SeenReplica, wish: Wish) -> Ready | Done:
         answer = advance(record, seen, wish)

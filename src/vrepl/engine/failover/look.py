@@ -13,9 +13,17 @@ from vrepl.ports.failover import FailoverTarget
 
 
 def look(
-    target: FailoverTarget, replica_ref: str, *, tests: Sequence[str] = (), source_runs: bool | None = None
+    target: FailoverTarget,
+    replica_ref: str,
+    *,
+    tests: Sequence[str] = (),
+    source_runs: bool | None = None,
+    change_ids: bool = True,
 ) -> SeenReplica:
-    """One read of the replica, and one of its base if it has one. Raises NotFoundError where the replica is gone."""
+    """One read of the replica, and one of its base if it has one and its `change_ids` are wanted.
+
+    Raises NotFoundError where the replica is gone.
+    """
     vm = target.read_vm(replica_ref)
     base = next((one for one in vm.snapshots if failover_mark_of(one, FAILOVER_BASE) is not None), None)
     strays = stray_seals(vm, base) if base is not None else ()
@@ -24,7 +32,7 @@ def look(
         vm=vm,
         restore_points={key: ref for key, ref in restore_point_snapshots(vm).items() if ref not in strays},
         base=base,
-        base_change_ids=None if base is None else base_change_ids(target, base.ref),
+        base_change_ids=base_change_ids(target, base.ref) if base is not None and change_ids else None,
         kept_state=next((one for one in kept if base is not None and one.parent_ref == base.ref), None),
         strays=strays,
         tests=tuple(tests),

@@ -80,8 +80,7 @@ class Readdressing:
 
         True: vCenter would, if it knew of the guest's VMware Tools; only where the caller can see to that.
         """
-        vm = self.site.read_vm(vm_ref)
-        planned = self._planned(vm)
+        planned = self._planned_for(vm_ref)
         if planned is None:
             return False
         if isinstance(planned, AddressConflict):
@@ -115,7 +114,7 @@ class Readdressing:
         """
         if self.report is not None:
             return
-        planned = self._planned(self.site.read_vm(vm_ref))
+        planned = self._planned_for(vm_ref)
         if not isinstance(planned, AddressPlan):
             self.report = None
         elif under_way:
@@ -164,6 +163,9 @@ class Readdressing:
         return there, end
 
     # -- steps --------------------------------------------------------------------------------------------------------
+
+    def _planned_for(self, vm_ref: str) -> AddressPlan | AddressConflict | None:
+        return self._planned(self.site.read_vm(vm_ref)) if self.policy.rules else None
 
     def _planned(self, vm: VirtualMachine) -> AddressPlan | AddressConflict | None:
         planned = self.planner(vm)

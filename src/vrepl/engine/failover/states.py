@@ -34,29 +34,31 @@ class ReplicaStates:
 
     def changed_since(self, replica: VirtualMachine, epoch: int) -> bool:
         """Whether a higher epoch was saved: by one look at the file that the next epoch goes to."""
-        content = self._files.read_vm_file(replica, SLOTS[(epoch + 1) % len(SLOTS)])
-        found = decode(content) if content is not None else None
-        return found is not None and found[0].epoch > epoch and _is_of(found[0], replica)
+        found = self._read(replica, SLOTS[(epoch + 1) % len(SLOTS)])
+        return found is not None and found[0].epoch > epoch
 
     def save(self, replica: VirtualMachine, record: FailoverRecord) -> None:
         """Durable at the replica before it returns.
 
         Raises LockedError where another process has saved a record since this one was read.
         """
-        before = self._newest(replica)
+        name = SLOTS[record.epoch % len(SLOTS)]
+        before = self._read(replica, name)  # whoever saved this epoch did so here
         if before is not None and before[0].epoch >= record.epoch:
             raise _overtaken(replica, before[0])
-        name = SLOTS[record.epoch % len(SLOTS)]
         self._files.write_vm_file(replica, name, encode(record, self._writer))
         now = self._newest(replica)
         if now is None or now != (record, self._writer):
             raise _overtaken(replica, now[0] if now else record)
 
     def _newest(self, replica: VirtualMachine) -> tuple[FailoverRecord, str] | None:
-        contents = (self._files.read_vm_file(replica, name) for name in SLOTS)
-        whole = [found for content in contents if content is not None and (found := decode(content)) is not None]
-        mine = [one for one in whole if _is_of(one[0], replica)]
-        return max(mine, key=lambda one: one[0].epoch, default=None)
+        whole = [found for name in SLOTS if (found := self._read(replica, name)) is not None]
+        return max(whole, key=lambda one: one[0].epoch, default=None)
+
+    def _read(self, replica: VirtualMachine, name: str) -> tuple[FailoverRecord, str] | None:
+        content = self._files.read_vm_file(replica, name)
+        found = decode(content) if content is not None else None
+        return found if found is not None and _is_of(found[0], replica) else None
 
 
 def encode(record: FailoverRecord, writer: str) -> bytes:
