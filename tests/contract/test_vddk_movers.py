@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from vrepl.errors import (
 from vrepl.extents import from_grains
 from vrepl.model import TransportMode
 from vrepl.movers.pair import MoverPair
-from vrepl.movers.pool import VddkMovers
+from vrepl.movers.pool import BRIEF_CALLS, VddkMovers
 from vrepl.ports import DigestFiles, TransferProgress, VerifyOrder
 from vrepl.repository.transferlog import read_log
 
@@ -344,6 +345,17 @@ def test_prepare_end_access_and_cleanup_reach_the_vcenter(site: VddkSite, movers
     ]
     prepared = next(request for request in site.lab.nfc.requests if request["op"] == "prepare")
     assert len(prepared["identity"]) == 50
+
+
+def test_vms_in_their_dozens_ask_for_access_at_once_and_few_movers_are_started(
+    site: VddkSite, movers: VddkMovers
+) -> None:
+    with ThreadPoolExecutor(24) as many:
+        list(many.map(lambda number: movers.prepare_for_access("prod", f"vm-{number}", f"vrepl-{number}"), range(24)))
+        list(many.map(lambda number: movers.end_access("prod", f"vm-{number}", f"vrepl-{number}"), range(24)))
+    assert len(movers_of(movers)) <= BRIEF_CALLS
+    asked = [request["op"] for request in site.lab.nfc.requests]
+    assert (asked.count("prepare"), asked.count("endaccess")) == (24, 24)
 
 
 def test_a_probe_tells_what_the_disk_is(site: VddkSite, movers: VddkMovers) -> None:

@@ -79,7 +79,8 @@ class WayHome:
                 route = route_of(loaded, job) if job else Route((), proxy_machine(loaded, None))
                 engine = self._workshop.engine(route)
                 limits = job.limits if job else TransferLimits()
-                gate = Gate(limits, replace(engine.services, stop=self._stop).check_stop)
+                stoppable = replace(engine.services, stop=self._stop)
+                gate = Gate(limits, stoppable.check_stop, budgets=stoppable.repository.budgets())
                 self._engines[name] = (engine, gate)
             return self._engines[name]
 

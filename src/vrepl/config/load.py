@@ -52,6 +52,7 @@ class LoadedConfig:
                 settings.limits,
                 parallel_disks=min([settings.limits.parallel_disks, *slots]),
                 nfc_mib_per_disk=self.config.vddk.nfc_mib_per_disk,
+                proxy_slots={name: table.slots for name, table in self.config.proxies.items()},
             ),
         )
 

@@ -1,21 +1,29 @@
-"""The run's gate: `vrepl.admission` behind a lock, and what a disk or a VM asks of it."""
+"""The run's gate: `vrepl.admission` behind a lock, and what a disk or a VM asks of it.
+
+What other runs of the repository hold counts too (`SharedBudgets`). They do not say when they give something back, so
+one of those that wait looks every so often while there are other runs.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
-from vrepl.admission import Admission, Demand, Resource, Room, Scarce, room
+from vrepl.admission import Admission, Demand, Resource, Room, Scarce, Start, room
 from vrepl.errors import VreplError
 from vrepl.model import DataEngine, ModeChoice, TransferLimits, TransportMode, VirtualMachine
 from vrepl.ports import DiskAddress
 
 POLL = 0.2
 """Seconds between looks at whether the operator asked to stop."""
+SHARED_POLL = 0.05
+"""Seconds between looks at what other runs hold, while something waits; each takes a fraction of a millisecond."""
 SPACE_KEPT = 30.0
 """Seconds that a datastore's free space is counted on without asking again."""
 SPACE_POLL = 5.0
@@ -23,6 +31,30 @@ SPACE_POLL = 5.0
 
 DIRECT_READ_HANDLES = 2
 """Over HotAdd and SAN a source disk is read through two handles (vddk.disk), each with a connection of its own."""
+
+logger = logging.getLogger(__name__)
+
+
+class SharedBudgets(Protocol):
+    """What other runs have a part in."""
+
+    @property
+    def others(self) -> bool:
+        """Whether there are other runs, as far as was seen."""
+        ...
+
+    def admit(self, admission: Admission) -> list[Start]:
+        """As Admission.admit, with what the others hold and want; tells them of it."""
+        ...
+
+
+class NoOthers:
+    """There are no other runs."""
+
+    others = False
+
+    def admit(self, admission: Admission) -> list[Start]:
+        return admission.admit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +86,10 @@ class Gate:
         limits: TransferLimits,
         check_stop: Callable[[], None],
         *,
+        budgets: SharedBudgets | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`check_stop` raises InterruptedRunError."""
+        """`check_stop` raises InterruptedRunError. `budgets`: those of the repository; None: nobody else has a part."""
         at_most = {
             Scarce.DISKS: limits.parallel_disks,
             Scarce.NFC: limits.nfc_budget_mib,
@@ -66,9 +99,16 @@ class Gate:
         self._scsi_slots: dict[str, int] = {}
         self._admission = Admission(
             lambda resource: float(
-                self._scsi_slots[resource.name] if resource.kind is Scarce.HOTADD else at_most[resource.kind]
+                self._scsi_slots[resource.name]
+                if resource.kind is Scarce.HOTADD
+                else limits.proxy_slots[resource.name]
+                if resource.kind is Scarce.SLOTS
+                else at_most[resource.kind]
             )
         )
+        self._budgets = budgets or NoOthers()
+        self._looking = False
+        """Whether one of those that wait is the one that looks at what other runs do."""
         self._limits = limits
         self._check_stop = check_stop
         self._changed = threading.Condition()
@@ -85,15 +125,31 @@ class Gate:
         """Wait until it may start; returns what gives back all that it holds (to be called once)."""
         with self._changed:
             self._admission.offer(demand)
-            self._admit()
-            while demand.key not in self._started:
-                try:
+            try:
+                self._admit()
+                while demand.key not in self._started:
                     self._check_stop()
-                except BaseException:
+                    self._wait()
+            except BaseException:
+                if demand.key in self._started:
+                    self._leave(demand)
+                else:
                     self._admission.withdraw(demand.key)
-                    raise
-                self._changed.wait(POLL)
+                    self._tell()
+                raise
         return lambda: self._leave(demand)
+
+    def _wait(self) -> None:
+        """For a change; the caller holds the lock. One of those that wait looks at what other runs do."""
+        if self._looking or not self._budgets.others:
+            self._changed.wait(POLL)
+            return
+        self._looking = True
+        try:
+            self._changed.wait(SHARED_POLL)
+        finally:
+            self._looking = False
+        self._admit()
 
     @contextmanager
     def hold_disk(self, key: object, ends: Sequence[End], size: int) -> Iterator[None]:
@@ -177,21 +233,28 @@ class Gate:
         with self._changed:
             self._started.discard(demand.key)
             self._admission.release(demand.key)
+            self._tell()
+
+    def _tell(self) -> None:
+        """What was given back is free for all; that others cannot be told of it must not hold up who gives it back."""
+        try:
             self._admit()
+        except VreplError as error:
+            logger.warning("other runs cannot be told what this one no longer needs: %s", error.message)
 
     def _admit(self) -> None:
-        started = self._admission.admit()
+        started = self._budgets.admit(self._admission)
         if started:
             self._started.update(start.demand.key for start in started)
             self._changed.notify_all()
 
 
-def disk_demand(limits: TransferLimits, key: object, ends: Iterable[End], size: int) -> Demand:
+def disk_demand(limits: TransferLimits, key: object, ends: Sequence[End], size: int) -> Demand:
     """What one attempt at a disk takes.
 
     Over `nbd` and `nbdssl` an open disk holds its NFC buffers on its VM's host. A disk that VDDK writes directly, or
     reaches by HotAdd at all, is first compared with what NBD reads, so it counts as well. One that vrepl itself
-    attaches takes a SCSI slot of the proxy, and nothing else.
+    attaches takes a SCSI slot of the proxy, and nothing else. Each configured proxy that serves it gives a slot.
     """
     needs: dict[Resource, float] = defaultdict(float)
     needs[Resource(Scarce.DISKS, "this run")] = 1.0
@@ -207,6 +270,9 @@ def disk_demand(limits: TransferLimits, key: object, ends: Iterable[End], size: 
         if mode is TransportMode.HOTADD:
             needs[Resource(Scarce.HOTADD, site)] += handles
         needs[Resource(Scarce.CONNECTIONS, site)] += handles
+    for proxy in {end.address.proxy for end in ends}:
+        if proxy is not None and proxy in limits.proxy_slots:
+            needs[Resource(Scarce.SLOTS, proxy)] = 1.0
     return Demand(key=key, needs=dict(needs), size=size)
 
 

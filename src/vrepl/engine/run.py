@@ -250,16 +250,19 @@ class Engine:
             target=target,
             job=job,
             run_id=run_id,
-            gate=Gate(job.limits, self.services.check_stop),
+            gate=self._gate(job.limits),
             datastores=TargetDatastores(target),
         )
+
+    def _gate(self, limits: TransferLimits) -> Gate:
+        return Gate(limits, self.services.check_stop, budgets=self.services.repository.budgets())
 
     def _verification(self, target: str, job: JobSettings | None) -> VerificationContext:
         return VerificationContext(
             services=self.services,
             target=self.sites(target),
             modes=job.target_modes if job else DEFAULT_MODES,
-            gate=Gate(job.limits if job else TransferLimits(), self.services.check_stop),
+            gate=self._gate(job.limits if job else TransferLimits()),
         )
 
 

@@ -107,6 +107,8 @@ class TransferLimits:
     vcenter_connections: int = 40
     snapshots_per_datastore: int = 4
     """Source snapshots that may be open at once on one datastore."""
+    proxy_slots: Mapping[str, int] = field(default_factory=dict)
+    """Disks in transfer at once on each configured proxy, whoever's."""
 
 
 @dataclass(frozen=True, slots=True)

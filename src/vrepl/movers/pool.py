@@ -40,6 +40,10 @@ Place = tuple[str, str | None]
 UNDO_SECONDS = 10.0
 """What a call that undoes something gets once the run was stopped; what it leaves is for the next run."""
 
+BRIEF_CALLS = 4
+"""Calls at once on one machine that open no disk: as many as disks are in transfer by default, so that movers are
+started for these alone (each takes a third of a second of a processor, and some 40 MiB of memory)."""
+
 logger = logging.getLogger("vrepl.mover")
 
 
@@ -108,6 +112,7 @@ class VddkMovers:
         self._idle: list[tuple[Key, MoverProcess | MoverPair]] = []
         self._busy: set[MoverProcess | MoverPair] = set()
         self._smaller: dict[Place, MoverSettings] = {}
+        self._brief: dict[MoverSettings, threading.BoundedSemaphore] = {}
         self._stopped = False
         self._undoing: dict[MoverProcess, str] = {}
         """Movers that give things back after a stop, and the site each of them asks."""
@@ -143,9 +148,7 @@ class VddkMovers:
         """As `ports.DataMovers.prepare_for_access`."""
         self._on_any(
             site,
-            lambda settings: self._request(
-                (settings,), "prepare_for_access", [site], None, vm_ref=vm_ref, identity=identity
-            ),
+            lambda settings: self._ask_briefly(site, "prepare_for_access", settings, vm_ref=vm_ref, identity=identity),
         )
 
     def end_access(self, site: str, vm_ref: str, identity: str) -> None:
@@ -302,11 +305,18 @@ class VddkMovers:
 
                 return mover.request(operation, watch, sites=self._sites(sites), **arguments)
 
+    def _ask_briefly(self, site: str, operation: str, settings: MoverSettings, **arguments: Any) -> Any:
+        """What opens no disk, and is soon done: VMs in their dozens ask it at once, and take turns at a few movers."""
+        with self._lock:
+            turns = self._brief.setdefault(settings, threading.BoundedSemaphore(BRIEF_CALLS))
+        with turns:
+            return self._request((settings,), operation, [site], None, **arguments)
+
     def _undo(self, site: str, operation: str, settings: MoverSettings, **arguments: Any) -> Any:
         """What gives things back is done even when the run was stopped: then by a mover of its own, in good time."""
         if not self._stopped:
             try:
-                return self._request((settings,), operation, [site], None, **arguments)
+                return self._ask_briefly(site, operation, settings, **arguments)
             except InterruptedRunError:
                 pass  # stopped just now
         mover = self._start_one(settings)

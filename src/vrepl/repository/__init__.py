@@ -15,4 +15,5 @@ what loads libcrypto (`ssl`, `hashlib` and what uses them).
             transfer.log                     what the unfinished run has issued and settled
     runs/<run id>.json                       run reports
     jobs/<job>.lock
+    budgets/                                 what each run under way holds of what all of them share
 """

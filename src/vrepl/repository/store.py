@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 
 from vrepl.errors import RepositoryError
 from vrepl.model import ReplicaRecord
+from vrepl.repository.budgets import Budgets
 from vrepl.repository.documents import FORMAT, DamagedError, DocumentType
 from vrepl.repository.files import (
     DAMAGED_SUFFIX,
@@ -31,7 +32,7 @@ from vrepl.repository.replica_folder import ReplicaFolder, set_aside
 
 KEEP_RUNS = 1000
 """Run reports beyond these, the oldest, are removed when one is saved."""
-_PARTS = frozenset({"replicas", "runs", "jobs", "told.json", "told.lock"})
+_PARTS = frozenset({"replicas", "runs", "jobs", "budgets", "told.json", "told.lock"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _WITHOUT_RECORD = "`vrepl repository rebuild` makes it anew from the replicas"
 
@@ -287,6 +288,10 @@ class Repository:
     def unlock(self) -> list[LockHolder]:
         """Clean up after dead owners; live ones are only reported, for a lock is released by its process's end."""
         return [LockHolder(lock.name, lock.path, not clear_dead(lock.path), lock.owner) for lock in self.locks()]
+
+    def budgets(self) -> Budgets:
+        """A new part in the budgets that all runs of this repository share."""
+        return Budgets(self.path / "budgets")
 
     # Run reports
 
