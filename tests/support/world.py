@@ -83,9 +83,17 @@ class NbdOnly:
     """ports.ModeChooser for sites that have one way in."""
 
     def plan(
-        self, side: Side, site: str, vm: VirtualMachine, disk: Disk, *, first_run: bool, allowed: object
+        self,
+        side: Side,
+        site: str,
+        vm: VirtualMachine,
+        disk: Disk,
+        *,
+        first_run: bool,
+        allowed: object,
+        beside: str | None = None,
     ) -> TransportPlan:
-        del side, site, vm, disk, first_run, allowed
+        del side, site, vm, disk, first_run, allowed, beside
         return TransportPlan((ModeChoice(TransportMode.NBDSSL, "the only one"),))
 
     def proxy_failed(self, site: str, vm: VirtualMachine, proxy: str) -> None:

@@ -275,6 +275,7 @@ def mode_chooser(loaded: LoadedConfig, route: Route, sites: Sites) -> ModeChoose
         {key: chooser(machine) for key, machine in machines.items()},
         lambda site: [machine.key for machine in route.machines_at(site)],
         {name: table.slots for name, table in loaded.config.proxies.items()},
+        sites=tuple(dict.fromkeys(site for site, _ in route.machines)),
     )
 
 

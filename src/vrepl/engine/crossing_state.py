@@ -39,6 +39,8 @@ class Tally:
     """What was moved so far, in bytes, and how long it took, over all attempts."""
 
     attempts: int = 0
+    retries: list[str] = field(default_factory=list)
+    """Why each attempt after the first was made."""
     read: int = 0
     moved: int = 0
     skipped: int = 0

@@ -146,6 +146,7 @@ class DiskCrossing:
                 if not waits:
                     raise
                 self._intent = following
+                self.tally.retries.append(error.message)
                 self._route.keeper.set_disk(following)
                 self._pause(error, 0.0 if progressed or isinstance(error, TransportModeError) else waits.pop(0))
                 self._detach_leavings(error)
@@ -173,6 +174,7 @@ class DiskCrossing:
             bytes_skipped=tally.skipped,
             resumed=bool(move.decision.carry or move.decision.dirty),
             attempts=tally.attempts,
+            retries=list(tally.retries),
             seconds=tally.seconds,
             waits=dict(tally.waits),
             source=self._reached[Side.SOURCE].report(),
@@ -336,6 +338,7 @@ class DiskCrossing:
         )
 
     def _written_plan(self) -> TransportPlan:
+        """On the proxy that reads, if that reaches the disk as well as any."""
         move, end = self.move, self._route.written
         return self._services.modes.plan(
             Side.TARGET,
@@ -344,6 +347,7 @@ class DiskCrossing:
             move.written_disk,
             first_run=move.parent_restore_point_id is None and not move.written_vm.snapshots,
             allowed=end.modes,
+            beside=self._read_plan().proxy,
         )
 
     def _usable(self, plan: TransportPlan) -> tuple[TransportMode, ...]:

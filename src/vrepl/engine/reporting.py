@@ -64,6 +64,7 @@ def _expected_target_disk(plan: VmPlan, disk: Disk, job: JobSettings) -> Disk:
     return replace(
         disk,
         datastore=plan.disk_stores.get(disk.key, job.placement.datastore),
+        datastore_ref="",  # the source's own, which may mean anything at the target
         path="",
         base_path="",
         thin=thin,
@@ -94,7 +95,15 @@ def plan_side(context: ReplicationContext, side: Side, plan: VmPlan, disk: Disk)
         _expected_target_disk(plan, disk, context.job),
         first_run=first_run,
         allowed=context.job.target_modes,
+        beside=_proxy_that_reads(context, plan, disk),
     )
+
+
+def _proxy_that_reads(context: ReplicationContext, plan: VmPlan, disk: Disk) -> str | None:
+    try:
+        return plan_side(context, Side.SOURCE, plan, disk).proxy
+    except DiskError:
+        return None
 
 
 def _side(context: ReplicationContext, side: Side, plan: VmPlan, disk: Disk) -> SideTransport:

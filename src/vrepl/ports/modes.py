@@ -26,8 +26,12 @@ class ModeChooser(Protocol):
         *,
         first_run: bool,
         allowed: Sequence[TransportMode],
+        beside: str | None = None,
     ) -> TransportPlan:
         """`side`: a disk that is read goes by the rules of a source, wherever it is; `allowed`: modes in their order.
+
+        `beside`: the proxy that has the other end of the disk's crossing (`TransportPlan.proxy`), which is taken before
+        others that reach the disk no better: no stream between two is needed then.
 
         Raises DiskError (with a hint) if no mode is usable.
         """

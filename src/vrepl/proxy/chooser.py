@@ -37,8 +37,10 @@ class RuleModeChooser:
         *,
         first_run: bool,
         allowed: Sequence[TransportMode],
+        beside: str | None = None,
     ) -> TransportPlan:
-        """As ports.ModeChooser.plan."""
+        """As ports.ModeChooser.plan: of one proxy, there is no choice."""
+        del beside
         with self._lock:
             facts = self._facts_of(site)
             stores = self._datastores[site]

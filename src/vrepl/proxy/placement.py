@@ -1,4 +1,8 @@
-"""Which of a site's proxies serves a VM: that which reaches its disks best; of equals, that with least to do."""
+"""Which of a site's proxies serves a VM.
+
+That which reaches its disks best; of equals, one that has both ends of a disk, so that no stream between two proxies is
+needed; of those, that with least to do.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +30,22 @@ class ProxyPlacement:
         choosers: Mapping[str, ModeChooser],
         proxies_of: Callable[[str], Sequence[str]],
         slots: Mapping[str, int] | None = None,
+        *,
+        sites: Sequence[str] = (),
     ) -> None:
-        """`choosers` by proxy; `proxies_of`: those that serve a site by name, "" is this machine."""
+        """`choosers` by proxy; `proxies_of`: those that serve a site by name, "" is this machine.
+
+        `sites`: that all disks of the run cross between.
+        """
         self._choosers = choosers
         self._proxies_of = proxies_of
         self._slots = slots or {}
         self._placed: dict[tuple[str, str], str] = {}
         self._load: Counter[str] = Counter()
         self._strikes: Counter[str] = Counter()
+        self._failed_for: set[tuple[tuple[str, str], str]] = set()
+        served = [set(proxies_of(site)) for site in sites]
+        self._everywhere: set[str] = set.intersection(*served) if served else set()
         self._lock = threading.RLock()
 
     def plan(
@@ -45,6 +57,7 @@ class ProxyPlacement:
         *,
         first_run: bool,
         allowed: Sequence[TransportMode],
+        beside: str | None = None,
     ) -> TransportPlan:
         """As ports.ModeChooser.plan; the plan says which proxy."""
 
@@ -54,14 +67,11 @@ class ProxyPlacement:
 
         key = (site, vm.ref or vm.name)
         with self._lock:
-            candidates = self._candidates(site)
+            names = list(self._proxies_of(site))
             placed = self._placed.get(key)
-            if placed in candidates:
+            if placed is not None and (not self._struck_out(placed) or len(names) == 1):
                 return over(placed)
-            if len(candidates) == 1:
-                found = over(candidates[0])
-            else:
-                found = self._best([(name, over) for name in candidates], allowed)
+            found = over(names[0]) if len(names) == 1 else self._best(key, names, over, allowed, beside)
             self._placed[key] = found.proxy or ""
             self._load[found.proxy or ""] += 1
             return found
@@ -76,11 +86,10 @@ class ProxyPlacement:
         with self._lock:
             self._strikes[proxy] += 1
             key = (site, vm.ref or vm.name)
-            if self._placed.get(key) == proxy and len(self._candidates(site)) > 1:
+            if self._placed.get(key) == proxy and len(self._proxies_of(site)) > 1:
                 del self._placed[key]
                 self._load[proxy] -= 1
-                # It comes last among equals for this VM: what failed once is worth another try elsewhere first.
-                self._load[proxy] += STRIKES
+                self._failed_for.add((key, proxy))
 
     def left_on_proxy(self, site: str, vm: VirtualMachine) -> bool:
         """As ports.ModeChooser.left_on_proxy, on any of them."""
@@ -94,17 +103,27 @@ class ProxyPlacement:
 
     # -- inside; the caller holds the lock -------------------------------------------------------------------------
 
-    def _candidates(self, site: str) -> list[str]:
-        names = list(self._proxies_of(site))
-        return [name for name in names if self._strikes[name] < STRIKES] or names
+    def _struck_out(self, name: str) -> bool:
+        return self._strikes[name] >= STRIKES
 
     def _best(
-        self, candidates: Sequence[tuple[str, Callable[[str], TransportPlan]]], allowed: Sequence[TransportMode]
+        self,
+        key: tuple[str, str],
+        names: Sequence[str],
+        over: Callable[[str], TransportPlan],
+        allowed: Sequence[TransportMode],
+        beside: str | None,
     ) -> TransportPlan:
-        """Raises the last error where none of them reaches the disk, or answers."""
+        """One that failed too often only where no other reaches the disk.
+
+        Raises the last error where none of them reaches it, or answers.
+        """
         found: list[TransportPlan] = []
         refusal: VreplError | None = None
-        for name, over in candidates:
+        struck_out = [name for name in names if self._struck_out(name)]
+        for name in [*(name for name in names if name not in struck_out), *struck_out]:
+            if found and name in struck_out:
+                break
             try:
                 found.append(over(name))
             except DiskError as error:
@@ -117,8 +136,15 @@ class ProxyPlacement:
             raise refusal
         order = {mode: rank for rank, mode in enumerate(allowed)}
 
-        def rank(plan: TransportPlan) -> tuple[int, float]:
+        def rank(plan: TransportPlan) -> tuple[int, bool, bool, bool, float]:
+            """What failed for this VM comes last among equals: another is worth a try first."""
             name = plan.proxy or ""
-            return order.get(plan.modes[0], len(order)), self._load[name] / self._slots.get(name, 1)
+            return (
+                order.get(plan.modes[0], len(order)),
+                (key, name) in self._failed_for,
+                name != beside,
+                name not in self._everywhere,
+                self._load[name] / self._slots.get(name, 1),
+            )
 
         return min(found, key=rank)

@@ -248,6 +248,8 @@ def transport(disk: DiskReport) -> str:
 def show_remarks(out: Console, vm: VmReport) -> None:
     """What to know of a VM's run beside its figures."""
     for disk in vm.disks:
+        for retry in disk.retries:
+            line(out, f"{vm.name} disk {disk.index}: tried again: {retry}", "yellow")
         for side, used in (("source", disk.source), ("target", disk.target)):
             for fallback in used.fallbacks:
                 line(out, f"{vm.name} disk {disk.index} {side}: {fallback}", "yellow")

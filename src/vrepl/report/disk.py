@@ -68,6 +68,8 @@ class DiskReport:
     """Plan: what the last run moved."""
     resumed: bool = False
     attempts: int = 0
+    retries: list[str] = field(default_factory=list)
+    """Why each attempt after the first was made, in words."""
     seconds: float | None = None
     waits: dict[str, float] = field(default_factory=dict)
     """Seconds that the pipeline waited for: source, mover, network, target."""
@@ -88,6 +90,7 @@ class DiskReport:
             "last_bytes_moved": self.last_bytes_moved,
             "resumed": self.resumed,
             "attempts": self.attempts,
+            "retries": list(self.retries),
             "seconds": None if self.seconds is None else round(self.seconds, 3),
             "waits": {stage: round(seconds, 3) for stage, seconds in self.waits.items()},
             "transport": {"source": self.source.to_json(), "target": self.target.to_json()},
@@ -109,6 +112,7 @@ class DiskReport:
             last_bytes_moved=data.get("last_bytes_moved"),
             resumed=data.get("resumed", False),
             attempts=data.get("attempts", 0),
+            retries=list(data.get("retries", ())),
             seconds=data.get("seconds"),
             waits=dict(data.get("waits", {})),
             source=SideTransport.from_json(transport.get("source", {})),
