@@ -32,6 +32,7 @@ class Case:
     modes: tuple[TransportMode, ...] = (TransportMode.SAN, TransportMode.HOTADD, TransportMode.NBDSSL)
     engine: DataEngine = DataEngine.VDDK
     no_devices: str | None = None
+    proxies: tuple[str, ...] = ("p",)
     asked: list[str] = field(default_factory=list)
 
     def _lacking(self, vm_ref: str, engine: DataEngine) -> Sequence[Lacked]:
@@ -47,7 +48,12 @@ class Case:
             devices=lambda _proxy: self.no_devices,
         )
         job = SimpleNamespace(
-            name="web", source="prod", target="dr", source_modes=self.modes, target_modes=(), proxy_at=lambda _site: "p"
+            name="web",
+            source="prod",
+            target="dr",
+            source_modes=self.modes,
+            target_modes=(),
+            proxies_at=lambda _site: self.proxies,
         )
         vms: list[VirtualMachine] = []
         return list(check_hotadd(cast(Any, world), cast(Any, job), (cast(Any, site), vms), (cast(Any, site), vms)))
@@ -101,3 +107,9 @@ def test_what_vrepls_own_engine_wants_beside_that(case: Case, status: Status, wo
 
 def test_a_job_without_hotadd_is_asked_nothing() -> None:
     assert Case(modes=(TransportMode.NBDSSL,)).results() == []
+
+
+def test_each_proxy_of_a_side_is_looked_at() -> None:
+    names = [result.name for result in Case(proxies=("p", "q")).results()]
+    assert names == [f"HotAdd at prod from proxy {proxy} (job web)" for proxy in ("p", "q")]
+    assert [result.name for result in Case(proxies=()).results()] == ["HotAdd at prod (job web)"]

@@ -190,6 +190,8 @@ class Setup:
     vddk_is_missed: bool = False
     more: str = ""
     """Of the configuration."""
+    far: dict[str, dict[str, str] | VreplError] = field(default_factory=dict)
+    """By proxy behind ssh: which hosts' ports are closed to it, or that it cannot be asked."""
 
     def site(self, name: str) -> FakeSite:
         if self.secret_error:
@@ -205,10 +207,17 @@ class Setup:
             self.network,
             lambda _proxy: self.vddk,
             lambda: NOW,
-            engine=lambda _proxy: self.engine,
+            closed_ports=lambda proxy, _hosts, _port: self.asked_there(proxy),
+            engine=lambda proxy: (self.asked_there(proxy), self.engine)[1],
             vddk_is_missed=lambda _proxy: self.vddk_is_missed,
         )
         return list(run_checks(world, jobs))
+
+    def asked_there(self, proxy: str | None) -> dict[str, str]:
+        answer = self.far.get(proxy or "", {})
+        if isinstance(answer, VreplError):
+            raise answer
+        return answer
 
     def bad(self) -> dict[str, CheckResult]:
         return {one.name: one for one in self.results() if one.status in {Status.FAILED, Status.WARNING}}
@@ -247,6 +256,42 @@ def test_vddk_reads_where_an_esxi_host_can_be_reached(setup: Setup) -> None:
     prod = results["VDDK reads from prod (job demo)"]
     assert (prod.status, prod.detail) == (Status.SKIPPED, "port 902 of esx-1 cannot be reached: see that")
     assert set(setup.bad()) == {"port 902 of esx-1 (prod)", "port 1902 of esx-1 (dr)"}
+
+
+FAR = """
+proxy = { source = ["far-1", "far-2"], target = "here" }
+[proxies.far-1]
+ssh = "far-1"
+[proxies.far-2]
+ssh = "far-2"
+[proxies.here]
+"""
+
+
+def test_ports_are_asked_where_the_movers_are(setup: Setup) -> None:
+    """What this machine reaches says nothing of a proxy; nor must it reach what proxies reach."""
+    setup.more = FAR
+    setup.network.closed = frozenset({("esx-1", 902)})
+    setup.far["far-2"] = {"esx-2": "Connection refused"}
+    [bad] = setup.bad().values()
+    assert (bad.name, bad.status) == ("port 902 of esx-2 from proxy far-2 (prod)", Status.FAILED)
+    assert "Connection refused" in bad.detail
+    assert "from it to esx-2" in (bad.hint or "")
+    names = {result.name for result in setup.results()}
+    assert {"port 902 of esx-1 from proxy far-1 (prod)", "port 902 of esx-1 from proxy far-2 (prod)"} <= names
+    assert "port 1902 of esx-1 (dr)" in names, "a proxy without ssh is this machine"
+    assert ("esx-1", 902) not in setup.network.reached
+    readers = {one.name: one for one in setup.results()}
+    assert readers["VDDK reads from prod (job demo)"].status is Status.OK
+
+
+def test_a_proxy_that_does_not_answer_is_named(setup: Setup) -> None:
+    setup.more = FAR
+    setup.far["far-1"] = VreplError("proxy far-1 cannot be reached", hint="does `ssh far-1 true` work?")
+    bad = setup.bad()
+    assert set(bad) == {"proxy far-1", "ESXi hosts of prod from proxy far-1"}
+    skipped = [one for one in setup.results() if one.status is Status.SKIPPED]
+    assert [one.detail for one in skipped] == ["proxy far-1 cannot be asked"]
 
 
 def test_vddk_that_was_to_be_there_is_missed(setup: Setup) -> None:

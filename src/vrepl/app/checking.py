@@ -138,6 +138,9 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
                 probes[proxy] = VddkForChecks(loaded, sites, proxy)
             return probes[proxy]
 
+        def closed_ports(proxy: str, hosts: Sequence[str], port: int) -> dict[str, str]:
+            return machine_of(proxy_machine(loaded, proxy)).closed_ports(hosts, port)
+
         def luns(proxy: str | None) -> frozenset[str]:
             return machine_of(proxy_machine(loaded, proxy)).visible_luns()
 
@@ -157,8 +160,8 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
 
         try:
             yield World(
-                loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, luns, engine,
-                vddk_is_missed, proxy_vm, devices,
+                loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, closed_ports, luns,
+                engine, vddk_is_missed, proxy_vm, devices,
             )  # fmt: skip
         finally:
             for probe in probes.values():

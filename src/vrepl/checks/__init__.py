@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
+from functools import cache
 
 from vrepl.checks.facts import CheckedSite, World
 from vrepl.checks.jobs import check_job
@@ -27,13 +28,14 @@ def run_checks(world: World, jobs: Sequence[str] = ()) -> Iterator[CheckResult]:
     chosen = world.loaded.jobs(jobs) if config.jobs else []
     yield from _grouped(MACHINE, _check_machine(world, chosen))
     logged_in: set[str] = set()
+    answers = cache(lambda proxy: _answers(world, proxy))  # one that is silent is waited for once
     for name in [name for name in config.sites if not jobs or any(name in (job.source, job.target) for job in chosen)]:
-        results = list(_grouped(f"site {name}", check_site(world, name)))
+        results = list(_grouped(f"site {name}", check_site(world, name, chosen)))
         yield from results
         if any(result.name == f"login to {name}" and result.status is Status.OK for result in results):
             logged_in.add(name)
     for job in chosen:
-        yield from _grouped(f"job {job.name}", _check_job(world, job, logged_in))
+        yield from _grouped(f"job {job.name}", _check_job(world, job, logged_in, answers))
 
 
 def _grouped(group: str, results: Iterable[CheckResult]) -> Iterator[CheckResult]:
@@ -48,12 +50,26 @@ def _check_machine(world: World, jobs: Sequence[JobSettings]) -> Iterator[CheckR
         yield check_vddk(world, proxy)
 
 
-def _check_job(world: World, job: JobSettings, logged_in: Set[str]) -> Iterator[CheckResult]:
+def _check_job(
+    world: World, job: JobSettings, logged_in: Set[str], answers: Callable[[str], bool]
+) -> Iterator[CheckResult]:
     if not {job.source, job.target} <= logged_in:
         yield CheckResult(f"job {job.name}", Status.SKIPPED, "its sites cannot be asked")
         return
+    for proxy in (job.proxy_at(job.source), job.proxy_at(job.target)):
+        if proxy is not None and not answers(proxy):
+            yield CheckResult(f"job {job.name}", Status.SKIPPED, f"proxy {proxy} cannot be asked")
+            return
     source: CheckedSite = world.site(job.source)
     yield from check_job(world, job, source, world.site(job.target))
+
+
+def _answers(world: World, proxy: str) -> bool:
+    try:
+        world.engine(proxy)
+    except VreplError:
+        return False
+    return True
 
 
 def check_repository(world: World) -> Iterator[CheckResult]:
@@ -76,7 +92,10 @@ def check_repository(world: World) -> Iterator[CheckResult]:
 
 def check_vddk(world: World, proxy: str | None) -> CheckResult:
     """The library is found, and loads in a data mover; or vrepl's own engine takes its place."""
-    engine, reason = world.engine(proxy)
+    try:
+        engine, reason = world.engine(proxy)
+    except VreplError as error:
+        return CheckResult.failed(f"proxy {proxy}", error)
     what = "VDDK library" if engine is DataEngine.VDDK else "data engine"
     title = what if proxy is None else f"{what} of proxy {proxy}"
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -119,6 +119,8 @@ class World:
     vddk: Callable[[str | None], VddkProbe]
     """Of a proxy by name; None: this machine."""
     clock: Clock
+    closed_ports: Callable[[str, Sequence[str], int], Mapping[str, str]] = lambda _proxy, _hosts, _port: {}
+    """Host name -> why its port cannot be reached from a proxy behind ssh; raises VreplErrors."""
     visible_luns: Callable[[str | None], frozenset[str]] = lambda _proxy: frozenset()
     """`naa.` names that a proxy (None: this machine) sees."""
     engine: Callable[[str | None], tuple[DataEngine, str]] = lambda _proxy: (DataEngine.VDDK, "")

@@ -18,32 +18,41 @@ def check_hotadd(
     source: tuple[CheckedSite, Sequence[VirtualMachine]],
     target: tuple[CheckedSite, Sequence[VirtualMachine]],
 ) -> Iterator[CheckResult]:
-    """One result per side, `source` and `target` with all their VMs. A proxy that is no VM of a site is fine."""
+    """One result per side and proxy, `source` and `target` with all their VMs.
+
+    A proxy that is no VM of a site is fine.
+    """
     for name, (site, vms), modes in (
         (job.source, source, job.source_modes),
         (job.target, target, job.target_modes),
     ):
         if TransportMode.HOTADD in modes:
-            yield _check_side(world, job, name, site, vms, only=set(modes) == {TransportMode.HOTADD})
+            proxies = job.proxies_at(name) or (None,)
+            for proxy in proxies:
+                which = "" if len(proxies) == 1 else f" from proxy {proxy}"
+                title = f"HotAdd at {name}{which} (job {job.name})"
+                try:
+                    yield _check_side(world, proxy, title, site, vms, only=set(modes) == {TransportMode.HOTADD})
+                except VreplError as error:
+                    yield CheckResult.failed(title, error)
 
 
 def _check_side(
-    world: World, job: JobSettings, name: str, site: CheckedSite, vms: Sequence[VirtualMachine], *, only: bool
+    world: World, proxy: str | None, title: str, site: CheckedSite, vms: Sequence[VirtualMachine], *, only: bool
 ) -> CheckResult:
     """A warning where runs take another mode instead; a failure where the job lists no other."""
-    title = f"HotAdd at {name} (job {job.name})"
     wrong = Status.FAILED if only else Status.WARNING
-    machine, why_none = world.proxy_vm(job.proxy_at(name), vms)
+    machine, why_none = world.proxy_vm(proxy, vms)
     if machine is None:
         if only:
             return CheckResult(title, Status.FAILED, why_none, "hotadd is the only mode that the job lists there")
         return CheckResult.ok(title, f"{why_none}: other modes are used")
-    engine, _ = world.engine(job.proxy_at(name))
+    engine, _ = world.engine(proxy)
     if engine is DataEngine.OWN:
         obstacle = own_hotadd_obstacle(machine)
         if obstacle is not None:
             return CheckResult(title, wrong, obstacle)
-        closed = world.devices(job.proxy_at(name))
+        closed = world.devices(proxy)
         if closed is not None:
             return CheckResult(title, wrong, closed, "run vrepl as root, or as a member of the group disk")
     try:

@@ -262,7 +262,7 @@ def check_read(
     nfc_port = world.loaded.config.sites[site].nfc_port
     first_of = {vm.host: vm for vm in reversed(readable)}  # a silent host takes its time: each is asked once
     hosts = dict.fromkeys(vm.host for vm in readable)
-    open_host = next((host for host in hosts if _reaches(world, host, nfc_port)), None)
+    open_host = next((host for host in hosts if _reaches(world, job.proxy_at(site), host, nfc_port)), None)
     if open_host is None:
         closed = ", ".join(sorted(hosts))
         return CheckResult(title, Status.SKIPPED, f"port {nfc_port} of {closed} cannot be reached: see that")
@@ -274,10 +274,12 @@ def check_read(
     return CheckResult.ok(title, f"first sector of {vm.name} over {mode}")
 
 
-def _reaches(world: World, host: str, port: int) -> bool:
+def _reaches(world: World, proxy: str | None, host: str, port: int) -> bool:
     try:
+        if proxy is not None and world.loaded.config.proxies[proxy].ssh is not None:
+            return not world.closed_ports(proxy, [host], port)
         world.network.resolve(host)
         world.network.reach(host, port)
-    except OSError:
+    except (OSError, VreplError):
         return False
     return True

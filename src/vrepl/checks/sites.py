@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from vrepl.checks.facts import CheckedSite, Host, World
+from vrepl.checks.facts import CheckedSite, World
 from vrepl.checks.result import CheckResult, Status
 from vrepl.errors import VreplError
+from vrepl.model import JobSettings
 
 CLOCK_TOLERANCE = 60.0
 """Seconds that a site's clock may be off: restore points bear this machine's time, certificates and logs the site's."""
 
 
-def check_site(world: World, name: str) -> Iterator[CheckResult]:
-    """In the order in which one needs the other; what can no longer be asked is left out."""
+def check_site(world: World, name: str, jobs: Sequence[JobSettings] = ()) -> Iterator[CheckResult]:
+    """In the order in which one needs the other; what can no longer be asked is left out.
+
+    `jobs`: whose movers have to reach the site's hosts.
+    """
     table = world.loaded.config.sites[name]
     reference = table.password.reference()
     try:
@@ -43,7 +47,7 @@ def check_site(world: World, name: str) -> Iterator[CheckResult]:
         return
     yield CheckResult.ok(f"login to {name}", f"{connection.user} on {product}")
     yield check_clock(world, site, name)
-    yield from check_hosts(world, site, name)
+    yield from check_hosts(world, site, name, jobs)
 
 
 def check_name(world: World, host: str, site: str) -> CheckResult:
@@ -92,8 +96,11 @@ def check_clock(world: World, site: CheckedSite, name: str) -> CheckResult:
     return CheckResult.ok(title, f"within {abs(off):.0f} s")
 
 
-def check_hosts(world: World, site: CheckedSite, name: str) -> Iterator[CheckResult]:
-    """DNS and the NFC port of every connected ESXi host, one line each."""
+def check_hosts(world: World, site: CheckedSite, name: str, jobs: Sequence[JobSettings] = ()) -> Iterator[CheckResult]:
+    """DNS and the NFC port of every connected ESXi host, one line each, from where movers reach them.
+
+    That is this machine, unless proxies of their own serve the site in all jobs.
+    """
     nfc_port = world.loaded.config.sites[name].nfc_port
     try:
         hosts = site.hosts()
@@ -101,15 +108,50 @@ def check_hosts(world: World, site: CheckedSite, name: str) -> Iterator[CheckRes
         yield CheckResult.failed(f"ESXi hosts of {name}", error)
         return
     for host in hosts:
-        yield from _check_host(world, host, nfc_port, name)
+        if not host.connected:
+            yield CheckResult(
+                f"ESXi host {host.name} ({name})",
+                Status.WARNING,
+                "not connected to its vCenter",
+                "its VMs cannot be read",
+            )
+    connected = [host.name for host in hosts if host.connected]
+    for proxy in far_proxies(world, name, jobs):
+        if proxy is not None:
+            yield from _check_from(world, proxy, connected, nfc_port, name)
+            continue
+        for host_name in connected:
+            yield (address := check_name(world, host_name, name))
+            if address.status is not Status.FAILED:
+                yield check_port(world, host_name, nfc_port, name)
 
 
-def _check_host(world: World, host: Host, nfc_port: int, site: str) -> Iterator[CheckResult]:
-    if not host.connected:
-        yield CheckResult(
-            f"ESXi host {host.name} ({site})", Status.WARNING, "not connected to its vCenter", "its VMs cannot be read"
-        )
+def far_proxies(world: World, site: str, jobs: Sequence[JobSettings]) -> list[str | None]:
+    """The machines that serve a site in these jobs: proxies behind ssh by name, None for this one."""
+    tables = world.loaded.config.proxies
+    found: dict[str | None, None] = {}
+    for job in jobs:
+        if site in (job.source, job.target):
+            names = job.proxies_at(site)
+            found |= dict.fromkeys(name if tables[name].ssh is not None else None for name in names) or {None: None}
+    return list(found) or [None]
+
+
+def _check_from(world: World, proxy: str, hosts: Sequence[str], port: int, site: str) -> Iterator[CheckResult]:
+    """The same, asked at a proxy: what this machine reaches says nothing of it."""
+    try:
+        closed = world.closed_ports(proxy, hosts, port)
+    except VreplError as error:
+        yield CheckResult.failed(f"ESXi hosts of {site} from proxy {proxy}", error)
         return
-    yield (address := check_name(world, host.name, site))
-    if address.status is not Status.FAILED:
-        yield check_port(world, host.name, nfc_port, site)
+    for host in hosts:
+        title = f"port {port} of {host} from proxy {proxy} ({site})"
+        if host in closed:
+            yield CheckResult(
+                title,
+                Status.FAILED,
+                f"it cannot be reached from there: {closed[host]}",
+                f"make proxy {proxy} resolve the name, and open TCP {port} from it to {host} in every firewall between",
+            )
+        else:
+            yield CheckResult.ok(title, "open")
