@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import secrets
 import sys
 import sysconfig
 import tarfile
@@ -28,6 +29,8 @@ LIBRARIES = ("blake3", "zstandard")
 KEPT = 3
 """Installations that stay, this one included: a run of another vrepl may be under way."""
 INSTALL_SECONDS = 300.0
+STALE_SECONDS = 4 * INSTALL_SECONDS
+"""An installation that was broken off so long ago does not go on any more."""
 
 FIND_PYTHON = """
 for python in {candidates}; do
@@ -41,25 +44,30 @@ done
 exit 96
 """
 UNPACK = """
-import os, shutil, sys, tarfile
-build, python = sys.argv[1:]
-part = build + ".part"
-shutil.rmtree(part, ignore_errors=True)
+import os, sys, tarfile
+part, python = sys.argv[1:]
 os.mkdir(part, 0o700)
 with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as archive:
     archive.extractall(part)
 os.symlink(python, os.path.join(part, "python"))
 """
 FINISH = """
-import os, shutil, sys
-build, kept = sys.argv[1], int(sys.argv[2])
-shutil.rmtree(build, ignore_errors=True)
-os.rename(build + ".part", build)
+import fcntl, os, shutil, sys, time
+part, build, kept = sys.argv[1], sys.argv[2], int(sys.argv[3])
+fcntl.flock(os.open(".", os.O_RDONLY), fcntl.LOCK_EX)
+if os.path.lexists(build):
+    os.rename(build, part + ".before")
+os.rename(part, build)
 os.utime(build)
-others = [entry.path for entry in os.scandir(".") if entry.is_dir() and len(entry.name.partition(".")[0]) == 32]
-for old in sorted(others, key=os.path.getmtime, reverse=True)[kept:]:
+folders = [entry for entry in os.scandir(".") if entry.is_dir() and len(entry.name.partition(".")[0]) == 32]
+whole = [entry.path for entry in folders if "." not in entry.name]
+stale = [entry.path for entry in folders if "." in entry.name and time.time() - entry.stat().st_mtime > {stale}]
+gone = [part + ".before", *stale, *sorted(whole, key=os.path.getmtime, reverse=True)[kept:]]
+for old in gone:
     shutil.rmtree(old, ignore_errors=True)
 """
+"""Two installations at a time do not meet, and a run that uses the one before finds its modules all along: what it has
+not loaded yet is the same in the new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +90,14 @@ def install(ssh: SshMachine, tell: Callable[[str], None] = lambda _line: None) -
     tell(f"{python.executable} (Python {python.version[0]}.{python.version[1]}, {python.platform})")
     archive = bundle(with_libraries=python.takes_our_libraries)
     tell(f"sending {len(archive) / (1 << 20):.1f} MiB to {ssh.destination}:~/{INSTALLED}/{build_id()}")
+    part = f"{build_id()}.{secrets.token_hex(4)}"
     begin = f"umask 077; mkdir -p {INSTALLED} && cd {INSTALLED} && exec {quote(python.executable)} -c {quote(UNPACK)}"
-    ssh.run(f"{begin} {build_id()} {quote(python.executable)}", archive, seconds=INSTALL_SECONDS)
+    ssh.run(f"{begin} {part} {quote(python.executable)}", archive, seconds=INSTALL_SECONDS)
     if not python.takes_our_libraries:
         tell(f"fetching {', '.join(LIBRARIES)} there")
-        _fetch_libraries(ssh)
-    ssh.run(f"cd {INSTALLED} && exec {build_id()}.part/python -c {quote(FINISH)} {build_id()} {KEPT}")
+        _fetch_libraries(ssh, part)
+    finish = quote(FINISH.format(stale=int(STALE_SECONDS)))
+    ssh.run(f"cd {INSTALLED} && exec {part}/python -c {finish} {part} {build_id()} {KEPT}")
     return FarMachine(ssh).facts()
 
 
@@ -132,8 +142,8 @@ def _files(*, with_libraries: bool) -> Iterator[tuple[Path, str]]:
                 yield path, file.as_posix()
 
 
-def _fetch_libraries(ssh: SshMachine) -> None:
-    folder = f"{INSTALLED}/{build_id()}.part"
+def _fetch_libraries(ssh: SshMachine, part: str) -> None:
+    folder = f"{INSTALLED}/{part}"
     pip = "./python -m pip install --quiet --disable-pip-version-check --only-binary :all: --target site"
     try:
         ssh.run(f"cd {folder} && exec {pip} {' '.join(LIBRARIES)}", seconds=INSTALL_SECONDS)
