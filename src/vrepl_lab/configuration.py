@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vrepl_lab.machines import ADDRESS, ssh_config
+from vrepl_lab.machines import address_of, ssh_config
 from vrepl_lab.spec import ProxySpec
 
 
@@ -62,11 +62,12 @@ def configuration(
     if proxies:
         engine = [] if vddk else ['engine = "own"']
         lines += ["[vddk]", *engine, f"libdir = {quoted(str(lab / 'proxies' / proxies[0].name / 'vddk'))}", ""]
+    machines = [proxy.name for proxy in proxies if proxy.site is not None]
     for proxy in proxies:
         folder = lab / "proxies" / proxy.name
         lines += [
             f"[proxies.{proxy.name}]",
-            *far_lines(lab, proxy),
+            *(far_lines(lab, proxy, address_of(lab, machines.index(proxy.name))) if proxy.site is not None else []),
             f"libdir = {quoted(str(folder / 'vddk'))}",
             f"sysroot = {quoted(str(folder / 'sysroot'))}",
             "",
@@ -87,15 +88,14 @@ def configuration(
     return "\n".join(lines)
 
 
-def far_lines(lab: Path, proxy: ProxySpec) -> list[str]:
+def far_lines(lab: Path, proxy: ProxySpec, address: str) -> list[str]:
     """Of a proxy that is a machine of its own."""
-    if proxy.site is None:
-        return []
     return [
         f"ssh = {quoted(proxy.name)}",
         f"ssh_config = {quoted(str(ssh_config(lab)))}",
-        f"address = {quoted(ADDRESS)}",
-        f"sites = [{quoted(proxy.site)}]",
+        f"address = {quoted(address)}",
+        f"listen = {quoted(address)}",
+        f"sites = [{quoted(str(proxy.site))}]",
     ]
 
 

@@ -119,11 +119,13 @@ class Lab:
             return
         machines.make_keys(self.folder)
         simulators = [site.process for site in self.sites.values()]
+        addresses = [machines.address_of(self.folder, position) for position in range(len(names))]
         with ThreadPoolExecutor(len(names)) as pool:
-            ports = dict(
-                zip(names, pool.map(lambda name: machines.start(self.folder, name, simulators), names), strict=True)
+            ports = pool.map(
+                lambda name, address: machines.start(self.folder, name, address, simulators), names, addresses
             )
-        machines.write_ssh_config(self.folder, ports)
+            servers = dict(zip(names, zip(addresses, ports, strict=True), strict=True))
+        machines.write_ssh_config(self.folder, servers)
 
     def _wait_for_site(self, site: str, thumbprints: tuple[str, str]) -> RunningSite:
         child = self._children[site]

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from vrepl_lab import processes
 from vrepl_lab.errors import LabError
+from vrepl_lab.folder import loopback_network
 from vrepl_lab.processes import ProcessIdentity
 
-ADDRESS = "127.0.0.1"
+FIRST_ADDRESS = 201
+"""Last byte of the first machine's address; those of ESXi hosts are below (`spec.host_addresses`)."""
 READY_S = 30.0
 
 
@@ -28,6 +30,12 @@ def ssh_config(lab: Path) -> Path:
 def home_of(lab: Path, name: str) -> Path:
     """What is a machine's own: everything in it is lost with it."""
     return lab / "proxies" / name / "home"
+
+
+def address_of(lab: Path, position: int) -> str:
+    """Each machine has an address of its own, on loopback, beside those of the lab's ESXi hosts."""
+    a, b = loopback_network(lab)
+    return f"127.{a}.{b}.{FIRST_ADDRESS + position}"
 
 
 def make_keys(lab: Path) -> None:
@@ -44,14 +52,15 @@ def make_keys(lab: Path) -> None:
         path.with_name(f"ssh-{name}.pub").write_bytes(key.export_public_key())
 
 
-def start(lab: Path, name: str, simulators: Sequence[ProcessIdentity]) -> int:
-    """Start the server of one machine; its port. It ends with the lab's last simulator."""
+def start(lab: Path, name: str, address: str, simulators: Sequence[ProcessIdentity], port: int = 0) -> int:
+    """Start the server of one machine; its port (0: any). It ends with the lab's last simulator."""
     home = home_of(lab, name)
     home.mkdir(parents=True, exist_ok=True)
     ready = home.parent / "ssh-port"
     ready.unlink(missing_ok=True)
     secrets = lab / "secrets"
-    command = [sys.executable, "-m", "vrepl_lab.sshd", "--home", str(home), "--listen", ADDRESS]
+    command = [sys.executable, "-m", "vrepl_lab.sshd", "--home", str(home), "--listen", address]
+    command += ["--port", str(port)]
     command += ["--host-key", str(secrets / "ssh-host"), "--authorized", str(secrets / "ssh-id.pub")]
     command += ["--ready", str(ready), "--simulators", json.dumps([asdict(simulator) for simulator in simulators])]
     child = processes.start(command, home.parent / "sshd.log", die_with_us=False)
@@ -62,15 +71,15 @@ def start(lab: Path, name: str, simulators: Sequence[ProcessIdentity]) -> int:
     return int(ready.read_text())
 
 
-def write_ssh_config(lab: Path, ports: Mapping[str, int]) -> None:
-    """Names of machines and how to reach them; strict about whom it meets."""
+def write_ssh_config(lab: Path, servers: Mapping[str, tuple[str, int]]) -> None:
+    """Names of machines, and the address and port of each; strict about whom it meets."""
     secrets = lab / "secrets"
     host_key = (secrets / "ssh-host.pub").read_text().split()
     known = secrets / "ssh-known-hosts"
-    known.write_text("".join(f"[{ADDRESS}]:{port} {host_key[0]} {host_key[1]}\n" for port in ports.values()))
+    known.write_text("".join(f"[{address}]:{port} {host_key[0]} {host_key[1]}\n" for address, port in servers.values()))
     blocks = [
         f"""Host {name}
-  HostName {ADDRESS}
+  HostName {address}
   Port {port}
   User vrepl
   IdentityFile {secrets / "ssh-id"}
@@ -78,7 +87,7 @@ def write_ssh_config(lab: Path, ports: Mapping[str, int]) -> None:
   UserKnownHostsFile {known}
   StrictHostKeyChecking yes
 """
-        for name, port in ports.items()
+        for name, (address, port) in servers.items()
     ]
     ssh_config(lab).write_text("\n".join(blocks))
 

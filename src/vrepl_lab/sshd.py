@@ -77,12 +77,13 @@ async def main(options: argparse.Namespace) -> None:
 
     server: Any = await asyncssh.listen(
         options.listen,
-        0,
+        int(options.port),
         server_host_keys=[options.host_key],
         authorized_client_keys=options.authorized,
         process_factory=handle,
         encoding=None,
         keepalive_interval=15,
+        keepalive_count_max=12,  # OpenSSH's gives up nobody unless told to (sshd_config(5), ClientAliveInterval)
     )
     watching = asyncio.create_task(
         end_with_the_lab([ProcessIdentity(**simulator) for simulator in json.loads(options.simulators)])
@@ -96,6 +97,6 @@ async def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    for name in ("home", "listen", "host-key", "authorized", "ready", "simulators"):
+    for name in ("home", "listen", "port", "host-key", "authorized", "ready", "simulators"):
         parser.add_argument(f"--{name}", required=True)
     asyncio.run(main(parser.parse_args()))

@@ -14,27 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyVmomi import vim
 
-from tests.support import plain_api
-from tests.support.plain_api import vm_named
-from tests.support.vrepl_runs import Runs
+from tests.support.far_proxies import (
+    NAMES,
+    assert_equal_disks,
+    assert_nothing_is_left,
+    command_of,
+    disks_of_proxy,
+    estate,
+    in_mid_run,
+    movers_on,
+)
+from tests.support.vrepl_runs import GRAIN, Runs
 from vrepl_lab import machines
 from vrepl_lab.lab import Lab
-from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
+from vrepl_lab.spec import MIB, LabSpec
 
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.skipif(shutil.which("ssh") is None, reason="no OpenSSH client on this machine"),
 ]
-NAMES = ("prod-proxy-1", "prod-proxy-2", "dr-proxy-1", "dr-proxy-2")
-DISK = DiskSpec(12 * MIB, content="random", fill=0.7)
-
-
-def estate(vms: int, disks: int) -> LabSpec:
-    names = [f"web-{number:02}" for number in range(1, vms + 1)]
-    spec = LabSpec.of_vms(*(VmSpec(name, disks=(DISK,) * disks) for name in names), job_vms=names)
-    return spec.with_machines(2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -58,57 +57,14 @@ def replicated(runs: Runs, *options: str, code: int = 0) -> Any:
 
 
 def assert_right(runs: Runs, vms: Any, disks: int = 2) -> None:
-    """Every disk of every restore point is its source, and nothing is left anywhere."""
-    for vm in vms:
-        assert vm["result"] == "success", vm
-        for index in range(disks):
-            one = Runs(runs.lab, runs._scratch, vm["name"])
-            assert one.restore_point(vm["restore_point"], index) == one.source(index), (vm["name"], index)
-    for site in ("prod", "dr"):
-        assert runs.lab.status()[site]["locks"] == []
-        with plain_api.session(runs.lab, site) as instance:
-            for name in NAMES:
-                if name.startswith(site):
-                    devices = vm_named(instance, name).config.hardware.device
-                    assert sum(isinstance(one, vim.vm.device.VirtualDisk) for one in devices) == 1, name
-    deadline = time.monotonic() + 20
-    while any(movers_on(runs.lab, name) for name in NAMES):
-        assert time.monotonic() < deadline, "a data mover is left on a proxy"
-        time.sleep(0.1)
-
-
-def movers_on(lab: Lab, name: str, what: str = "vrepl.movers.worker") -> list[int]:
-    return [pid for pid in machines.processes_on(lab.folder, name) if what in command_of(pid)]
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
+    assert_equal_disks(runs, vms, disks)
+    assert_nothing_is_left(runs)
 
 
 def change_everything(runs: Runs, seed: str) -> None:
     for number in range(1, 5):
         for index in (0, 1):
             Runs(runs.lab, runs._scratch, f"web-{number:02}").write(8, 150, index, seed=seed)
-
-
-def in_mid_run(runs: Runs, act: Callable[[], None]) -> Any:
-    """Start a run, act once bytes move on every proxy, and hear its report."""
-    runs.lab.set("bandwidth_mib_s=1")
-    process = runs.start()
-    deadline = time.monotonic() + 90
-    while len(runs.lab.status()["dr"]["locks"]) < 4:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(2.0)
-    act()
-    runs.lab.set("bandwidth_mib_s=0")
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err[-3000:] + out[-3000:]
-    return json.loads(out)["vms"]
 
 
 def test_install_check_and_list_say_what_is_ready(lab: Lab) -> None:
@@ -216,20 +172,44 @@ def test_another_build_on_a_proxy_is_named_with_what_to_do(runs: Runs) -> None:
         away.rename(build)
 
 
-def test_a_proxy_that_is_destroyed_in_mid_run_is_resumed_elsewhere(runs: Runs) -> None:
+def test_a_proxy_that_is_destroyed_in_mid_run_is_resumed_elsewhere(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last test of this lab: the machine stays lost. Nothing that a later run needs was on it."""
     change_everything(runs, "destroyed")
-    planned = 4 * 2 * 150 * 65536
+    planned = 4 * 2 * 150 * GRAIN
+    trace = tmp_path / "trace"
+    monkeypatch.setenv("VREPL_TRACE", str(trace))
     vms = in_mid_run(runs, lambda: machines.destroy(runs.lab.folder, "prod-proxy-1"))
     retried = [disk for vm in vms for disk in vm["disks"] if disk["attempts"] > 1]
     assert retried
+    resumed = [(left, moved) for left, moved in attempts_after_the_first(trace) if left]
+    assert len(resumed) >= len(retried)
+    assert sum(left for left, _ in resumed) < len(retried) * 150 * GRAIN, "something had been settled before"
+    for left, moved in resumed:
+        assert moved <= 1.1 * left
     # What had been issued and not settled is written again: of these small disks, up to what is on its way at once.
     on_its_way = len(retried) * 4 * MIB
     assert sum(disk["bytes_moved"] for vm in vms for disk in vm["disks"]) <= 1.1 * planned + on_its_way
     assert machines.processes_on(runs.lab.folder, "prod-proxy-1") == []
-    with plain_api.session(runs.lab, "prod") as instance:
-        devices = vm_named(instance, "prod-proxy-1").config.hardware.device
-        assert sum(isinstance(one, vim.vm.device.VirtualDisk) for one in devices) == 1
-    for vm in vms:
-        one = Runs(runs.lab, runs._scratch, vm["name"])
-        assert one.restore_point(vm["restore_point"]) == one.source()
+    assert disks_of_proxy(runs.lab, "prod-proxy-1") == 1
+    assert_equal_disks(runs, vms, 2)
+
+
+def attempts_after_the_first(trace: Path) -> list[tuple[int, int]]:
+    """Of each transfer that went on from a checkpoint: bytes that were left by the repository, and bytes moved."""
+    left: dict[tuple[int, int], int] = {}
+    found = []
+    for line in trace.read_text().splitlines():
+        event = json.loads(line)
+        if event["what"] not in {"to_mover", "from_mover"}:
+            continue
+        message = event["message"]
+        key = (event["mover"], message.get("id", 0))
+        if message.get("op") == "transfer" and message["order"]["attempt"] > 1:
+            regions = message["order"]["regions"]
+            assert not any(isinstance(region, str) for region in regions), "the trace cut a long list short"
+            left[key] = sum(length for _, length in regions)
+        elif key in left and "ok" in message and "op" not in message:
+            found.append((left.pop(key), message["ok"]["bytes_moved"]))
+    return found

@@ -23,6 +23,7 @@ class HostHere:
     address: str = "127.0.0.1"
     listens: bool = True
     ports: tuple[int, int] = (0, 0)
+    bind: str = ""
     tamper: Tamper = lambda end: end
 
     def start(self, libdir: Path | None, *, pass_fds: Sequence[int] = (), stream: StreamEnd | None = None) -> Launched:

@@ -8,6 +8,8 @@ import time
 from collections import deque
 from contextlib import suppress
 
+Address = tuple[str, int]
+
 PIECE = 16 * 1024
 QUEUE_SECONDS = 0.05
 """What the line's own buffer holds beyond what is on its way."""
@@ -25,10 +27,14 @@ class Shaper:
         self._sockets: list[socket.socket] = []
 
     def lead_to(self, port: int) -> int:
-        """A port of this machine that leads to that one, for one connection."""
-        listener = socket.create_server(("127.0.0.1", 0))
+        """A port of this machine that leads to that one."""
+        return self.lead(("127.0.0.1", 0), ("127.0.0.1", port))
+
+    def lead(self, near: Address, far: Address) -> int:
+        """Listen there (port 0: any) for who wants to go to `far`; the port."""
+        listener = socket.create_server(near)
         self._sockets.append(listener)
-        threading.Thread(target=self._join, args=(listener, port), daemon=True).start()
+        threading.Thread(target=self._accept, args=(listener, far), daemon=True).start()
         return int(listener.getsockname()[1])
 
     def cut(self) -> None:
@@ -45,15 +51,25 @@ class Shaper:
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
 
-    def _join(self, listener: socket.socket, port: int) -> None:
+    def _accept(self, listener: socket.socket, address: Address) -> None:
         with suppress(OSError):
-            near, _ = listener.accept()
-            far = socket.create_connection(("127.0.0.1", port))
-            for each in (near, far):
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._sockets.append(each)
-            for source, sink in ((near, far), (far, near)):
-                _Direction(self, source, sink).start()
+            while True:
+                near, _ = listener.accept()
+                self._sockets.append(near)
+                threading.Thread(target=self._join, args=(near, address), daemon=True).start()
+
+    def _join(self, near: socket.socket, address: Address) -> None:
+        self.wait_open()  # who calls while nothing passes is not answered either
+        try:
+            far = socket.create_connection(address)
+        except OSError:
+            near.close()
+            return
+        self._sockets.append(far)
+        for each in (near, far):
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for source, sink in ((near, far), (far, near)):
+            _Direction(self, source, sink).start()
 
     def wait_open(self) -> None:
         self._open.wait()

@@ -124,6 +124,10 @@ class Runs:
         """Add a key to a site, or change it."""
         self._set_in(f"[sites.{site}]", line)
 
+    def set_in_proxy(self, proxy: str, line: str) -> None:
+        """Add a key to a proxy, or change it."""
+        self._set_in(f"[proxies.{proxy}]", line)
+
     def set_engine(self, engine: str, table: str = "vddk") -> None:
         """Whose code opens disks."""
         self._set_in(f"[{table}]", f'engine = "{engine}"')
@@ -133,7 +137,7 @@ class Runs:
         at = lines.index(table) + 1
         end = next((number for number in range(at, len(lines)) if lines[number].startswith("[")), len(lines))
         key = line.split("=")[0]
-        kept = [one for one in lines[at:end] if one.split("=")[0] != key]
+        kept = [one for one in lines[at:end] if one.split("=")[0].strip() != key.strip()]
         self.lab.config_file.write_text("\n".join([*lines[:at], line, *kept, *lines[end:]]) + "\n")
         self.lab.config_file.chmod(0o600)
 

@@ -37,7 +37,8 @@ class ProxyMachine:
     address: str = ""
     listens: bool = False
     ports: tuple[int, int] = (0, 0)
-    """Where movers of other machines connect to it, and whether they may."""
+    bind: str = ""
+    """Where movers of other machines connect to it, whether they may, and which of its addresses is listened on."""
 
     @property
     def key(self) -> str:
@@ -66,7 +67,8 @@ def proxy_machine(loaded: LoadedConfig, name: str | None) -> ProxyMachine:
     if ssh is None:
         return ProxyMachine(name, libdir, table.sysroot, engine, why, missed)
     address = table.address or host_of(ssh.destination)
-    return ProxyMachine(name, libdir, table.sysroot, engine, why, missed, ssh, address, table.listen, table.port_range)
+    listens, bind = table.listening
+    return ProxyMachine(name, libdir, table.sysroot, engine, why, missed, ssh, address, listens, table.port_range, bind)
 
 
 def ssh_machine(loaded: LoadedConfig, name: str) -> SshMachine | None:
@@ -118,4 +120,4 @@ def launcher_of(proxy: ProxyMachine) -> Launcher:
 
     if proxy.ssh is None:
         return LocalLauncher()
-    return SshLauncher(proxy.ssh, proxy.address, proxy.listens, proxy.ports)
+    return SshLauncher(proxy.ssh, proxy.address, proxy.listens, proxy.ports, proxy.bind)

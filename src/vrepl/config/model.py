@@ -84,7 +84,7 @@ class ProxyTable(Table):
     ssh_config: FilePath | None = None
     python: Name | None = None
     address: Name | None = None
-    listen: bool = True
+    listen: bool | Name = True
     ports: Name | None = None
     libdir: FilePath | None = None
     engine: EngineChoice | None = None
@@ -107,6 +107,11 @@ class ProxyTable(Table):
             if not 0 < first <= last < 65536:
                 raise ValueError('takes a port or a range of ports: "47100-47131"')
         return value
+
+    @property
+    def listening(self) -> tuple[bool, str]:
+        """Whether movers there may listen, and on which of its addresses ("": all)."""
+        return (self.listen, "") if isinstance(self.listen, bool) else (True, self.listen)
 
     @property
     def port_range(self) -> tuple[int, int]:

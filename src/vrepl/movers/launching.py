@@ -51,6 +51,11 @@ class Launcher(Protocol):
         ...
 
     @property
+    def bind(self) -> str:
+        """The address that movers there listen on; "": all of the machine's."""
+        ...
+
+    @property
     def ports(self) -> tuple[int, int]:
         """First and last that may be listened on; (0, 0): any."""
         ...
@@ -66,6 +71,7 @@ class LocalLauncher:
     machine = None
     address = ""
     listens = False
+    bind = ""
     ports = (0, 0)
 
     def start(self, libdir: Path | None, *, pass_fds: Sequence[int] = (), stream: StreamEnd | None = None) -> Launched:
@@ -120,7 +126,13 @@ def _first_answer(
     process: subprocess.Popen[bytes], spec: HostSpec, who: str, explain: Callable[[int, str], tuple[str, str | None]]
 ) -> int:
     stdin, stdout = _pipe(process.stdin), _pipe(process.stdout)
-    patience = threading.Timer(FIRST_LINE_SECONDS, process.kill)
+    silent = threading.Event()
+
+    def give_up() -> None:
+        silent.set()
+        process.kill()
+
+    patience = threading.Timer(FIRST_LINE_SECONDS, give_up)
     patience.start()
     try:
         stdin.write(json.dumps(encoding.encode(spec)).encode() + b"\n")
@@ -134,6 +146,11 @@ def _first_answer(
         answer = json.loads(line)
         event = answer["event"]
     except (ValueError, KeyError, TypeError):
+        if silent.is_set():
+            raise MoverError(
+                f"no data mover starts on {who}: it did not answer in {FIRST_LINE_SECONDS:g} s",
+                hint="is the line there, and is the machine alive?",
+            ) from None
         if line:
             process.kill()
         said = _pipe(process.stderr).read().decode("utf-8", "replace").strip() or line.decode("utf-8", "replace")

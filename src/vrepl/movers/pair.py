@@ -159,6 +159,7 @@ def distant_pair(
             address=None if listens else other.launcher.address,
             port=first if listens else port,
             last_port=last if listens else 0,
+            bind=place.launcher.bind if listens else "",
             encrypted=encrypted,
         )
         return MoverProcess(

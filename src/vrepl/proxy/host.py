@@ -91,10 +91,11 @@ def _listen(end: StreamEnd) -> socket.socket:
     refusal: OSError | None = None
     for port in range(end.port, max(end.last_port, end.port) + 1):
         try:
-            return socket.create_server(("", port), backlog=1, reuse_port=False)
+            return socket.create_server((end.bind, port), backlog=1, reuse_port=False)
         except OSError as error:
             refusal = error
-    raise MoverError(f"no port from {end.port} to {end.last_port} can be listened on: {refusal}")
+    where = f" at {end.bind}" if end.bind else ""
+    raise MoverError(f"no port from {end.port} to {end.last_port} can be listened on{where}: {refusal}")
 
 
 def _say(message: dict[str, object]) -> None:

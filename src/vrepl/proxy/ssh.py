@@ -106,6 +106,7 @@ class SshLauncher:
     address: str
     listens: bool = True
     ports: tuple[int, int] = (0, 0)
+    bind: str = ""
 
     @property
     def machine(self) -> str:

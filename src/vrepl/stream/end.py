@@ -22,5 +22,7 @@ class StreamEnd:
     port: int = 0
     """Of the address, or the first that may be listened on; 0: any."""
     last_port: int = 0
+    bind: str = ""
+    """The address of its machine that is listened on; "": all."""
     encrypted: bool = True
     """False: bytes as they are, to measure what TLS costs."""
