@@ -220,7 +220,7 @@ def test_closing_the_site_ends_every_wait(lab: Lab, site: VsphereSite) -> None:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    while not site._tasks._pending:
+    while not site._tasks._collector._pending:
         time.sleep(0.01)
     site.close()
     thread.join(10)

@@ -26,7 +26,7 @@ class ScriptedTasks(Tasks):
         super().__init__(_Session())  # type: ignore[arg-type]
         self.ends = list(ends)
 
-    def _until_ended(self, task: Any, what: str, within: float | None = None) -> dict[str, Any]:
+    def _until_ended(self, task: Any, what: str, within: float | None = None, beside: Any = None) -> dict[str, Any]:
         end = self.ends.pop(0)
         if isinstance(end, vmodl.MethodFault):
             return {"info.state": "error", "info.error": end}
@@ -93,7 +93,7 @@ def test_calls_that_were_tried_again_below_are_not_tried_again_here() -> None:
 
 def test_a_task_that_fails_without_a_reason_is_still_an_error() -> None:
     class Mute(ScriptedTasks):
-        def _until_ended(self, task: Any, what: str, within: float | None = None) -> dict[str, Any]:
+        def _until_ended(self, task: Any, what: str, within: float | None = None, beside: Any = None) -> dict[str, Any]:
             return {"info.state": "error"}
 
     with pytest.raises(VsphereError, match="does not say why"):

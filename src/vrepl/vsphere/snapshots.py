@@ -11,6 +11,7 @@ from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.inventory import Inventory
 from vrepl.vsphere.session import Session
+from vrepl.vsphere.task_collector import VmBeside
 from vrepl.vsphere.tasks import Tasks
 from vrepl.vsphere.translation import encode_name, snapshots_of
 
@@ -74,14 +75,18 @@ class Snapshots:
         Returns the VM's `consolidationNeeded` afterwards.
         """
         snapshot = self._session.object(vim.vm.Snapshot, snapshot_ref)
+        beside = VmBeside(self._vm(vm_ref))
         try:
             self._tasks.run(
                 lambda: snapshot.RemoveSnapshot_Task(removeChildren=False, consolidate=True),
                 what=f"remove snapshot {snapshot_ref} of {vm_ref}",
+                beside=beside,
             )
         except NotFoundError:
             log.debug("snapshot %s of %s is gone already", snapshot_ref, vm_ref)
-        return self.consolidation_needed(vm_ref)
+            return self.consolidation_needed(vm_ref)
+        needed = beside.consolidation_needed
+        return self.consolidation_needed(vm_ref) if needed is None else needed
 
     def consolidation_needed(self, vm_ref: str) -> bool:
         """False too if the VM is gone."""
