@@ -159,6 +159,8 @@ def up(
             spec = spec.with_machines(*machine_counts(proxies))
         Lab.start(place, spec, detached=True)
         click.echo(f"lab: ready in {place}", err=True)
+        if proxies is not None:
+            click.echo(f"first: vrepl --config {place / 'vrepl.toml'} proxy install", err=True)
         click.echo(f"try: vrepl --config {place / 'vrepl.toml'} replicate demo", err=True)
     config = str(place / "vrepl.toml")
     tell(state, {"folder": str(place), "config": config, "started": not running}, config)

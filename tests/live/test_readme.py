@@ -65,7 +65,7 @@ def test_the_five_steps(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> 
         names[f'"vcenter.{site}.example.com"'] = f'"127.0.0.1"\n{ports}'
     names[f'"{etc}/secrets/dr" }}'] = f'"{etc}/secrets/dr" }}\nca_file = "{etc}/dr-ca.pem"'
     typist = Typist(tmp_path, names, VREPL_CONFIG=str(etc / "vrepl.toml"))
-    steps = typed_between("## Five steps to a scheduled job", "## Commands")
+    steps = typed_between("## Five steps to a scheduled job", "## A machine at each site")
     init, configuration, look_and_run, regularly = steps
     for line in init.commands:
         typist.type(line)

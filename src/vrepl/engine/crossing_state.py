@@ -20,17 +20,19 @@ class Reached:
     ruled_out: list[tuple[str, str]] = field(default_factory=list)
     fallbacks: list[str] = field(default_factory=list)
     engine: str | None = None
+    proxy: str | None = None
 
     def take(self, plan: TransportPlan) -> None:
         first = plan.usable[0]
         self.chosen = self.chosen or first.mode.value
         self.engine = plan.engine.value
+        self.proxy = plan.proxy or None
         self.reason, self.mode = first.reason, first.mode.value
         self.ruled_out = [(choice.mode.value, choice.reason) for choice in plan.ruled_out]
 
     def report(self) -> SideTransport:
         return SideTransport(
-            self.mode, self.reason, self.chosen, list(self.ruled_out), list(self.fallbacks), self.engine
+            self.mode, self.reason, self.chosen, list(self.ruled_out), list(self.fallbacks), self.engine, self.proxy
         )
 
 

@@ -118,4 +118,5 @@ def _side(context: ReplicationContext, side: Side, plan: VmPlan, disk: Disk) -> 
         chosen=first.mode.value,
         ruled_out=[(choice.mode.value, choice.reason) for choice in transport.ruled_out],
         engine=transport.engine.value,
+        proxy=transport.proxy or None,
     )

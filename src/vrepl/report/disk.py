@@ -25,11 +25,14 @@ class SideTransport:
     """Modes that failed on the way, in words."""
     engine: str | None = None
     """`vddk` or `own`: whose code opens the disk; None where no mode reaches it, and in reports of older versions."""
+    proxy: str | None = None
+    """The configured proxy whose movers open the disk; None: this machine's."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "mode": self.mode,
             "engine": self.engine,
+            "proxy": self.proxy,
             "reason": self.reason,
             "chosen": self.chosen,
             "ruled_out": [{"mode": mode, "reason": reason} for mode, reason in self.ruled_out],
@@ -45,6 +48,7 @@ class SideTransport:
             ruled_out=[(item["mode"], item["reason"]) for item in data.get("ruled_out", ())],
             fallbacks=list(data.get("fallbacks", ())),
             engine=data.get("engine"),
+            proxy=data.get("proxy"),
         )
 
 
