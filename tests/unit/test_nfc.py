@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -260,13 +260,13 @@ def test_where_a_host_cannot_tell_change_tracking_is_asked_of_a_snapshots_disk(h
 
 def test_never_more_in_flight_than_the_host_was_asked_for(host: NfcHost, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    original = session_module.Session._next_piece
+    original = session_module.Session._next_record
 
     def watch(self: session_module.Session) -> bool:
         seen.append(self._bytes_flying)
         return original(self)
 
-    monkeypatch.setattr(session_module.Session, "_next_piece", watch)
+    monkeypatch.setattr(session_module.Session, "_next_record", watch)
     disk = open_disk(host, buffer_count=2)
     buffers = [Buffer(GRAIN) for _ in range(20)]
     answers: SimpleQueue[VreplError | None] = SimpleQueue()
@@ -508,13 +508,16 @@ class SlowChannel:
     def fileno(self) -> int:
         return self._pollable[0].fileno()
 
-    def try_send(self, view: memoryview) -> int:
+    def try_send(self, views: Sequence[memoryview]) -> int:
+        view = views[0]
         count = min(len(view), self._takes - len(self._sent))
         self._sent += view[:count]
         while len(self._sent) >= self._seen + 16:
             header = frames.decode_header(self._sent[self._seen : self._seen + 16])
             if len(self._sent) < self._seen + 16 + header.size:
                 break
+            if header.kind == frames.IO:
+                self._seen += frames.decode_fragment(self._sent[self._seen + 16 :][: frames.IO_SIZE]).length
             self._seen += 16 + header.size
             self._answers += frames.encode_record(header.kind, header.number, bytes(header.size))
         return count
@@ -526,12 +529,13 @@ class SlowChannel:
         return len(part) or None
 
 
-def test_a_write_that_is_answered_before_it_was_sent_is_an_error() -> None:
-    """Its buffer would be used again while it is still being sent."""
-    channel = SlowChannel(takes=16 + 16 + 16 + 12 + 16 + 4 + 16 + 44 + 8)
+@pytest.mark.parametrize("sent", [8, GRAIN])
+def test_a_write_that_is_answered_before_it_was_sent_is_an_error(sent: int) -> None:
+    """Its buffer would be used again while it is still being sent: a fragment, or the ones after it."""
+    channel = SlowChannel(takes=16 + 16 + 16 + 12 + 16 + 4 + 16 + 44 + sent)
     session = session_module.Session(cast(Channel, channel), session_module.Limits(GRAIN, 4))
     answers: SimpleQueue[VreplError | None] = SimpleQueue()
-    session.submit(Write(1, 0, Buffer(GRAIN).view, GRAIN, answers.put))
+    session.submit(Write(1, 0, Buffer(2 * GRAIN).view, GRAIN, answers.put))
     error = answers.get(timeout=20)
     assert isinstance(error, TransientDiskError)
     assert "answered before it was sent" in str(error)

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import socket
 import ssl
+from collections.abc import Sequence
 from contextlib import suppress
 
 from vrepl.errors import CertificateError, DiskError, TransientDiskError
@@ -158,10 +159,15 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def try_send(self, view: memoryview) -> int:
-        """How much could be sent; 0 where nothing can be now. Raises OSError."""
+    def try_send(self, views: Sequence[memoryview]) -> int:
+        """How much of what lies in these, one after the other, could be sent; 0 where nothing can be now.
+
+        A call for all of them, but with TLS, which takes one at a time. Raises OSError.
+        """
         try:
-            return self._socket.send(view)
+            if len(views) > 1 and not isinstance(self._socket, ssl.SSLSocket):
+                return self._socket.sendmsg(views)
+            return self._socket.send(views[0])
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return 0
 

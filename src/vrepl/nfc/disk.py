@@ -20,7 +20,7 @@ from vrepl.nfc.frames import FrameError, Refusal
 from vrepl.nfc.readback import Readback, Written, WrittenSince, digests_of
 from vrepl.nfc.requests import Question, Read, Write
 from vrepl.nfc.session import Session
-from vrepl.transport.buffers import MIB, ZEROS, Buffer
+from vrepl.transport.buffers import LARGEST, MIB, ZEROS, Buffer
 from vrepl.transport.disk import Completion
 from vrepl.transport.grains import ZERO_DIGEST
 
@@ -30,8 +30,8 @@ QUERY = 8 << 30
 """Bytes whose allocation is asked about at a time: 131,072 chunks, 16 KiB of answer."""
 DURABLE_SECONDS = 60.0
 DURABLE_BYTES = 4 << 30
-READ_BACK_AT_ONCE = 4
-"""MiB of buffers for reading back."""
+READ_BACK_AT_ONCE = 6
+"""MiB of buffers for reading back: some are on their way while one is compared."""
 
 OpenSession = Callable[[bool], Session]
 """A new session to the disk's host, for writing or not. Raises VreplError."""
@@ -108,7 +108,8 @@ class NfcDisk:
 
     splits_zeros = False
     working_set = 12 * MIB
-    block = MIB
+    block = LARGEST
+    """What a block costs beside its bytes is paid half as often as with 1 MiB; a write is a request of its own."""
     durable_seconds = DURABLE_SECONDS
     """Closing and opening costs a ticket, three handshakes and reading back: it is done this seldom."""
     durable_bytes = DURABLE_BYTES

@@ -12,6 +12,8 @@ from vrepl.nfc.codes import refused
 from vrepl.nfc.frames import Fragment, FrameError, Refusal
 from vrepl.transport.disk import Completion
 
+Record = tuple[bytes | memoryview, ...]
+"""One record's bytes, in pieces that follow one another."""
 Answer = Iterator[memoryview]
 """Gives the places that come next off the wire, one after the other; when it ends, so does one record."""
 
@@ -27,8 +29,8 @@ class Request(ABC):
         self.finished = False
 
     @abstractmethod
-    def outgoing(self, number: int) -> Iterator[bytes | memoryview]:
-        """What is sent, piece by piece."""
+    def outgoing(self, number: int) -> Iterator[Record]:
+        """What is sent, record by record."""
 
     @abstractmethod
     def incoming(self, payload: memoryview) -> Answer:
@@ -65,8 +67,8 @@ class Question(Request):
         self.data = bytearray()
         self.done: Completion = lambda error: None
 
-    def outgoing(self, number: int) -> Iterator[bytes | memoryview]:
-        yield frames.encode_record(self.kind, number, self._payload) + self._trailer
+    def outgoing(self, number: int) -> Iterator[Record]:
+        yield (frames.encode_record(self.kind, number, self._payload) + self._trailer,)
 
     def incoming(self, payload: memoryview) -> Answer:
         self.answer = bytes(payload)
@@ -102,9 +104,9 @@ class Read(Request):
         self._ends: list[int] = []
         self._missing = len(view)
 
-    def outgoing(self, number: int) -> Iterator[bytes | memoryview]:
+    def outgoing(self, number: int) -> Iterator[Record]:
         payload = frames.read_request(self._handle, self._offset, len(self._view), self._compression)
-        yield frames.encode_record(self.kind, number, payload)
+        yield (frames.encode_record(self.kind, number, payload),)
 
     def incoming(self, payload: memoryview) -> Answer:
         fragment = frames.decode_fragment(payload)
@@ -156,13 +158,12 @@ class Write(Request):
         self._piece = piece
         self._done = done
 
-    def outgoing(self, number: int) -> Iterator[bytes | memoryview]:
+    def outgoing(self, number: int) -> Iterator[Record]:
         total = len(self._view)
         for start in range(0, total, self._piece):
             part = self._view[start : start + self._piece]
             payload = frames.write_fragment(self._handle, self._offset, total, start, len(part))
-            yield frames.encode_record(self.kind, number, payload)
-            yield part
+            yield frames.encode_record(self.kind, number, payload), part
 
     def incoming(self, payload: memoryview) -> Answer:
         fragment = frames.decode_fragment(payload)

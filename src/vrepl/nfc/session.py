@@ -23,10 +23,10 @@ from vrepl.nfc import frames
 from vrepl.nfc.channel import ANSWER_SECONDS, Channel
 from vrepl.nfc.codes import lost, nonsense
 from vrepl.nfc.frames import FrameError, Refusal
-from vrepl.nfc.requests import Question, Request
+from vrepl.nfc.requests import Question, Record, Request
 
 BURST = 32
-"""Pieces that are sent before it is looked whether something came, and the other way round."""
+"""Calls that send before it is looked whether something came, and the other way round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,13 @@ class Session:
         """Questions that were refused, by number, whose kind of answer may still come."""
         self._bytes_flying = 0
         self._number = 0
-        self._sending: Iterator[bytes | memoryview] | None = None
+        self._sending: Iterator[Record] | None = None
+        """None: the last record has been taken from it."""
+        self._following: Record = ()
         self._sender: Request | None = None
         self._polled = 0
-        self._piece = memoryview(b"")
+        self._pieces: list[memoryview] = []
+        """What is left to be sent of a record."""
         self._heard = time.monotonic()
         channel.go_on()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -200,7 +203,7 @@ class Session:
 
     def _sleep(self) -> None:
         """Until the host has said something, can be told more, or there is something new to do."""
-        wanted = select.POLLIN | (select.POLLOUT if self._piece or self._sending or self._has_room() else 0)
+        wanted = select.POLLIN | (select.POLLOUT if self._pieces or self._sending or self._has_room() else 0)
         if wanted != self._polled:
             self._poll.register(self._channel.fileno(), wanted)
             self._polled = wanted
@@ -223,19 +226,21 @@ class Session:
         return not self._bytes_flying or self._bytes_flying + self._waiting[0].cost <= self.limits.in_flight
 
     def _send_some(self) -> bool:
-        if not self._piece and not self._next_piece():
+        pieces = self._pieces
+        if not pieces and not self._next_record():
             return False
-        count = self._channel.try_send(self._piece)
-        self._piece = self._piece[count:]
+        left = count = self._channel.try_send(pieces)
+        while left:
+            length = len(pieces[0])
+            if left < length:
+                pieces[0] = pieces[0][left:]
+                break
+            del pieces[0]
+            left -= length
         return count > 0
 
-    def _next_piece(self) -> bool:
-        while True:
-            if self._sending is not None:
-                for piece in self._sending:
-                    self._piece = memoryview(piece)
-                    return True
-                self._sending = self._sender = None
+    def _next_record(self) -> bool:
+        if self._sending is None:
             if not self._has_room():
                 return False
             request = self._waiting.popleft()
@@ -244,6 +249,12 @@ class Session:
             self._flying[number] = request
             self._bytes_flying += request.cost
             self._sending, self._sender = request.outgoing(number), request
+            self._following = next(self._sending)
+        self._pieces += map(memoryview, self._following)
+        self._following = next(self._sending, ())
+        if not self._following:
+            self._sending = None
+        return True
 
     def _receive(self) -> Iterator[memoryview]:
         """The places that what comes goes to, one after the other."""
@@ -279,7 +290,7 @@ class Session:
             except Refusal as refusal:
                 raise request.refusal(refusal) from refusal
             if request.finished:
-                if request is self._sender and self._piece:
+                if request is self._sender and (self._pieces or self._sending):
                     raise FrameError(f"request {header.number} is answered before it was sent")
                 del self._flying[header.number]
                 self._bytes_flying -= request.cost
