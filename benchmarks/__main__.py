@@ -15,11 +15,12 @@ import benchmarks
 LOAD_BEFORE = round(os.getloadavg()[0], 2)
 """Runnable processes of this machine over the last minute: well below one, if the figures are to mean something."""
 ADMISSION = "admission_makespan_vs_bound"
+OWN_ENGINES = {"own_nbd", "own_hotadd"}
 LATEST = Path(__file__).parent / "results" / "latest.json"
 
 
 def write_latest(results: dict[str, dict[str, object]]) -> None:
-    """Keep the figures of this run: those of the data path as a whole (a peer that is not there has none)."""
+    """Keep the figures of this run: those of the data path and of an engine as a whole (who is not there has none)."""
     latest = json.loads(LATEST.read_text()) if LATEST.is_file() else {"machine": {}, "ratios": {}}
     if "datapath" in results:
         figures = dict(results["datapath"])
@@ -33,6 +34,8 @@ def write_latest(results: dict[str, dict[str, object]]) -> None:
         latest["ratios"] = {key: value for key, value in latest["ratios"].items() if key == ADMISSION} | figures
     if "admission" in results:
         latest["ratios"][ADMISSION] = results["admission"]["ratio"]
+    for name in OWN_ENGINES & results.keys():
+        latest[name] = results[name] | {"load_before": LOAD_BEFORE}
     LATEST.parent.mkdir(exist_ok=True)
     LATEST.write_text(json.dumps(latest, indent=2) + "\n")
 

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,8 +200,21 @@ def movers_of(site: VddkSite, change: Change = unchanged, **options: Any) -> Ite
 
 def in_turn(*measure: Callable[[], float], repeats: int = REPEATS) -> list[float]:
     """Medians of several measurements that are taken in turn, so that a noisy moment meets all of them."""
-    rounds = [[each() for each in measure] for _ in range(repeats)]
-    return [statistics.median(column) for column in zip(*rounds, strict=True)]
+    return [statistics.median(column) for column in zip(*rounds_of(*measure, repeats=repeats), strict=True)]
+
+
+def rounds_of(*measure: Callable[[], float], repeats: int = REPEATS) -> list[list[float]]:
+    """What `in_turn` takes the medians of: for each round, what each measured."""
+    return [[each() for each in measure] for _ in range(repeats)]
+
+
+def ratios_to(other: str, mine: Sequence[float], theirs: Sequence[float]) -> dict[str, object]:
+    """How often the other's time is of mine, round by round: the median, and where there are several the extremes.
+
+    A round's measurements meet the same moment of a machine that others use, so their ratio varies less than they do.
+    """
+    ratios = sorted(round(their / my, 3) for my, their in zip(mine, theirs, strict=True))
+    return {f"vs_{other}": round(statistics.median(ratios), 3), f"vs_{other}_least_and_most": [ratios[0], ratios[-1]]}
 
 
 def second_target(bench: Bench, site: VddkSite) -> dict[str, Any]:

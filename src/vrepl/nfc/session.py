@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import ssl
 import threading
 import time
 from collections import deque
@@ -25,6 +26,8 @@ from vrepl.nfc.codes import lost, nonsense
 from vrepl.nfc.frames import FrameError, Refusal
 from vrepl.nfc.requests import Question, Record, Request
 
+CLOSED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, BrokenPipeError)
+"""What sending says once the host has closed the connection, where that is noticed by sending."""
 BURST = 32
 """Calls that send before it is looked whether something came, and the other way round."""
 
@@ -55,6 +58,8 @@ class Session:
         self._open = 0
         self._broken: VreplError | None = None
         self._ending = False
+        self._asleep = False
+        """Whether the thread waits: it changes nothing meanwhile, and must be told of what it could send."""
         # Below: of the thread alone.
         self._waiting: deque[Request] = deque()
         self._flying: dict[int, Request] = {}
@@ -97,7 +102,8 @@ class Session:
             if broken is None:
                 self._open += 1
                 self._submitted.append(request)
-                self._ring()
+                if self._asleep and not self._waiting and self._fits(request):
+                    self._ring()  # else the thread looks by itself, at once or after the next answer
         if broken is not None:
             request.end(broken)
 
@@ -148,6 +154,8 @@ class Session:
             error = caught
         except FrameError as caught:
             error = nonsense(self.peer, caught)
+        except CLOSED:
+            error = lost(self.peer, "was closed by the host" + (" in mid-answer" if self._flying else ""))
         except OSError as caught:
             error = lost(self.peer, f"was lost: {caught.strerror or caught}")
         except Exception as caught:  # a mistake in vrepl must end every request that is waited for
@@ -183,27 +191,41 @@ class Session:
                 with self._lock:
                     self._waiting.extend(self._submitted)
                     self._submitted.clear()
-            busy = False
+            sent = received = 0
             for _ in range(BURST):
                 if not self._send_some():
                     break
-                busy = True
+                sent += 1
+            full = bool(self._pieces)
+            drained = False
             for _ in range(BURST):
                 count = self._channel.try_receive(place)
-                if count is None:
-                    break
                 if count == 0:
                     raise lost(self.peer, "was closed by the host" + (" in mid-answer" if self._flying else ""))
-                busy = True
-                place = place[count:] if count < len(place) else next(receiving)
-            if busy:
+                drained = count is None or count < len(place)
+                received += count or 0
+                if count is not None:
+                    place = place[count:] if drained else next(receiving)
+                if drained:
+                    break
+            if sent or received:
                 self._heard = time.monotonic()
-            elif not self._submitted:
+            if drained and (full or not self._may_send):
                 self._sleep()
 
     def _sleep(self) -> None:
         """Until the host has said something, can be told more, or there is something new to do."""
-        wanted = select.POLLIN | (select.POLLOUT if self._pieces or self._sending or self._has_room() else 0)
+        with self._lock:
+            if self._submitted:
+                return
+            self._asleep = True
+        try:
+            self._poll_once()
+        finally:
+            self._asleep = False
+
+    def _poll_once(self) -> None:
+        wanted = select.POLLIN | (select.POLLOUT if self._may_send else 0)
         if wanted != self._polled:
             self._poll.register(self._channel.fileno(), wanted)
             self._polled = wanted
@@ -219,11 +241,13 @@ class Session:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._bell)
 
-    def _has_room(self) -> bool:
-        """Whether the next request may go out: the host's buffers are counted."""
-        if not self._waiting:
-            return False
-        return not self._bytes_flying or self._bytes_flying + self._waiting[0].cost <= self.limits.in_flight
+    @property
+    def _may_send(self) -> bool:
+        """Whether there is something that the host has room for: its buffers are counted."""
+        return bool(self._pieces or self._sending or (self._waiting and self._fits(self._waiting[0])))
+
+    def _fits(self, request: Request) -> bool:
+        return not self._bytes_flying or self._bytes_flying + request.cost <= self.limits.in_flight
 
     def _send_some(self) -> bool:
         pieces = self._pieces
@@ -241,7 +265,7 @@ class Session:
 
     def _next_record(self) -> bool:
         if self._sending is None:
-            if not self._has_room():
+            if not self._waiting or not self._fits(self._waiting[0]):
                 return False
             request = self._waiting.popleft()
             number = self._number
