@@ -14,31 +14,31 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vrepl.stream.end import StreamEnd
+
+if TYPE_CHECKING:  # loaded by those that encrypt alone
+    import ssl
 
 PR_SET_PDEATHSIG = 1
 BUFFER = 256 * 1024
 WAIT_SECONDS = 60.0
 """For the other end to come, and to say who it is."""
-RECORD = 16 * 1024
-"""Bytes of a TLS record at the most (RFC 8446, 5.1)."""
 
 
 def relay(end: StreamEnd, listener: socket.socket | None, mover: socket.socket) -> None:
     """Until either side ends. What goes wrong is said on standard error, which the control process reads."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     try:
-        joined = _connect(end, listener)
+        connection, line = _connect(end, listener)
     except OSError as error:  # ssl.SSLError is one
         where = f"from port {listener.getsockname()[1]}" if listener is not None else f"to {end.address}:{end.port}"
         _say(f"no stream {where}: {error}")
         return
-    connection, cipher = joined
     with connection, mover:
         try:
-            _pump(connection, mover, cipher)
+            _pump(connection, line, mover)
         except OSError as error:
             _say(f"the stream between the data movers broke: {error}")
 
@@ -48,7 +48,7 @@ def _say(text: str) -> None:
     os.write(2, f"{text}\n".encode())
 
 
-def _connect(end: StreamEnd, listener: socket.socket | None) -> tuple[socket.socket, Cipher]:
+def _connect(end: StreamEnd, listener: socket.socket | None) -> tuple[socket.socket, Line]:
     if listener is not None:
         with listener:
             listener.settimeout(WAIT_SECONDS)
@@ -59,76 +59,67 @@ def _connect(end: StreamEnd, listener: socket.socket | None) -> tuple[socket.soc
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     try:
-        return connection, _agree(end, connection, server=listener is not None) if end.encrypted else Plain()
+        if not end.encrypted:
+            return connection, Plain(connection)
+        connection = _agree(end, connection, server=listener is not None)
+        return connection, Tls(connection)
     except BaseException:
         connection.close()
         raise
 
 
-class Cipher(Protocol):
-    """What makes bytes of the mover bytes of the network, and back."""
+class Line(Protocol):
+    """The connection to the other end, as a non-blocking socket is one."""
 
-    def seal(self, data: memoryview) -> memoryview: ...
+    def receive_into(self, view: memoryview) -> int:
+        """Bytes; 0 at the end. Raises BlockingIOError where nothing is there yet."""
+        ...
 
-    def open(self, data: memoryview) -> memoryview:
-        """Of what has arrived so far, what is whole. Valid until the next call."""
+    def send(self, view: memoryview) -> int:
+        """Bytes that were taken. Raises BlockingIOError where none could be; the same must then be sent again."""
         ...
 
 
 class Plain:
-    def seal(self, data: memoryview) -> memoryview:
-        return data
-
-    def open(self, data: memoryview) -> memoryview:
-        return data
+    def __init__(self, connection: socket.socket) -> None:
+        self.receive_into, self.send = connection.recv_into, connection.send
 
 
 class Tls:
-    """TLS over memory: large pieces pass the socket, where OpenSSL alone would make a call for each record."""
+    """OpenSSL on the socket itself: it encrypts out of the buffer that the mover filled, a record at a time.
 
-    def __init__(self, context: Any, *, server: bool) -> None:
+    Going through memory, to hand large pieces to the socket, costs more in copies than the calls that it saves.
+    """
+
+    def __init__(self, connection: ssl.SSLSocket) -> None:
         import ssl
 
-        self._arrived, self._leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._connection = context.wrap_bio(self._arrived, self._leaving, server_side=server)
-        self._wants_more = (ssl.SSLWantReadError, ssl.SSLSyscallError)
-        self._opened = bytearray(BUFFER + 4 * RECORD)
+        self._connection = connection
+        self._not_now = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+        self._ended = False
 
-    def shake_hands(self, connection: socket.socket) -> dict[str, Any]:
-        """The other end's certificate. Blocks. Raises ssl.SSLError."""
-        while True:
-            try:
-                self._connection.do_handshake()
-                break
-            except self._wants_more:
-                connection.sendall(self._leaving.read())
-                data = connection.recv(BUFFER)
-                if not data:
-                    raise ConnectionError("the other end hung up") from None
-                self._arrived.write(data)
-            except OSError:
-                with suppress(OSError):
-                    connection.sendall(self._leaving.read())  # the alert that says why
-                raise
-        connection.sendall(self._leaving.read())
-        return dict(self._connection.getpeercert() or {})
-
-    def seal(self, data: memoryview) -> memoryview:
-        for at in range(0, len(data), RECORD):
-            self._connection.write(data[at : at + RECORD])
-        return memoryview(self._leaving.read())
-
-    def open(self, data: memoryview) -> memoryview:
-        self._arrived.write(data)
-        view = memoryview(self._opened)
-        end = 0
-        with suppress(*self._wants_more):
-            while count := self._connection.read(len(view) - end, view[end:]):
+    def receive_into(self, view: memoryview) -> int:
+        """As many records as have come and as there is room for."""
+        read, end, size = self._connection.read, 0, len(view)
+        try:
+            while end < size and not self._ended:
+                count = int(read(size - end, view[end:]))  # typeshed: bytes, which it is without a buffer
+                self._ended = count == 0
                 end += count
-        return view[:end]
+        except self._not_now:
+            if end == 0:
+                raise BlockingIOError from None
+        return end
+
+    def send(self, view: memoryview) -> int:
+        """A record of it."""
+        try:
+            return self._connection.send(view)
+        except self._not_now:
+            raise BlockingIOError from None
 
 
-def _agree(end: StreamEnd, connection: socket.socket, *, server: bool) -> Tls:
+def _agree(end: StreamEnd, connection: socket.socket, *, server: bool) -> ssl.SSLSocket:
     """Both ends verified. Raises ssl.SSLError."""
     import ssl
 
@@ -138,12 +129,13 @@ def _agree(end: StreamEnd, connection: socket.socket, *, server: bool) -> Tls:
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=end.authority)
     _load(context, end.certificate + end.key)
-    cipher = Tls(context, server=server)
-    subject: Any = cipher.shake_hands(connection).get("subject", ())
+    joined = context.wrap_socket(connection, server_side=server)
+    subject: Any = (joined.getpeercert() or {}).get("subject", ())
     names = [value for part in subject for key, value in part if key == "commonName"]
     if names != [end.peer]:
+        joined.close()
         raise ssl.SSLError(f"the other end is {names}, not {end.peer}")
-    return cipher
+    return joined
 
 
 def _load(context: Any, pem: str) -> None:
@@ -157,12 +149,12 @@ def _load(context: Any, pem: str) -> None:
 
 
 class _Flow:
-    """One direction: what was taken and is not yet handed on. Both sockets are non-blocking."""
+    """One direction: what was taken and is not yet handed on. Neither side waits."""
 
-    def __init__(self, source: socket.socket, sink: socket.socket, change: Callable[[memoryview], memoryview]) -> None:
-        self.source, self.sink, self._change = source, sink, change
+    def __init__(self, take: Callable[[memoryview], int], hand_on: Callable[[memoryview], int]) -> None:
+        self._take, self._hand_on = take, hand_on
         self._view = memoryview(bytearray(BUFFER))
-        self._held = memoryview(b"")
+        self._held = self._view[:0]
         self.ended = False
 
     @property
@@ -174,25 +166,25 @@ class _Flow:
         moved = False
         if not self._held and not self.ended:
             try:
-                count = self.source.recv_into(self._view)
+                count = self._take(self._view)
             except (BlockingIOError, InterruptedError):
                 return False
             self.ended = count == 0
-            self._held = self._change(self._view[:count]) if count else self._held
+            self._held = self._view[:count]
             moved = True
         while self._held:
             try:
-                self._held = self._held[self.sink.send(self._held) :]
+                self._held = self._held[self._hand_on(self._held) :]
             except (BlockingIOError, InterruptedError):
                 return moved
             moved = True
         return moved
 
 
-def _pump(network: socket.socket, mover: socket.socket, cipher: Cipher) -> None:
+def _pump(network: socket.socket, line: Line, mover: socket.socket) -> None:
     for each in (network, mover):
         each.setblocking(False)
-    out, back = _Flow(mover, network, cipher.seal), _Flow(network, mover, cipher.open)
+    out, back = _Flow(mover.recv_into, line.send), _Flow(line.receive_into, mover.send)
     poll = select.poll()
     while True:
         while out.step() | back.step():
