@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 import pytest
 
 from vrepl.stream import compression
@@ -24,6 +27,16 @@ def test_what_was_packed_is_unpacked() -> None:
     view = bytearray(b"x" * (1 << 20))
     Decompressor().unpack(memoryview(packed), memoryview(view))
     assert view == bytes(1 << 20)
+
+
+def test_what_did_not_pay_is_tried_again_soon() -> None:
+    pytest.importorskip("zstandard")
+    link = slow_link()
+    noise = memoryview(random.Random(1).randbytes(1 << 20))
+    assert link.pack(noise) is None
+    ends = time.monotonic() + 10
+    while link.pack(ZEROS) is None:
+        assert time.monotonic() < ends
 
 
 def test_without_the_library_nothing_is_compressed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,9 @@ def _connect(end: StreamEnd, listener: socket.socket | None) -> tuple[socket.soc
     connection.settimeout(WAIT_SECONDS)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if end.congestion:
+        with suppress(OSError):  # not this kernel, or not this user
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, end.congestion.encode())
     try:
         if not end.encrypted:
             return connection, Plain(connection)

@@ -24,5 +24,10 @@ class StreamEnd:
     last_port: int = 0
     bind: str = ""
     """The address of its machine that is listened on; "": all."""
+    congestion: str = "bbr"
+    """TCP's congestion control, where the system has it and lets this user choose; empty: the system's own.
+
+    A loss of 0.1 % leaves of 100 Mbit/s at 50 ms an eighth to a connection of `cubic`, nine tenths to one of `bbr`.
+    """
     encrypted: bool = True
     """False: bytes as they are, to measure what TLS costs."""

@@ -51,6 +51,8 @@ class RemoteDisk:
     """`transport.disk.DiskWriter` over a connected stream socket."""
 
     splits_zeros = True
+    flush_waits = True
+    """FLUSH is answered after every write before it: over a long line the pipeline need not wait for those first."""
 
     def __init__(self, connection: socket.socket) -> None:
         """Waits for the other end to have opened its disk. Raises what that raised, or MoverError."""
@@ -114,7 +116,7 @@ class RemoteDisk:
         self._submit(Kind.ZEROS, offset, length, done)
 
     def wait(self) -> None:
-        """FLUSH is answered after every write before it, so waiting happens there."""
+        """Waiting happens in the flush."""
 
     def flush(self) -> None:
         self._ask(Kind.FLUSH, 0, 0)

@@ -46,6 +46,11 @@ class PassingDisk:
         return float(getattr(self._inner, "network_share", 0.0))
 
     @property
+    def flush_waits(self) -> bool:
+        """As `remote.RemoteDisk.flush_waits`."""
+        return bool(getattr(self._inner, "flush_waits", False))
+
+    @property
     def durable_seconds(self) -> float | None:
         """As `checkpoints.pace_of` wants it; None for a disk on which a flush is enough."""
         return getattr(self._inner, "durable_seconds", None)

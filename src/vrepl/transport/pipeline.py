@@ -83,6 +83,7 @@ class Pipeline:
         self._unflushed = False
         self._stopped = False
         self._failure: Exception | None = None
+        self._read_failure: VreplError | None = None
         self._write_failed = False
         self._reported = 0.0
         self.totals = Totals()
@@ -340,10 +341,19 @@ class Pipeline:
         """Let writes drain, wait, flush, record; reads go on meanwhile."""
         if self._checkpoints is None:
             return
-        while self._writing:
-            self._handle_events()
+        if not self._flush_waits:
+            while self._writing:
+                self._handle_events()
         self._checkpoints.checkpoint(self._flush)
         self._hook(Point.RECORDED, self._figures.settled)
+        if self._read_failure is not None:
+            error, self._read_failure = self._read_failure, None
+            raise error
+
+    @property
+    def _flush_waits(self) -> bool:
+        """Whether a flush, asked for at once, comes after the writes that were submitted: a way there and back less."""
+        return bool(getattr(self._target, "flush_waits", False))
 
     def _flush(self) -> None:
         if not self._unflushed:
@@ -356,9 +366,20 @@ class Pipeline:
         except VreplError:
             self._write_failed = True
             raise
-        self._unflushed = False
         self.waits.add("target", time.perf_counter() - began)
+        self._take_answers()
+        self._unflushed = False
         self._hook(Point.FLUSHED, self._figures.settled)
+
+    def _take_answers(self) -> None:
+        """Of all writes, which were answered before the flush was. A failed read can wait until they are recorded."""
+        while self._writing:
+            try:
+                self._handle_events()
+            except VreplError as error:
+                if self._write_failed:
+                    raise
+                self._read_failure = self._read_failure or error
 
     def _fail(self, error: Exception) -> None:
         """Keep the first error; wait for what is in flight, writing nothing more."""
