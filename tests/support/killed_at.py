@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyVmomi import vim
+
 from tests.support import plain_api
 from tests.support.vrepl_runs import GRAIN, Image, Runs
 from vrepl_lab.lab import Lab
@@ -157,7 +159,7 @@ class Estate:
     def vm_names(self, site: str) -> set[str]:
         with plain_api.session(self.runs.lab, site) as instance:
             content = instance.content
-            view = content.viewManager.CreateContainerView(content.rootFolder, [plain_api.vim.VirtualMachine], True)
+            view = content.viewManager.CreateContainerView(content.rootFolder, [vim.VirtualMachine], True)
             return {vm.name for vm in view.view}
 
 

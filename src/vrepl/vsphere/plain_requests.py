@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 from xml.etree import ElementTree
@@ -24,13 +25,16 @@ FIRST_ANSWER = 15.0
 LONGEST_VERSIONS = 1 << 20
 """Bytes of a list of API versions; vCenter's has a few thousand."""
 
+KEPT_OPEN = 32
+"""Connections that stay open between requests: as many as a failover of many VMs has at a time."""
+
 DISCONNECTED = (OSError, HTTPException, ExpatError)
 """What a connection ends with that broke, or that speaks something else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Who answers a site's requests. Each has a connection of its own."""
+    """Who answers a site's requests, on connections that stay open: each costs a TLS handshake."""
 
     name: str
     port: int
@@ -39,6 +43,7 @@ class Server:
     timeout: float
     """Seconds for each piece of an answer."""
     context: ssl.SSLContext
+    _idle: deque[Any] = field(default_factory=lambda: deque(maxlen=KEPT_OPEN), repr=False, compare=False)
 
     @property
     def place(self) -> str:
@@ -59,21 +64,49 @@ class Server:
 
         Raises VsphereError for a longer one, and what `unreached` makes of a connection.
         """
-        connection = self._connect(self.timeout)
+
+        def exchange(connection: Any) -> tuple[int, bytes]:
+            kept = False
+            try:
+                connection.request(method, target, body=body, headers=dict(headers))
+                reply = connection.getresponse()
+                content: bytes = reply.read(limit + 1)
+                kept = not getattr(reply, "will_close", True) and bool(reply.isclosed())
+                return int(reply.status), content
+            finally:
+                if kept and len(self._idle) < KEPT_OPEN:
+                    self._idle.append(connection)
+                else:
+                    connection.close()
+
         try:
-            connection.request(method, target, body=body, headers=dict(headers))
-            reply = connection.getresponse()
-            content: bytes = reply.read(limit + 1)
+            status, content = self._on_open(exchange) or exchange(self._connect(self.timeout))
         except DISCONNECTED as cause:
             raise self.unreached(cause, what) from cause
-        finally:
-            connection.close()
         tracing = trace.current()
         if tracing is not None:
-            traced_exchange(tracing, self.place, method, target, len(body or b""), int(reply.status), len(content))
+            traced_exchange(tracing, self.place, method, target, len(body or b""), status, len(content))
         if len(content) > limit:
             raise VsphereError(f"{what}: the answer is longer than {limit} bytes")
-        return int(reply.status), content
+        return status, content
+
+    def _on_open(self, exchange: Callable[[Any], tuple[int, bytes]]) -> tuple[int, bytes] | None:
+        """On a connection that is open already. None: there is none, or the server has closed it meanwhile."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return None
+        try:
+            return exchange(connection)
+        except TimeoutError:
+            raise
+        except DISCONNECTED:
+            return None
+
+    def hang_up(self) -> None:
+        """Close what is open between requests."""
+        while self._idle:
+            self._idle.pop().close()
 
     def newest_version(self) -> str:
         """The newest API version that both sides speak, by the server's vimServiceVersions.xml."""

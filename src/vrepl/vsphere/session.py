@@ -307,6 +307,7 @@ class Session:
             log.debug("%s: logout: %s", self.settings.name, error)
         drop: Any = self._stub.DropConnections
         drop()
+        self._server.hang_up()
 
     # --- the way of every call
 

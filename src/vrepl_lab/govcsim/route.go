@@ -58,6 +58,9 @@ func (l *Lab) install(registry *simulator.Registry) {
 		if strings.HasPrefix(method.Name, "Retrieve") || strings.HasPrefix(method.Name, "WaitForUpdates") {
 			l.refreshSpace(false)
 		}
+		if req, ok := method.Body.(*types.WaitForUpdatesEx); ok {
+			l.watchTasksOnly(ctx, registry, req)
+		}
 		obj := registry.Get(method.This)
 		if vm, ok := obj.(*simulator.VirtualMachine); ok {
 			var disabled bool
