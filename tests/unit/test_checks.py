@@ -190,6 +190,9 @@ class Setup:
     vddk_is_missed: bool = False
     more: str = ""
     """Of the configuration."""
+    pairs: list[tuple[str | None, str | None]] = field(default_factory=list)
+    cut: set[tuple[str | None, str | None]] = field(default_factory=set)
+    """Pairs of proxies between which no stream is to be had."""
     far: dict[str, dict[str, str] | VreplError] = field(default_factory=dict)
     """By proxy behind ssh: which hosts' ports are closed to it, or that it cannot be asked."""
 
@@ -207,11 +210,18 @@ class Setup:
             self.network,
             lambda _proxy: self.vddk,
             lambda: NOW,
+            stream=self.joined,
             closed_ports=lambda proxy, _hosts, _port: self.asked_there(proxy),
             engine=lambda proxy: (self.asked_there(proxy), self.engine)[1],
             vddk_is_missed=lambda _proxy: self.vddk_is_missed,
         )
         return list(run_checks(world, jobs))
+
+    def joined(self, source: str | None, target: str | None) -> str | None:
+        self.pairs.append((source, target))
+        if (source, target) in self.cut:
+            raise VreplError("it cannot connect", hint="firewalls?")
+        return None if source is None else "10.1.2.3, port 47100"
 
     def asked_there(self, proxy: str | None) -> dict[str, str]:
         answer = self.far.get(proxy or "", {})
@@ -283,6 +293,20 @@ def test_ports_are_asked_where_the_movers_are(setup: Setup) -> None:
     assert ("esx-1", 902) not in setup.network.reached
     readers = {one.name: one for one in setup.results()}
     assert readers["VDDK reads from prod (job demo)"].status is Status.OK
+
+
+def test_the_line_between_proxies_is_tried(setup: Setup) -> None:
+    """Every machine once, not every pair; one at both ends needs no line."""
+    setup.more = FAR.replace('"here"', '["far-2", "here"]')
+    names = [one.name for one in setup.results() if one.name.startswith("stream")]
+    assert setup.pairs == [("far-1", "far-2"), ("far-1", "here")]
+    assert names == [f"stream from proxy far-1 to proxy {other} (job demo)" for other in ("far-2", "here")]
+    setup.cut = {("far-1", "here")}
+    [bad] = setup.bad().values()
+    assert (bad.name, bad.status, bad.detail) == (names[1], Status.FAILED, "it cannot connect")
+    setup.more, setup.pairs = "", []
+    assert not setup.bad()
+    assert setup.pairs == [], "one machine needs no line"
 
 
 def test_a_proxy_that_does_not_answer_is_named(setup: Setup) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from vrepl.app.composition import Sites, make_movers, mover_settings, now, open_repository
 from vrepl.app.machines import launcher_of, machine_of, proxy_machine
 from vrepl.app.routes import Route
+from vrepl.app.streams import check_stream
 from vrepl.checks.facts import World
 from vrepl.config import LoadedConfig
 from vrepl.model import DataEngine, Datastore, ReplicaPlacement, TransportMode, VirtualMachine
@@ -141,6 +142,9 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
         def closed_ports(proxy: str, hosts: Sequence[str], port: int) -> dict[str, str]:
             return machine_of(proxy_machine(loaded, proxy)).closed_ports(hosts, port)
 
+        def stream(source: str | None, target: str | None) -> str | None:
+            return check_stream(loaded, source, target)
+
         def luns(proxy: str | None) -> frozenset[str]:
             return machine_of(proxy_machine(loaded, proxy)).visible_luns()
 
@@ -160,8 +164,8 @@ def check_world(loaded: LoadedConfig) -> Iterator[World]:
 
         try:
             yield World(
-                loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, closed_ports, luns,
-                engine, vddk_is_missed, proxy_vm, devices,
+                loaded, site, lambda: open_repository(loaded), MachineNetwork(), vddk, now, closed_ports, stream,
+                luns, engine, vddk_is_missed, proxy_vm, devices,
             )  # fmt: skip
         finally:
             for probe in probes.values():

@@ -13,7 +13,7 @@ from vrepl.errors import LibraryError, UsageError
 from vrepl.model import DataEngine
 from vrepl.planner.modes import THIS_MACHINE
 from vrepl.proxy.facts import Machine, ThisMachine
-from vrepl.proxy.machine import FarMachine, Remembered
+from vrepl.proxy.machine import FarMachine, RememberedMachine
 from vrepl.proxy.ssh import SshLauncher, SshMachine, host_of
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def machine_of(proxy: ProxyMachine) -> Machine:
     """What a proxy sees of itself; one behind ssh is asked each thing once."""
     if proxy.ssh is None:
         return ThisMachine(proxy.sysroot)
-    return Remembered(FarMachine(proxy.ssh, proxy.sysroot))
+    return RememberedMachine(FarMachine(proxy.ssh, proxy.sysroot))
 
 
 @cache

@@ -80,16 +80,17 @@ def route_of(loaded: LoadedConfig, job: JobSettings) -> Route:
 
 
 def verification_route(loaded: LoadedConfig, replicas: Sequence[ReplicaRecord]) -> Route:
-    """Of reading these replicas back: at each site, the proxy of the first configured job that writes there.
+    """Of reading these replicas back: at each site, the proxies of the first configured job that writes there.
 
     The sites' limits hold; those of jobs are for their transfers.
     """
     config = loaded.config
-    machines: dict[str, ProxyMachine] = {}
+    proxies: dict[str, tuple[str, ...]] = {}
     for record in replicas:
         job = config.jobs.get(record.job)
         if job is not None and job.target == record.target_site:
-            machines.setdefault(record.target_site, proxy_machine(loaded, next(iter(job.proxy.target), None)))
+            proxies.setdefault(record.target_site, job.proxy.target)
     names = dict.fromkeys(record.target_site for record in replicas)
     limits = tuple(config.sites[name].bandwidth.bandwidth() for name in names if name in config.sites)
-    return Route(tuple(machines.items()), proxy_machine(loaded, None), limits)
+    machines = [(site, machine) for site, names in proxies.items() for machine in reachable_machines(loaded, names)]
+    return Route(tuple(machines), proxy_machine(loaded, None), limits)

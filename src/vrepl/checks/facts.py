@@ -121,6 +121,9 @@ class World:
     clock: Clock
     closed_ports: Callable[[str, Sequence[str], int], Mapping[str, str]] = lambda _proxy, _hosts, _port: {}
     """Host name -> why its port cannot be reached from a proxy behind ssh; raises VreplErrors."""
+    stream: Callable[[str | None, str | None], str | None] = lambda _source, _target: None
+    """Tries whether movers of two proxies (None: this machine) can be joined: where one listens, None where no network
+    is between the two; raises VreplErrors."""
     visible_luns: Callable[[str | None], frozenset[str]] = lambda _proxy: frozenset()
     """`naa.` names that a proxy (None: this machine) sees."""
     engine: Callable[[str | None], tuple[DataEngine, str]] = lambda _proxy: (DataEngine.VDDK, "")

@@ -11,6 +11,7 @@ from vrepl.checks.hotadd import check_hotadd
 from vrepl.checks.luns import check_luns
 from vrepl.checks.privileges import check_privileges
 from vrepl.checks.result import CheckResult, Status
+from vrepl.checks.streams import check_streams
 from vrepl.config.references import near
 from vrepl.errors import VreplError
 from vrepl.model import DataEngine, Datastore, JobSettings, PowerState, ReplicaPlacement, TransportMode, VirtualMachine
@@ -79,6 +80,7 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     yield from check_space(job, target, new)
     yield from check_luns(world, job, source, target, vms)
     yield from check_hotadd(world, job, (source, sources), (target, targets))
+    yield from check_streams(world, job)
     yield check_read(world, job, job.source, job.source_modes, vms)
     made = [vm for vm in replicas.values() if vm.extra_config]
     yield check_read(world, job, job.target, job.target_modes, made)

@@ -123,6 +123,18 @@ class EndPlace:
         return called(self.launcher.machine or THIS_MACHINE)
 
 
+def who_listens(source: EndPlace, target: EndPlace) -> tuple[EndPlace, EndPlace]:
+    """The end that listens, and the one that connects to it: the target's listens if others may connect to it, else
+    the source's. Raises UsageError where neither may be connected to."""
+    listening, connecting = (target, source) if target.launcher.listens else (source, target)
+    if not listening.launcher.listens:
+        raise UsageError(
+            f"no byte stream from {source.called} to {target.called}: neither may be connected to",
+            hint="let one of the two proxies listen (listen = true), and open its ports",
+        )
+    return listening, connecting
+
+
 def distant_pair(
     source: EndPlace,
     target: EndPlace,
@@ -136,15 +148,9 @@ def distant_pair(
 ) -> MoverPair:
     """On two machines, joined by one TLS connection with certificates of this run.
 
-    The target's end listens if others may connect to it, else the source's. `name`: of this pair, unique in its run.
-    Raises as MoverProcess, and UsageError where neither end may be connected to.
+    `name`: of this pair, unique in its run. Raises as MoverProcess and as `who_listens`.
     """
-    listening, connecting = (target, source) if target.launcher.listens else (source, target)
-    if not listening.launcher.listens:
-        raise UsageError(
-            f"no byte stream from {source.called} to {target.called}: neither may be connected to",
-            hint="let one of the two proxies listen (listen = true), and open its ports",
-        )
+    listening, connecting = who_listens(source, target)
     names = {id(listening): f"{name} listening", id(connecting): f"{name} connecting"}
 
     def start(place: EndPlace, other: EndPlace, port: int) -> MoverProcess:

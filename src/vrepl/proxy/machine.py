@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vrepl.errors import MoverError
-from vrepl.proxy.facts import Machine
 from vrepl.proxy.ssh import SshMachine
 
 FACTS_SECONDS = 60.0
@@ -22,20 +22,6 @@ class FarMachine:
 
     ssh: SshMachine
     sysroot: Path = Path("/")
-
-    def product_uuid(self) -> uuid.UUID | None:
-        told = self.facts()["product_uuid"]
-        return uuid.UUID(told) if told else None
-
-    def visible_luns(self) -> frozenset[str]:
-        return frozenset(self.facts()["luns"])
-
-    def closed_ports(self, hosts: Sequence[str], port: int) -> dict[str, str]:
-        return dict(self.facts(hosts=list(hosts), port=port)["closed_ports"])
-
-    def no_devices(self) -> str | None:
-        told = self.facts()["no_devices"]
-        return None if told is None else str(told)
 
     def facts(self, **questions: Any) -> dict[str, Any]:
         """As `proxy.facts_program` tells them."""
@@ -50,26 +36,30 @@ class FarMachine:
         return told
 
 
-@dataclass
-class Remembered:
-    """A machine that is asked each thing once."""
+class RememberedMachine:
+    """`proxy.facts.Machine` behind ssh, which is asked once for what does not change; thread-safe."""
 
-    machine: Machine
-    _uuid: list[uuid.UUID | None] = field(default_factory=list)
-    _luns: list[frozenset[str]] = field(default_factory=list)
+    def __init__(self, far: FarMachine) -> None:
+        self._far = far
+        self._told: dict[str, Any] | None = None
+        self._lock = threading.Lock()
 
     def product_uuid(self) -> uuid.UUID | None:
-        if not self._uuid:
-            self._uuid.append(self.machine.product_uuid())
-        return self._uuid[0]
+        told = self._facts()["product_uuid"]
+        return uuid.UUID(told) if told else None
 
     def visible_luns(self) -> frozenset[str]:
-        if not self._luns:
-            self._luns.append(self.machine.visible_luns())
-        return self._luns[0]
+        return frozenset(self._facts()["luns"])
 
     def closed_ports(self, hosts: Sequence[str], port: int) -> dict[str, str]:
-        return self.machine.closed_ports(hosts, port)
+        return dict(self._far.facts(hosts=list(hosts), port=port)["closed_ports"])
 
     def no_devices(self) -> str | None:
-        return self.machine.no_devices()
+        told = self._facts()["no_devices"]
+        return None if told is None else str(told)
+
+    def _facts(self) -> dict[str, Any]:
+        with self._lock:
+            if self._told is None:
+                self._told = self._far.facts()
+            return self._told
