@@ -112,8 +112,8 @@ class FakeHost:
 
 
 class FakeSite:
-    def list_vms(self) -> list[VirtualMachine]:
-        return [machine("proxy", str(BIOS))]
+    def find_vms_by_bios_uuid(self, bios_uuid: str) -> list[VirtualMachine]:
+        return [machine("proxy", bios_uuid)] if bios_uuid == str(BIOS) else []
 
     def hosts(self) -> list[FakeHost]:
         return [FakeHost("esx-1"), FakeHost("esx-2"), FakeHost("esx-3", connected=False)]

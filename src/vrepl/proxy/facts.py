@@ -41,7 +41,7 @@ class Host(Protocol):
 class SiteView(Protocol):
     """A site, as far as these facts want it."""
 
-    def list_vms(self) -> list[VirtualMachine]: ...
+    def find_vms_by_bios_uuid(self, bios_uuid: str) -> list[VirtualMachine]: ...
 
     def hosts(self) -> Sequence[Host]: ...
 
@@ -107,7 +107,10 @@ def gather_facts(
 ) -> ProxyFacts:
     """Everything that the transport rules ask about one proxy and one site; `engine` is what its movers load."""
     hosts = site.hosts()
-    vm, no_vm_reason = find_proxy_vm(proxy, machine.product_uuid(), site.list_vms())
+    own = machine.product_uuid()
+    # Not by listing the site: its VMs may be thousands.
+    vms = [] if own is None else [vm for each in _spellings(own) for vm in site.find_vms_by_bios_uuid(str(each))]
+    vm, no_vm_reason = find_proxy_vm(proxy, own, vms)
     return ProxyFacts(
         name=proxy,
         vm=vm,
@@ -154,18 +157,21 @@ def why_no_devices(sysroot: Path) -> str | None:
     return None
 
 
-def find_proxy_vm(proxy: str, machine: uuid.UUID | None, vms: Iterable[VirtualMachine]) -> tuple[ProxyVm | None, str]:
-    """The one VM that the proxy is, or why none is.
-
-    SMBIOS stores the first three fields little-endian from 2.6 on, so a guest may read its BIOS uuid with those
-    bytes swapped (DMTF DSP0134, 7.2.1; VMware KB 1009458). Clones repeat BIOS uuids: two candidates are none.
+def _spellings(machine: uuid.UUID) -> set[uuid.UUID]:
+    """SMBIOS stores the first three fields little-endian from 2.6 on, so a guest may read its BIOS uuid with those
+    bytes swapped (DMTF DSP0134, 7.2.1; VMware KB 1009458).
     """
+    return {machine, uuid.UUID(bytes_le=machine.bytes)}
+
+
+def find_proxy_vm(proxy: str, machine: uuid.UUID | None, vms: Iterable[VirtualMachine]) -> tuple[ProxyVm | None, str]:
+    """The one VM that the proxy is, or why none is. Clones repeat BIOS uuids: two candidates are none."""
     if machine is None:
         return None, (
             f"the product uuid of {called(proxy)} cannot be read (only root may, on most systems), so whether it is "
             "a VM is not known"
         )
-    spellings = {machine, uuid.UUID(bytes_le=machine.bytes)}
+    spellings = _spellings(machine)
     found = [vm for vm in vms if _uuid_of(vm) in spellings]
     if not found:
         return None, f"{called(proxy)} is no VM of this site"

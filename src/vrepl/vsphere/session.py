@@ -51,6 +51,9 @@ before it asks again."""
 _WITHOUT_SESSION = frozenset({"RetrieveServiceContent", "Login", "Logout", "Fetch"})
 """Methods that a dead session does not stop, or that would only ask about it (`Fetch` reads `currentSession`)."""
 
+CONNECTIONS_KEPT = 72
+"""Idle connections that are not closed: as many as VMs are under way at once, and some. Each new one costs a handshake,
+which takes a processor longer than a call."""
 SILENCE = 4.0
 """Seconds without an answer after which a stop no longer counts on a site; a clean-up that it would have answered in
 that time is done."""
@@ -99,7 +102,14 @@ class Stub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc,unused-ignore]
         timeout: float,
     ) -> None:
         setup: Any = super().__init__
-        setup(host=server, port=port, version=version, sslContext=context, httpConnectionTimeout=timeout)
+        setup(
+            host=server,
+            port=port,
+            version=version,
+            sslContext=context,
+            httpConnectionTimeout=timeout,
+            poolSize=CONNECTIONS_KEPT,
+        )
         self._invoke = invoke
         self._place = f"{server}:{port}"
 
