@@ -11,6 +11,8 @@ from pathlib import Path
 
 from vrepl.proxy.install import NEWEST, OLDEST
 
+VERSIONS = [f"3.{minor}" for minor in range(OLDEST[1], NEWEST[1] + 1)]
+"""That vrepl runs under."""
 PROGRAM = "import sys, venv, pip; print('.'.join(map(str, sys.version_info[:2])))"
 
 
@@ -18,9 +20,8 @@ PROGRAM = "import sys, venv, pip; print('.'.join(map(str, sys.version_info[:2]))
 def other_pythons() -> dict[str, str]:
     """Version, as `3.12` -> a Python of it that vrepl runs under, with pip; empty where there is none."""
     found: dict[str, str] = {}
-    for minor in range(OLDEST[1], NEWEST[1] + 1):
-        version = f"3.{minor}"
-        if sys.version_info[:2] == (3, minor):
+    for version in VERSIONS:
+        if version == f"{sys.version_info[0]}.{sys.version_info[1]}":
             continue
         for candidate in _candidates(version):
             try:
