@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vrepl.app.machines import launcher_of, proxy_machine
 from vrepl.config import find, load, parse, search_path
 from vrepl.config.example import EXAMPLE
 from vrepl.config.fields import SecretTable
@@ -182,6 +183,25 @@ def test_where_both_ends_are_one_site_a_disk_takes_its_buffers_twice() -> None:
     lines = MINIMAL.replace('source = "prod"', 'source = "dr"') + 'replica_name = "r-{name}"\nnfc_budget_mib = 7\n'
     (problem,) = problems_of(lines)
     assert problem == "jobs.demo.nfc_budget_mib: one disk's NFC buffers ([vddk]) take 8 MiB of it"
+
+
+@pytest.mark.parametrize(
+    ("lines", "listens", "address", "bind", "ports"),
+    [
+        ("", True, "proxy-1.example.com", "", (0, 0)),
+        ("listen = false", False, "proxy-1.example.com", "", (0, 0)),
+        ('listen = "10.1.2.3"\nports = "47100-47131"', True, "proxy-1.example.com", "10.1.2.3", (47100, 47131)),
+        ('address = "198.51.100.7"\nports = "47100"', True, "198.51.100.7", "", (47100, 47100)),
+    ],
+)
+def test_where_movers_of_a_proxy_listen(
+    tmp_path: Path, lines: str, listens: bool, address: str, bind: str, ports: tuple[int, int]
+) -> None:
+    path = tmp_path / "vrepl.toml"
+    proxy = '[proxies.p]\nengine = "own"\nssh = "ssh://root@proxy-1.example.com:2222"'
+    path.write_text(f'{MINIMAL}proxy = "p"\n{proxy}\n{lines}\n')
+    launcher = launcher_of(proxy_machine(load(path), "p"))
+    assert (launcher.listens, launcher.address, launcher.bind, launcher.ports) == (listens, address, bind, ports)
 
 
 def test_a_job_may_name_a_proxy_for_each_side(tmp_path: Path) -> None:
