@@ -28,7 +28,7 @@ from vrepl.errors import (
     VsphereError,
     stopped_on_request,
 )
-from vrepl.vsphere import tls
+from vrepl.vsphere import answers, tls
 from vrepl.vsphere.api import kind_of, ref_of, vim, vmodl
 from vrepl.vsphere.faults import (
     OutcomeUnknownError,
@@ -41,6 +41,8 @@ from vrepl.vsphere.retry import Retrier, RetryPolicy
 from vrepl.vsphere.tracing import traced
 
 log = logging.getLogger(__name__)
+
+answers.install()
 
 NOT_REPEATABLE = frozenset(
     {"CreateSnapshot_Task", "CreateVM_Task", "CloneVM_Task", "CreateFolder", "RegisterVM_Task", "WaitForUpdatesEx"}
