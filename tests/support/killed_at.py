@@ -50,7 +50,7 @@ class Estate:
 
     @classmethod
     def start(cls, start_lab: Callable[[LabSpec], Lab], folder: Path, count: int) -> Estate:
-        names = [f"vm-{number:02}" for number in range(1, count + 1)]
+        names = [f"guest-{number:02}" for number in range(1, count + 1)]
         disks = (DiskSpec(2 * MIB, content="random", fill=0.2), DiskSpec(MIB, content="random", fill=0.1))
         vms = [VmSpec(name, disks=disks, host=number % 2) for number, name in enumerate(names)]
         runs = Runs(start_lab(LabSpec.of_vms(*vms, job_vms=names)), folder, names[0])

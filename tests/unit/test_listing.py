@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vrepl.cli.replicas import state_in_words
 from vrepl.errors import NotFoundError
 from vrepl.model import (
     Consistency,
@@ -16,12 +17,15 @@ from vrepl.model import (
     Hardware,
     PowerState,
     ReplicaRecord,
+    ReplicaState,
     RestorePoint,
     Snapshot,
     TransferKind,
     VirtualMachine,
 )
+from vrepl.model.failover import FailoverRecord
 from vrepl.report.listing import find_replica, replica_row, restore_point_row, run_row, vm_row
+from vrepl.repository.failover import save_failover
 from vrepl.repository.replica_folder import ReplicaFolder, Verification
 from vrepl.repository.store import Repository, replica_id
 
@@ -123,3 +127,17 @@ def test_run_rows() -> None:
     row = run_row(run)
     assert row["vms"] == {"failed": 1, "success": 2}
     assert row["bytes_moved"] is None
+
+
+def test_a_replica_tells_how_long_its_failover_lasts(repository: Repository) -> None:
+    folder = replica(repository, "web-01", "uuid-1")
+    assert replica_row(folder)["deadline"] is None
+    record = FailoverRecord(
+        repository.id, "prod", "uuid-1", "web-01", "t-uuid-1",
+        state=ReplicaState.FAILED_OVER, deadline=NOW + dt.timedelta(hours=1),
+    )  # fmt: skip
+    save_failover(folder, record)
+    row = replica_row(folder)
+    assert (row["state"], row["deadline"]) == ("failed-over", "2025-03-01T23:00:00+00:00")
+    assert state_in_words(row, NOW).startswith("failed-over until 2025-03-0")
+    assert state_in_words(row, NOW + dt.timedelta(hours=2)) == "failed-over, to be undone by the next run"

@@ -55,7 +55,7 @@ def replicas(state: State, context: click.Context) -> None:
                 row["source"]["name"],
                 row["name"] or "(not made yet)",
                 row["target"]["site"],
-                row["state"] + (" (running)" if row["running"] else ""),
+                state_in_words(row, now),
                 str(row["restore_points"]),
                 words.age(dt.datetime.fromisoformat(newest["time"]), now) if newest else "–",
                 _tested(row["last_test"], now),
@@ -173,6 +173,17 @@ def restore_points(state: State, vm: str) -> None:
         out.print(listing)
 
     state.result(data, show)
+
+
+def state_in_words(row: Any, now: dt.datetime) -> str:
+    """With the end that a failover was given (`--rollback-after`)."""
+    state = str(row["state"]) + (" (running)" if row["running"] else "")
+    if row["deadline"] is None:
+        return state
+    deadline = dt.datetime.fromisoformat(row["deadline"])
+    if deadline <= now:
+        return f"{state}, to be undone by the next run"
+    return f"{state} until {deadline.astimezone():%Y-%m-%d %H:%M}"
 
 
 def _tested(last: dict[str, Any] | None, now: dt.datetime) -> str:

@@ -88,6 +88,7 @@ def replica_row(folder: ReplicaFolder) -> Json:
         "id": record.id,
         "name": record.target_name,
         "state": use.state.value,
+        "deadline": None if use.deadline is None else time_to_json(use.deadline),
         "job": record.job,
         "source": {
             "site": record.source_site,

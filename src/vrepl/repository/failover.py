@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ class ReplicaUse:
 
     state: ReplicaState
     last_test: FailoverTest | None
+    deadline: dt.datetime | None = None
+    """By the target's clock: the next run after it undoes the failover."""
 
 
 def replica_use(folder: ReplicaFolder) -> ReplicaUse:
@@ -40,7 +43,11 @@ def replica_use(folder: ReplicaFolder) -> ReplicaUse:
         tests = read_tests(folder)
     except DamagedError:
         tests = None
-    return ReplicaUse(record.state if record else folder.record.state, tests.last if tests else None)
+    return ReplicaUse(
+        record.state if record else folder.record.state,
+        tests.last if tests else None,
+        record.deadline if record else None,
+    )
 
 
 def save_failover(folder: ReplicaFolder, record: FailoverRecord) -> None:

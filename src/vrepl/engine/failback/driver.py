@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from vrepl.engine.consolidation import consolidate
 from vrepl.engine.context import FailbackContext
 from vrepl.engine.failback.homecoming import Ends, Homecoming, disks_differ, home_disk
+from vrepl.engine.failback.made import MADE_KEY, made_mark, spec_of
 from vrepl.engine.failover.look import look
 from vrepl.engine.failover.states import ReplicaStates
 from vrepl.engine.knowledge import restore_point_snapshots
@@ -21,14 +22,12 @@ from vrepl.model import (
     Consistency,
     DiskPoint,
     PowerState,
-    ReplicaSpec,
     RestorePoint,
     SnapshotState,
     TransferKind,
     VirtualMachine,
 )
 from vrepl.model.failover import (
-    ElsewherePlace,
     FailbackPhase,
     FailbackRecord,
     FailbackWish,
@@ -57,9 +56,6 @@ from vrepl.planner.failback import (
     advance_failback,
 )
 from vrepl.planner.failover import Done
-
-MADE_KEY = "vrepl.failback"
-"""extraConfig of a VM that a failback made, until it is committed: what is undone may be destroyed."""
 
 
 @dataclass(slots=True)
@@ -152,7 +148,7 @@ class FailbackDriver:
         )
 
     def _made_by(self, vm: VirtualMachine, record: FailoverRecord, back: FailbackRecord) -> bool:
-        return vm.extra_config.get(MADE_KEY) == _made_mark(record, back)
+        return vm.extra_config.get(MADE_KEY) == made_mark(record, back)
 
     def _recover(self, record: FailoverRecord) -> None:
         """What a dead process left of a crossing: access, disks on a proxy, a snapshot of the replica."""
@@ -229,7 +225,7 @@ class FailbackDriver:
             raise NotReadyError(
                 f"{record.source_name} was on its way into a new VM", hint="give the same options (--new) again"
             )
-        made = self.context.home.create_replica(_spec(record, back, replica, place))
+        made = self.context.home.create_replica(spec_of(record, back, replica, place))
         if made.instance_uuid != back.instance_uuid:
             self.context.home.destroy_vm(made.ref)
             raise VsphereError(f"site {back.site} gave the new VM another instanceUuid than {back.instance_uuid}")
@@ -379,25 +375,6 @@ WORDS: dict[type[object], str] = {
     SealReplica: "seal",
 }
 """Steps as reports and messages call them."""
-
-
-def _made_mark(record: FailoverRecord, back: FailbackRecord) -> str:
-    return f"{record.repository_id} {back.id}"
-
-
-def _spec(record: FailoverRecord, back: FailbackRecord, replica: VirtualMachine, place: ElsewherePlace) -> ReplicaSpec:
-    return ReplicaSpec(
-        name=place.name,
-        placement=place.placement,
-        hardware=replica.hardware,
-        bios_uuid=replica.bios_uuid,
-        disks=replica.disks,
-        keep_macs=False,
-        thin=None,
-        extra_config={MADE_KEY: _made_mark(record, back)},
-        annotation=f"{record.source_name}, brought home by vrepl.",
-        instance_uuid=back.instance_uuid,
-    )
 
 
 def _nothing(value: object) -> None:
