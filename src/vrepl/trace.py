@@ -1,8 +1,8 @@
 """`VREPL_TRACE=FILE`: what crosses vrepl's two borders, one JSON object per line: API calls, and movers' messages.
 
 For whoever looks for a mistake, in vrepl or in a vCenter. The file is for its owner alone (0600) and holds no secret:
-values under names that speak of secrets are left out, and a password that was told to `hide` is left out wherever it
-stands. It does name VMs, hosts, datastores and users.
+values under names that speak of secrets are left out, a password that was told to `hide` and a session's key wherever
+they stand. It does name VMs, hosts, datastores and users.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ HIDDEN = "********"
 SECRET_NAME = re.compile(
     r"pass(word|wd|phrase)|secret|ticket|token|cookie|session_?(id|key)|credential|private_?key|user_?data", re.I
 )
+OF_A_SESSION = re.compile(r"\bsession\[[^\]\s\"]+\]")
+"""What a reference to an object that lives as long as its session begins with: the session's key is in it."""
 LONGEST_LIST = 20
 """Items of a list that are written out; an order may have a hundred thousand extents."""
 DEEPEST = 12
@@ -62,6 +64,7 @@ class Trace:
         thread = threading.current_thread().name
         head = {"at": dt.datetime.now(dt.UTC).isoformat(), "pid": os.getpid(), "thread": thread, "what": what}
         line = json.dumps(head | harmless(fields), default=str, separators=(",", ":"))
+        line = OF_A_SESSION.sub(f"session[{HIDDEN}]", line)
         with self._lock:
             for secret in sorted(self._secrets, key=len, reverse=True):
                 line = line.replace(secret, HIDDEN)

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from pyVmomi import vim
 
+import vrepl.vsphere.site
 from tests.support import plain_api
 from tests.support.plain_api import vm_named, wait
 from tests.support.vrepl_runs import GRAIN, Runs, kinds, moved, until
+from vrepl import trace
+from vrepl.cli import main
+from vrepl.ports import NfcTicket
+from vrepl.vsphere.tickets import ticket
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
@@ -213,6 +221,63 @@ def test_a_host_that_cannot_be_trusted_is_named_and_nothing_is_written(
     assert runs.written_on_target() == 0
     runs.lab.set("prod.nfc_trouble=none")
     assert_sealed(runs, runs.replicate())
+
+
+@pytest.mark.long
+def test_no_ticket_token_or_password_stands_anywhere(
+    start_runs: StartRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs, one of which fails, and a verification, in this process, which so knows every secret that it was told."""
+    runs = start_runs(8)
+    secrets = {runs.lab.password(site) for site in ("prod", "dr")}
+    tickets: list[str] = []
+
+    def spy(session: Any, *where: Any, **how: Any) -> NfcTicket:
+        given = ticket(session, *where, **how)
+        tickets.append(given.session_id)
+        cookie = str(session._stub.cookie)
+        secrets.update((given.session_id, cookie.partition("=")[2].partition(";")[0].strip('"')))
+        return given
+
+    monkeypatch.setattr(vrepl.vsphere.site, "ticket", spy)
+    monkeypatch.setenv(trace.VARIABLE, str(tmp_path / "trace.jsonl"))
+    said: list[str] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            for file in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    said.append(file.read_bytes().decode("utf-8", "replace"))
+                    said.append(file.with_name("environ").read_bytes().decode("utf-8", "replace"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for number, (command, code) in enumerate(
+            [("replicate demo", 0), ("replicate demo", 1), ("verify", 0), ("report --json", 0), ("check", 0)]
+        ):
+            runs.write(number, 3)
+            runs.lab.set("prod.nfc_trouble=" + ("lie" if code else "none"))
+            log = tmp_path / f"{number}.log"
+            done = CliRunner().invoke(
+                main, ["--config", str(runs.lab.config_file), "-vv", "--log-file", str(log), *command.split()]
+            )
+            assert done.exit_code == code, done.output
+            said += [done.stdout, done.stderr, log.read_text()]
+    finally:
+        over.set()
+        watcher.join()
+    traced = (tmp_path / "trace.jsonl").read_text()
+    assert '"op":"ticket"' in traced.replace(" ", ""), "the trace shows that tickets crossed"
+    repository = runs.lab.folder / "repository"
+    kept = [file.read_bytes().decode("utf-8", "replace") for file in repository.rglob("*") if file.is_file()]
+    assert len(kept) > 5
+    assert len(tickets) >= 4
+    assert len(secrets) >= 2 + len(tickets), "passwords, tickets and session cookies"
+    assert all(len(secret) >= 8 for secret in secrets)
+    shown = "\n".join([*said, traced, *kept])
+    assert [secret[:4] for secret in secrets if secret in shown] == []
 
 
 def test_a_stop_keeps_what_was_moved(start_runs: StartRuns) -> None:

@@ -108,14 +108,16 @@ def test_the_first_certificate_must_be_the_tickets(host: NfcHost) -> None:
 
 def test_the_second_certificate_must_be_the_first(host: NfcHost) -> None:
     host.trouble.second_certificate = Authority("another").issue(["127.0.0.1"])
-    with pytest.raises(CertificateError, match="another certificate than the first"):
+    with pytest.raises(CertificateError, match="another certificate than the first") as caught:
         open_disk(host)
+    assert caught.value.hint
 
 
 def test_what_the_host_says_of_its_certificate_must_be_true(host: NfcHost) -> None:
     host.trouble.told_sha256 = Authority("another").issue(["127.0.0.1"]).sha256_thumbprint
-    with pytest.raises(CertificateError, match="calls its certificate"):
+    with pytest.raises(CertificateError, match="calls its certificate") as caught:
         open_disk(host)
+    assert caught.value.hint
 
 
 def test_a_wrong_certificate_is_told_nothing(host: NfcHost) -> None:
@@ -444,6 +446,7 @@ def test_a_host_that_closes_in_mid_frame_is_a_lost_connection(host: NfcHost, siz
         read(disk, GRAIN, GRAIN)
     assert caught.value.code == 14011
     assert "lost" in str(caught.value) or "closed" in str(caught.value)
+    assert caught.value.hint
     host.trouble.mangle = None
     disk.close()
 

@@ -100,6 +100,13 @@ def test_a_known_password_is_left_out_wherever_it_stands(password: str, tmp_path
     assert line["list"] == [HIDDEN]
 
 
+def test_the_key_of_a_session_is_left_out_of_references(tmp_path: Path) -> None:
+    key = "52f1c3a0-94a2-77c3-6a5e-0b6b2a1d8f10"
+    Trace(str(tmp_path / "trace")).event("api", {"target": f"ContainerView:session[{key}]52aa", "answer": ["[1]"]})
+    [line] = lines(tmp_path / "trace")
+    assert (line["target"], line["answer"]) == (f"ContainerView:session[{HIDDEN}]52aa", ["[1]"])
+
+
 def test_long_lists_are_cut_and_counted(tmp_path: Path) -> None:
     Trace(str(tmp_path / "t")).event("x", {"regions": [[i, 1] for i in range(100_000)]})
     assert lines(tmp_path / "t")[0]["regions"][-1] == "… 100000 in all"

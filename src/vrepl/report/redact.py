@@ -23,6 +23,7 @@ _SHAPES = (
     ),
     (re.compile(rf"(?i)\b({_NAMES}\"?\s*[:=]\s*\")[^\"]*(?=\")"), rf"\g<1>{HIDDEN}"),
     (re.compile(rf"(?i)\b({_NAMES}\s*[:=]\s*)('[^']*'|[^\s,;\"{{}}\[\]]+)"), rf"\g<1>{HIDDEN}"),
+    (re.compile(r"\bsession\[[^\]\s\"]+\]"), f"session[{HIDDEN}]"),  # in references to what a session made
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL), HIDDEN),
 )
 
