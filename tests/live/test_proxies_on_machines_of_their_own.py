@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,18 +158,28 @@ def test_a_silent_link_is_a_pause(runs: Runs, seconds: float) -> None:
     assert all(disk["attempts"] == 1 for vm in vms for disk in vm["disks"])
 
 
-def test_another_build_on_a_proxy_is_named_with_what_to_do(runs: Runs) -> None:
-    [build] = (machines.home_of(runs.lab.folder, "dr-proxy-1") / ".local/share/vrepl").glob("*")
-    away = build.with_name("away")
-    build.rename(away)
+@contextmanager
+def another_build_on(lab: Lab, name: str) -> Iterator[None]:
+    [build] = (machines.home_of(lab.folder, name) / ".local/share/vrepl").glob("*")
+    away = build.rename(build.with_name("away"))
     try:
-        report = runs.json("proxy", "check", "dr-proxy-1", code=1)["proxies"][0]
-        assert report["problems"][0]["hint"] == "vrepl proxy install dr-proxy-1"
-        done = runs.cli("replicate", "demo")
-        assert done.returncode == 0, done.stderr
-        assert "proxy dr-proxy-1 is left out of this run" in done.stderr
+        yield
     finally:
         away.rename(build)
+
+
+def test_another_build_on_a_proxy_is_named_with_what_to_do(runs: Runs) -> None:
+    with another_build_on(runs.lab, "dr-proxy-1"):
+        report = runs.json("proxy", "check", "dr-proxy-1", code=1)["proxies"][0]
+    assert report["problems"][0]["hint"] == "vrepl proxy install dr-proxy-1"
+
+
+@pytest.mark.long
+def test_a_proxy_with_another_build_is_left_out_of_the_run(runs: Runs) -> None:
+    with another_build_on(runs.lab, "dr-proxy-1"):
+        done = runs.cli("replicate", "demo")
+    assert done.returncode == 0, done.stderr
+    assert "proxy dr-proxy-1 is left out of this run" in done.stderr
 
 
 def test_a_proxy_that_is_destroyed_in_mid_run_is_resumed_elsewhere(
