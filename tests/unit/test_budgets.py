@@ -19,10 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.world import World, source
 from vrepl.admission import Admission, Demand, Resource, Scarce, Start
 from vrepl.engine.gate import Gate
 from vrepl.errors import InterruptedRunError, RepositoryError
 from vrepl.model import TransferLimits
+from vrepl.report.model import Result, RunReport
 from vrepl.repository import budgets
 from vrepl.repository.budgets import PATIENCE, Budgets
 from vrepl.repository.store import Repository
@@ -337,3 +339,32 @@ def test_budgets_that_cannot_be_read_are_an_error_with_their_path(tmp_path: Path
     gate = Gate(TransferLimits(), lambda: None, budgets=Budgets(folder))
     with pytest.raises(RepositoryError, match="budgets"):
         gate.enter(Demand("mine", {STORE: 1.0}))
+
+
+def test_a_run_takes_no_snapshot_while_another_run_has_all_places(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.source.add_vm("web-01", [1 << 20])
+    store = world.source.read_vm(source(world).ref).disks[0].store
+    other = Run(tmp_path / "budgets")
+    assert other.want(4, {Resource(Scarce.SNAPSHOTS, f"{store} (prod)"): 1.0}) == 4
+    taken: list[int] = []
+    world.source.before_call = lambda method: taken.append(len(other.running)) if method == "create_snapshot" else None
+    engine = world.engine()
+    reports: list[RunReport] = []
+    thread = Thread(target=lambda: reports.append(engine.replicate(world.job)))
+    thread.start()
+    while not any(store in file.read_text() for file in waiting(other)):
+        assert thread.is_alive(), "it did not wait"
+        time.sleep(0.005)
+    assert not taken
+    other.end()
+    thread.join(60)
+    assert [vm.result for vm in reports[0].vms] == [Result.SUCCESS]
+    assert taken == [3]
+
+
+def waiting(other: Run) -> list[Path]:
+    """Files of runs beside this one's."""
+    assert other.budgets._file is not None
+    folder, mine = other.budgets._file[0].parent, other.budgets._file[0]
+    return [file for file in folder.glob("*.json") if file != mine]
