@@ -5,16 +5,28 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vrepl.errors import NotFoundError, UsageError, VsphereError
+from vrepl.errors import NotFoundError, VsphereError
 from vrepl.model import DISCONNECTED, Hardware, ReplicaPlacement
 from vrepl.vsphere import collector
-from vrepl.vsphere.api import kind_of, ref_of, vim
+from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.hosts import Environments, HostOffer, in_order, too_long, unknown_guest, with_placed
 from vrepl.vsphere.inventory import near_names
+from vrepl.vsphere.placement_lookup import (
+    browser_of,
+    compute_of,
+    folder_for,
+    hosts_for,
+    name_of,
+    networks_of,
+    pick,
+    pool_for,
+    stores_named,
+    those_of,
+)
 from vrepl.vsphere.session import Session
 from vrepl.vsphere.translation import decode_name, encode_name
 
@@ -118,7 +130,7 @@ class Places:
         with self._lock:
             found = self._list()
         things = {one.ref: one for one in found}
-        return self._place(found, things, _hosts(found, things, placement)[0], placement)
+        return self._place(found, things, hosts_for(found, things, placement)[0], placement)
 
     def find_for(self, replica: NewReplica, placement: ReplicaPlacement) -> Place:
         """The place of a replica that is still to be made: without a host by name, replicas spread over those that can.
@@ -132,7 +144,7 @@ class Places:
         with self._lock:
             found = self._list()
             things = {one.ref: one for one in found}
-            hosts = {host.ref: host for host in _hosts(found, things, placement)}
+            hosts = {host.ref: host for host in hosts_for(found, things, placement)}
             hardware = replica.hardware
             networks = wanted_networks(hardware, placement.networks)
             offers = [self._offer(things, host) for host in hosts.values()]
@@ -142,7 +154,7 @@ class Places:
             able = in_order([with_placed(offer, self._placed) for offer in offers], hardware, networks)
             for offer in able:
                 host = hosts[offer.ref]
-                browser = _browser(things, host)
+                browser = browser_of(things, host)
                 if self._environments.knows_guest(browser, host.object, hardware.version, hardware.guest_id):
                     place = self._place(found, things, host, placement)
                     if place.missing_folders and not self._session.is_vcenter:
@@ -182,10 +194,10 @@ class Places:
     def _offer(self, things: Mapping[str, collector.Found], host: collector.Found) -> HostOffer:
         return HostOffer(
             ref=host.ref,
-            name=_name(host),
+            name=name_of(host),
             vms=len(host.get("vm", [])),
-            versions=self._environments.versions(_browser(things, host), host.ref),
-            networks=frozenset(_name(one) for one in _of(things, host.get("network", []))),
+            versions=self._environments.versions(browser_of(things, host), host.ref),
+            networks=frozenset(name_of(one) for one in those_of(things, host.get("network", []))),
         )
 
     def _place(
@@ -195,25 +207,25 @@ class Places:
         host: collector.Found,
         placement: ReplicaPlacement,
     ) -> Place:
-        host_name = _name(host)
-        stores = _of(things, host.get("datastore", []))
-        datastore = _stores_named(placement.datastore, things, host)
+        host_name = name_of(host)
+        stores = those_of(things, host.get("datastore", []))
+        datastore = stores_named(placement.datastore, things, host)
         if not datastore:
-            _pick(stores, placement.datastore, f"host {host_name} has no datastore", "it has")
-        compute = _compute(things, host)
-        networks, portgroups, opaque = _networks(self._session, host)
-        folder, missing_folders = _folder(found, things, host, placement.folder)
+            pick(stores, placement.datastore, f"host {host_name} has no datastore", "it has")
+        compute = compute_of(things, host)
+        networks, portgroups, opaque = networks_of(self._session, host)
+        folder, missing_folders = folder_for(found, things, host, placement.folder)
         return Place(
             host=host.object,
             host_name=host_name,
             datastore=datastore[0].object,
-            datastore_name=_name(datastore[0]),
+            datastore_name=name_of(datastore[0]),
             folder=folder,
-            pool=_pool(found, things, compute, placement.resource_pool, host_name),
+            pool=pool_for(found, things, compute, placement.resource_pool, host_name),
             networks=networks,
             portgroups=portgroups,
             opaque=opaque,
-            stores={_name(one): one.object for one in stores},
+            stores={name_of(one): one.object for one in stores},
             missing_folders=missing_folders,
         )
 
@@ -231,189 +243,3 @@ class Places:
         if place.missing_folders:
             self.forget()
         return folder
-
-
-def _compute(things: Mapping[str, collector.Found], host: collector.Found) -> collector.Found | None:
-    return things.get(ref_of(host.get("parent"))) if host.get("parent") is not None else None
-
-
-def _browser(things: Mapping[str, collector.Found], host: collector.Found) -> Any:
-    compute = _compute(things, host)
-    return compute.get("environmentBrowser") if compute is not None else None
-
-
-def _stores_named(wanted: str, things: Mapping[str, collector.Found], host: collector.Found) -> list[collector.Found]:
-    """Datastores of the host that `name` or `datacenter/name` means."""
-    datacenter = _datacenter(things, host)
-    prefix = f"{_name(datacenter)}/" if datacenter is not None else ""
-    return [one for one in _of(things, host.get("datastore", [])) if wanted in {_name(one), prefix + _name(one)}]
-
-
-def _name(one: collector.Found) -> str:
-    return decode_name(str(one.get("name", one.ref)))
-
-
-def _of(things: Mapping[str, collector.Found], objects: Iterable[Any]) -> list[collector.Found]:
-    return [things[ref_of(one)] for one in objects if ref_of(one) in things]
-
-
-def _pick(candidates: list[collector.Found], name: str, missing: str, others: str) -> collector.Found:
-    match = [one for one in candidates if _name(one) == name]
-    if not match:
-        known = sorted(_name(one) for one in candidates)
-        raise NotFoundError(
-            f"{missing} {name}", hint=near_names(name, known) or f"{others} {', '.join(known[:10]) or 'none'}"
-        )
-    return match[0]
-
-
-def _hosts(
-    found: list[collector.Found], things: Mapping[str, collector.Found], placement: ReplicaPlacement
-) -> list[collector.Found]:
-    """The host that the job names, or all connected ones that mount the datastores, by name; at least one."""
-    hosts = sorted((one for one in found if isinstance(one.object, vim.HostSystem)), key=_name)
-    if placement.cluster is not None:
-        clusters = [one for one in found if isinstance(one.object, vim.ClusterComputeResource)]
-        cluster = _pick(clusters, placement.cluster, "the target site has no cluster", "it has")
-        hosts = [one for one in hosts if (above := _compute(things, one)) is not None and above.ref == cluster.ref]
-    if placement.host is not None:
-        where = f"cluster {placement.cluster} has no host" if placement.cluster else "the target site has no host"
-        return [_pick(hosts, placement.host, where, "it has")]
-    usable = [
-        host
-        for host in hosts
-        if str(host.get("runtime.connectionState", "connected")) == "connected"
-        and not host.get("runtime.inMaintenanceMode", False)
-        and _stores_named(placement.datastore, things, host)
-    ]
-    if not usable:
-        known = {_name(one) for one in found if isinstance(one.object, vim.Datastore)}
-        where = f"cluster {placement.cluster}" if placement.cluster else "the target site"
-        raise NotFoundError(
-            f"no connected host of {where} has datastore {placement.datastore}",
-            hint=near_names(placement.datastore, known) or "set host and datastore of the job's target",
-        )
-    meant = {store.ref for host in usable for store in _stores_named(placement.datastore, things, host)}
-    if len(meant) > 1:
-        raise UsageError(
-            f"the target site has {len(meant)} datastores named {placement.datastore}",
-            hint="write the datacenter before the name in target_datastore (datacenter/name), or name a target_host",
-        )
-    others = sorted(set(placement.disk_stores.values()))
-    able = [host for host in usable if all(_stores_named(name, things, host) for name in others)]
-    if not able:
-        raise NotFoundError(
-            f"no connected host that has datastore {placement.datastore} has {', '.join(others)} too",
-            hint="a VM's disks lie on datastores of one host: change disk_datastores in the job",
-        )
-    return able
-
-
-def _datacenter(things: Mapping[str, collector.Found], start: collector.Found) -> collector.Found | None:
-    above: collector.Found | None = start
-    while above is not None and not isinstance(above.object, vim.Datacenter):
-        parent = above.get("parent")
-        above = things.get(ref_of(parent)) if parent is not None else None
-    return above
-
-
-def _folder(
-    found: list[collector.Found], things: Mapping[str, collector.Found], host: collector.Found, path: str | None
-) -> tuple[Any, tuple[str, ...]]:
-    """The VM folder of the host's datacenter, or as much of `a/b` below it as is there, and the steps that are not."""
-    datacenter = _datacenter(things, host)
-    if datacenter is None or datacenter.get("vmFolder") is None:
-        raise NotFoundError(f"the datacenter of host {_name(host)} cannot be seen", hint="see `vrepl check`")
-    current = datacenter.get("vmFolder")
-    steps = [part for part in (path or "").split("/") if part]
-    for number, step in enumerate(steps):
-        inside = [
-            one
-            for one in found
-            if isinstance(one.object, vim.Folder)
-            and one.get("parent") is not None
-            and ref_of(one.get("parent")) == ref_of(current)
-            and _name(one) == step
-        ]
-        if not inside:
-            return current, tuple(steps[number:])
-        current = inside[0].object
-    return current, ()
-
-
-def _pool(
-    found: list[collector.Found],
-    things: Mapping[str, collector.Found],
-    compute: collector.Found | None,
-    path: str | None,
-    host_name: str,
-) -> Any:
-    """The root pool of the host or its cluster, or the one at `a/b` (or named `b`) below it."""
-    if compute is None or compute.get("resourcePool") is None:
-        raise NotFoundError(f"the resource pool of host {host_name} cannot be seen", hint="see `vrepl check`")
-    root = compute.get("resourcePool")
-    if not path:
-        return root
-
-    def path_of(one: collector.Found) -> str:
-        parts: list[str] = []
-        step: collector.Found | None = one
-        while step is not None and step.ref != ref_of(root):
-            parts.append(_name(step))
-            parent = step.get("parent")
-            step = things.get(ref_of(parent)) if parent is not None else None
-        return "/".join(reversed(parts))
-
-    pools = [
-        one
-        for one in found
-        if isinstance(one.object, vim.ResourcePool)
-        and one.get("owner") is not None
-        and ref_of(one.get("owner")) == compute.ref
-        and one.ref != ref_of(root)
-    ]
-    paths = {path_of(one): one.object for one in pools}
-    match = [pool for known, pool in paths.items() if known == path or known.rpartition("/")[2] == path]
-    if len(match) != 1:
-        trouble = "has no resource pool" if not match else "has several resource pools named"
-        raise NotFoundError(
-            f"host {host_name} {trouble} {path}",
-            hint=near_names(path, paths) or f"it has {', '.join(sorted(paths)) or 'only its root pool'}",
-        )
-    return match[0]
-
-
-def _networks(
-    session: Session, host: collector.Found
-) -> tuple[dict[str, Any], dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
-    """The host's networks by name, and what distributed port groups and NSX's need besides (2 calls at most)."""
-    found = collector.these(
-        session,
-        host.get("network", []),
-        {
-            vim.dvs.DistributedVirtualPortgroup: ["name", "key", "config.distributedVirtualSwitch"],
-            vim.OpaqueNetwork: ["name", "summary"],
-            vim.Network: ["name"],
-        },
-    )
-    switches = {
-        ref_of(one.get("config.distributedVirtualSwitch")): one.get("config.distributedVirtualSwitch")
-        for one in found
-        if one.get("config.distributedVirtualSwitch") is not None
-    }
-    uuids = {
-        one.ref: str(one.get("uuid", ""))
-        for one in collector.these(session, list(switches.values()), {vim.DistributedVirtualSwitch: ["uuid"]})
-    }
-    networks: dict[str, Any] = {}
-    portgroups: dict[str, tuple[str, str]] = {}
-    opaque: dict[str, tuple[str, str]] = {}
-    for one in found:
-        networks[_name(one)] = one.object
-        switch = one.get("config.distributedVirtualSwitch")
-        if "Portgroup" in kind_of(one.object) and switch is not None:
-            portgroups[_name(one)] = (str(one.get("key", one.ref)), uuids.get(ref_of(switch), ""))
-        summary = one.get("summary")
-        if getattr(summary, "opaqueNetworkId", None):
-            opaque[_name(one)] = (str(summary.opaqueNetworkId), str(summary.opaqueNetworkType or ""))
-    return networks, portgroups, opaque

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import logging
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from pyVmomi import SoapAdapter
 
 from vrepl import trace
 from vrepl.errors import (
@@ -28,7 +23,7 @@ from vrepl.errors import (
     VsphereError,
     stopped_on_request,
 )
-from vrepl.vsphere import answers, tls
+from vrepl.vsphere import tls
 from vrepl.vsphere.api import kind_of, ref_of, vim, vmodl
 from vrepl.vsphere.faults import (
     OutcomeUnknownError,
@@ -37,12 +32,13 @@ from vrepl.vsphere.faults import (
     may_have_happened,
 )
 from vrepl.vsphere.plain_requests import DISCONNECTED, Server
-from vrepl.vsphere.retry import Retrier, RetryPolicy
-from vrepl.vsphere.tracing import traced
+from vrepl.vsphere.retry import Retrier
+from vrepl.vsphere.site_settings import SiteSettings
+from vrepl.vsphere.stub import Stub
+
+__all__ = ["Session", "SiteSettings"]
 
 log = logging.getLogger(__name__)
-
-answers.install()
 
 NOT_REPEATABLE = frozenset(
     {"CreateSnapshot_Task", "CreateVM_Task", "CloneVM_Task", "CreateFolder", "RegisterVM_Task", "WaitForUpdatesEx"}
@@ -53,9 +49,6 @@ before it asks again."""
 _WITHOUT_SESSION = frozenset({"RetrieveServiceContent", "Login", "Logout", "Fetch"})
 """Methods that a dead session does not stop, or that would only ask about it (`Fetch` reads `currentSession`)."""
 
-CONNECTIONS_KEPT = 72
-"""Idle connections that are not closed: as many as VMs are under way at once, and some. Each new one costs a handshake,
-which takes a processor longer than a call."""
 SILENCE = 4.0
 """Seconds without an answer after which a stop no longer counts on a site; a clean-up that it would have answered in
 that time is done."""
@@ -65,69 +58,6 @@ WHOLE_ANSWER = 2.0
 """Times a call's time limit, which is for each piece of an answer: what all pieces together may take."""
 LONGEST_ANSWER = 1 << 30
 """Bytes of an answer; the properties of 5,000 VMs have some fifty million."""
-
-
-@dataclass(frozen=True, slots=True)
-class SiteSettings:
-    """How to reach and log in to one site; times in seconds."""
-
-    name: str
-    server: str
-    user: str
-    password: str = field(repr=False)
-    port: int = 443
-    nfc_port: int = 902
-    nfc_compression: str = "none"
-    ca_file: Path | None = None
-    """PEM; None: the system's CAs."""
-    thumbprint: str | None = None
-    """SHA-256 of the server's certificate, instead of CAs."""
-    timeout: float = 180.0
-    """For one call; longer than the longest WaitForUpdatesEx, and than vSphere takes to list a big disk's changes."""
-    task_timeout: float = 4 * 3600.0
-    """For one task: merging a large snapshot may take hours, and one that never ends must not hold its job for ever."""
-    keepalive: float = 600.0
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-
-
-class Stub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc,unused-ignore]
-    """pyVmomi's SOAP stub, with every call handed to `invoke`."""
-
-    def __init__(
-        self,
-        invoke: Callable[[Any, Any, Callable[[], Any]], Any],
-        *,
-        server: str,
-        port: int,
-        version: str,
-        context: ssl.SSLContext,
-        timeout: float,
-    ) -> None:
-        setup: Any = super().__init__
-        setup(
-            host=server,
-            port=port,
-            version=version,
-            sslContext=context,
-            httpConnectionTimeout=timeout,
-            poolSize=CONNECTIONS_KEPT,
-        )
-        self._invoke = invoke
-        self._place = f"{server}:{port}"
-
-    def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:
-        send: Any = super().InvokeMethod
-        tracing = trace.current()
-        if tracing is None:
-            return self._invoke(mo, info, lambda: send(mo, info, args, outerStub))
-        call: Callable[[], Any] = lambda: send(mo, info, args, outerStub)  # noqa: E731
-        return self._invoke(mo, info, lambda: traced(tracing, self._place, mo, info, args, call))
-
-    def expect_no_answer_later_than(self, seconds: float) -> None:
-        """For connections made from now on; those in the pool are dropped."""
-        self.schemeArgs["timeout"] = seconds
-        drop: Any = self.DropConnections
-        drop()
 
 
 class Session:
