@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.bench import Bench, files_on
+from benchmarks.bench import CAPACITY, Bench, files_on
 from tests.support.hosts import HostHere, Tamper, settings_by_role
 from tests.support.shaper import Shaper
 from tests.support.tun_line import TunLine
@@ -99,15 +99,17 @@ def shaped(bench: Bench, data: bytes | None = None) -> float:
         shaper.close()
 
 
-def over_tcp(bench: Bench, loss: float, congestion: str, length: int) -> float:
-    """Over packets of 1500 bytes, headers and all, delayed and lost: what the kernel's TCP makes of the line."""
-    line = TunLine(delay=DELAY, rate=RATE, loss=loss, congestion="cubic")
+def over_tcp(
+    bench: Bench, loss: float, congestion: str, length: int, *, rate: float = RATE, packet: int = 1500
+) -> float:
+    """Over packets, headers and all, that are delayed and lost: what the kernel's TCP makes of the line."""
+    line = TunLine(delay=DELAY, rate=rate, loss=loss, congestion="cubic", packet=packet)
 
     def tamper(end: StreamEnd) -> StreamEnd:
         return replace(end, congestion=congestion, address=None if end.address is None else line.peer)
 
     try:
-        return of_the_line(bench, tamper, length)
+        return of_the_line(bench, tamper, length) * RATE / rate
     finally:
         line.close()
 
@@ -119,6 +121,9 @@ def loss(bench: Bench) -> dict[str, object]:
             "line_tcp": round(over_tcp(bench, 0.0, STREAM_END.congestion, LONG_ON_THE_LINE), 3),
             "line_tcp_loss_0.1pct": round(over_tcp(bench, 0.001, STREAM_END.congestion, LONG_ON_THE_LINE), 3),
             "line_tcp_loss_0.1pct_cubic": round(over_tcp(bench, 0.001, "", 16 * MIB), 3),
+            "line_tcp_1gbit": round(
+                over_tcp(bench, 0.0, STREAM_END.congestion, min(CAPACITY, 1024 * MIB), rate=10 * RATE, packet=16000), 3
+            ),
         }
     except OSError as error:
         return {"line_tcp": f"not measured: {error}"}

@@ -40,11 +40,13 @@ class TunLine:
         loss: float = 0.0,
         queue: float = 0.05,
         congestion: str | None = None,
+        packet: int = 1500,
         seed: int = 1,
     ) -> None:
         """`delay`: seconds one way; `rate`: bytes/s of packets; `loss`: the part that is lost at random, each way.
 
         `queue`: seconds that a packet may wait for the line before it is dropped; `congestion`: the algorithm.
+        `packet`: bytes of one, headers included: more than a network's for a line that is too fast to be carried so.
         """
         number = next(_numbers)
         network = (
@@ -57,7 +59,7 @@ class TunLine:
             name = f"line{number % 10**8}"
             fcntl.ioctl(self._device, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI))
             _ip("address", "add", near, "peer", self.peer, "dev", name)
-            _ip("link", "set", name, "up", "mtu", "1500")
+            _ip("link", "set", name, "up", "mtu", str(packet))
             if congestion is not None:
                 _ip("route", "replace", self.peer, "dev", name, "src", near, "congctl", congestion)
             arguments = json.dumps({"device": self._device, "delay": delay, "rate": rate, "loss": loss, "queue": queue})
