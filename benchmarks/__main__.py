@@ -19,19 +19,25 @@ OWN_ENGINES = {"own_nbd", "own_hotadd"}
 LATEST = Path(__file__).parent / "results" / "latest.json"
 
 
+def machine() -> dict[str, object]:
+    """What the figures are of."""
+    return {
+        "processors": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_before": LOAD_BEFORE,
+    }
+
+
 def write_latest(results: dict[str, dict[str, object]]) -> None:
     """Keep the figures of this run: those of the data path and of an engine as a whole (who is not there has none)."""
     latest = json.loads(LATEST.read_text()) if LATEST.is_file() else {"machine": {}, "ratios": {}}
     if "datapath" in results:
         figures = dict(results["datapath"])
-        latest["machine"] = {
-            "processors": os.cpu_count(),
-            "kernel": platform.release(),
-            "python": platform.python_version(),
-            "files": "memory (tmpfs)" if figures.pop("files_in_memory") else "disk",
-            "load_before": LOAD_BEFORE,
-        }
+        latest["machine"] = machine() | {"files": "memory (tmpfs)" if figures.pop("files_in_memory") else "disk"}
         latest["ratios"] = {key: value for key, value in latest["ratios"].items() if key == ADMISSION} | figures
+    if "far_movers" in results:
+        latest["far_movers"] = {"machine": machine(), **results["far_movers"]}
     if "admission" in results:
         latest["ratios"][ADMISSION] = results["admission"]["ratio"]
     for name in OWN_ENGINES & results.keys():
