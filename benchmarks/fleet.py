@@ -94,11 +94,14 @@ def replicate(lab: Lab) -> Run:
     control, peak, movers = 0.0, 0.0, set[int]()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
         process = subprocess.Popen([*command, "replicate", "demo", "--json"], stdout=out, stderr=said)
-        while process.poll() is None:
-            with suppress(OSError, IndexError):
-                control, peak = cpu_seconds(process.pid), peak_mib(process.pid)
-                movers.update(children(process.pid))
-            time.sleep(LOOK)
+        try:
+            while process.poll() is None:
+                with suppress(OSError, IndexError):
+                    control, peak = cpu_seconds(process.pid), peak_mib(process.pid)
+                    movers.update(children(process.pid))
+                time.sleep(LOOK)
+        finally:
+            process.kill()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = time.perf_counter() - began
         out.seek(0), said.seek(0)
