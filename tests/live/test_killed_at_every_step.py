@@ -133,6 +133,7 @@ def test_commit_and_reprotect(make: MakeEstate) -> None:
     assert estate.images("prod", vm, f"vrepl {report['restore_point']}") == estate.replica(vm)
 
 
+@pytest.mark.timeout(7200)
 def test_planned_start(make: MakeEstate) -> None:
     """Two runs, the shutdown and the failover: each of their steps is one to die at."""
     estate = make(60)
