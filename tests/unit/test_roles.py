@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from vrepl.app.roles import in_form, roles_of
+from vrepl.app.roles import engines_of, in_form, roles_of
 from vrepl.cli import main
 from vrepl.config.example import EXAMPLE
 from vrepl.config.load import parse
 from vrepl.config.model import Config
+from vrepl.model import DataEngine
 from vrepl.vsphere.privileges import NEEDS, Role
 
 
@@ -65,6 +66,28 @@ def test_every_form_names_every_privilege_once(site: str) -> None:
         assert "-Principal 'o''hara@vsphere.local'" in told
         listed = in_form("list", [role], "").splitlines()[1:]
         assert {line.split()[0] for line in listed} - {"System.Read"} == wanted
+
+
+@pytest.mark.parametrize(
+    ("more", "vddk", "own"),
+    [
+        ("", True, True),
+        ('engine = "own"', False, True),
+        ('engine = "vddk"', True, False),
+        ('engine = "own"\n[proxies.far]\nengine = "vddk"', True, True),
+        ('engine = "own"\n[proxies.far]\nengine = "auto"', True, True),
+    ],
+)
+def test_a_role_holds_what_the_configured_engines_want(more: str, vddk: bool, own: bool) -> None:
+    config = configured(text=EXAMPLE.replace("[vddk]\n", f"[vddk]\n{more}\n"))
+    engines = {DataEngine.VDDK} if vddk else set()
+    engines |= {DataEngine.OWN} if own else set()
+    assert engines_of(config) == engines
+    held = {
+        one for role in roles_of(config, "prod", failback=True, engines=engines_of(config)) for one in role.privileges
+    }
+    assert ("Global.DisableMethods" in held) is vddk
+    assert "VirtualMachine.Provisioning.DiskRandomRead" in held
 
 
 def govc_lines(text: str) -> list[str]:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vrepl.config.model import Config
-from vrepl.model import TransportMode
+from vrepl.model import DataEngine, TransportMode
 from vrepl.vsphere.privileges import NEEDS, Need, Role, Scope
+
+EVERY_ENGINE = frozenset(DataEngine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class SiteRole:
     where: str
     """Where to assign it, in words."""
     on_proxy: bool = False
+    engines: frozenset[DataEngine] = EVERY_ENGINE
+    """Whose code may open disks: what only another one wants is left out."""
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -27,6 +31,8 @@ class SiteRole:
         found: dict[tuple[str, Scope], list[str]] = {}
         for use in self.uses:
             for need in NEEDS[use]:
+                if need.engine is not None and need.engine not in self.engines:
+                    continue
                 whys = found.setdefault((need.privilege, need.scope), [])
                 if need.why not in whys:
                     whys.append(need.why)
@@ -38,11 +44,20 @@ class SiteRole:
         return tuple(sorted({need.privilege for need in self.needs if not need.privilege.startswith("System.")}))
 
 
-def roles_of(config: Config, site: str, *, failback: bool) -> list[SiteRole]:
+def engines_of(config: Config) -> frozenset[DataEngine]:
+    """Whose code may open disks by the configuration; `auto` may become either, at each machine."""
+    chosen = {config.vddk.engine, *(proxy.engine for proxy in config.proxies.values())} - {None}
+    return EVERY_ENGINE if "auto" in chosen else frozenset(DataEngine(name) for name in chosen if name is not None)
+
+
+def roles_of(
+    config: Config, site: str, *, failback: bool, engines: frozenset[DataEngine] = EVERY_ENGINE
+) -> list[SiteRole]:
     """What the jobs make of a site; one that no job names is taken to be both ends.
 
     A user has one permission on an object, and what is assigned on an object replaces what it inherits: so what a site
     is all for is one role, and the proxy's holds it too. `failback`: either end may have to be the other's.
+    `engines`: as `engines_of` says, or more.
     """
     jobs = [job for job in config.jobs.values() if site in {job.source, job.target}]
     reads = failback or not jobs or any(job.source == site for job in jobs)
@@ -58,7 +73,7 @@ def roles_of(config: Config, site: str, *, failback: bool) -> list[SiteRole]:
         uses.append(Role.GUEST_ADDRESSES)
     ends = "-".join(name for name, wanted in (("source", reads), ("target", writes)) if wanted)
     root = "the root of the vCenter, with propagation (or narrower: see docs/privileges.md)"
-    found = [SiteRole(f"vrepl-{ends}", tuple(uses), root)]
+    found = [SiteRole(f"vrepl-{ends}", tuple(uses), root, engines=engines)]
     modes = {
         mode
         for job in jobs
@@ -68,7 +83,8 @@ def roles_of(config: Config, site: str, *, failback: bool) -> list[SiteRole]:
     }
     if not jobs or TransportMode.HOTADD in modes:
         where = "the VM that runs vrepl, where it is a VM of this site (HotAdd)"
-        found.append(SiteRole(f"vrepl-{ends}-proxy", (*uses, Role.HOTADD_PROXY), where, on_proxy=True))
+        proxy_uses = (*uses, Role.HOTADD_PROXY)
+        found.append(SiteRole(f"vrepl-{ends}-proxy", proxy_uses, where, on_proxy=True, engines=engines))
     return found
 
 

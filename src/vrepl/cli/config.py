@@ -146,15 +146,17 @@ def show(state: State) -> None:
     help="A plain list, or commands that make the roles and assign them.",
 )  # fmt: skip
 @click.option("--failback", is_flag=True, help="Also what planned failover and failback take.")
+@click.option("--every-engine", is_flag=True, help="Also what an engine takes that the configuration rules out.")
 @json_option
 @pass_state
-def role(state: State, site: str, form: str, failback: bool) -> None:
+def role(state: State, site: str, form: str, failback: bool, every_engine: bool) -> None:
     """Print the vSphere roles that the user of SITE needs for the configured jobs. Nothing is connected to."""
-    from vrepl.app.roles import in_form, roles_of, to_json
+    from vrepl.app.roles import EVERY_ENGINE, engines_of, in_form, roles_of, to_json
     from vrepl.report import console
 
     loaded = state.config()
     table = loaded.config.sites[loaded.require_site(site)]
-    roles = roles_of(loaded.config, site, failback=failback)
+    engines = EVERY_ENGINE if every_engine else engines_of(loaded.config)
+    roles = roles_of(loaded.config, site, failback=failback, engines=engines)
     data = {"version": 1, "site": site, "user": table.user, "roles": [to_json(one) for one in roles]}
     state.result(data, lambda out: console.paragraph(out, in_form(form, roles, table.user)))
