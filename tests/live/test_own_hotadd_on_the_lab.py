@@ -97,7 +97,7 @@ def test_a_proxy_that_cannot_tell_disks_apart_or_has_snapshots_is_not_used(start
 
 def in_mid_copy(runs: Runs, act: Callable[[int], None]) -> None:
     """A run that ends well, whatever was done once its disk hung on the proxy; `act` gets its process."""
-    runs.set_in_job('bandwidth = "12 MiB/s"')
+    runs.set_in_job('bandwidth = "6 MiB/s"')
     process = runs.start()
     until(lambda: len(proxy_vm.hanging(runs.lab, "dr")) == 1, process)
     time.sleep(1.0)

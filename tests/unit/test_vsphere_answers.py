@@ -88,6 +88,13 @@ ODD = {
         "<localizedMessage>no</localizedMessage></fault></missingSet></returnval></RResponse>",
         vmodl.query.PropertyCollector.ObjectContent,
     ),
+    "a property that is a list": (
+        '<FetchResponse xmlns="urn:vim25"><returnval xsi:type="ArrayOfManagedObjectReference">'
+        '<ManagedObjectReference xsi:type="ManagedObjectReference" type="VirtualMachine">vm-1</ManagedObjectReference>'
+        '<ManagedObjectReference xsi:type="ManagedObjectReference" type="Folder">f-1</ManagedObjectReference>'
+        "</returnval></FetchResponse>",
+        SUPPORT.GetVmodlType("vmodl.ManagedObject[]"),
+    ),
     "nothing": ('<RResponse xmlns="urn:vim25"></RResponse>', type(None)),
     "a prefix that stands for two": (
         '<RResponse xmlns="urn:vim25"><returnval xmlns="urn:vim25" type="Task">task-1</returnval>'

@@ -117,6 +117,8 @@ class _Reading:
             raise _UnusualError
         values = [self._value(node, result_type) for node in inner[0]]
         if issubclass(result_type, list):
+            if len(values) == 1 and isinstance(values[0], list):  # a property that is a list comes as one value
+                return values[0]
             return result_type(values)
         if len(values) > 1:
             raise _UnusualError
