@@ -63,6 +63,8 @@ def test_the_five_steps(start_lab: Callable[[LabSpec], Lab], tmp_path: Path) -> 
         (etc / "secrets" / site).chmod(0o600)
         ports = f"port = {lab.sites[site].port}\nnfc_port = {lab.sites[site].nfc_port}"
         names[f'"vcenter.{site}.example.com"'] = f'"127.0.0.1"\n{ports}'
+    # Unkind labs have a second datacenter, with a datastore of the same name.
+    names['"dr-vmfs-01"'] = '"dr-dc/dr-vmfs-01"'
     names[f'"{etc}/secrets/dr" }}'] = f'"{etc}/secrets/dr" }}\nca_file = "{etc}/dr-ca.pem"'
     typist = Typist(tmp_path, names, VREPL_CONFIG=str(etc / "vrepl.toml"))
     steps = typed_between("## Five steps to a scheduled job", "## A machine at each site")
