@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHELL := /bin/bash
+# Files in the order of their names: small ones come last (tests/unit), and no processor waits long for the other.
+BY_FILE := --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-cassettes fast long test-nasty lint fmt cover bench scale record docs clean
 
@@ -39,19 +41,19 @@ fast: $(STAMP) ## unit tests without the slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile fast -m 'not slow and not long and not lab' tests/unit
 
 test: lint ## lint and the whole test suite (lab tests are skipped where the lab cannot be built)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 $(BY_FILE)
 
 long: $(STAMP) ## storms, fuzzing, soak: what takes too long for `make test`
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m long
+	$(BIN)/python -m pytest -n 2 $(BY_FILE) -m long
 
 cover: $(STAMP) ## which lines the unit and contract tests reach
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=vrepl --cov-report=term-missing:skip-covered tests/unit tests/contract
+	$(BIN)/python -m pytest -n 2 $(BY_FILE) --cov=vrepl --cov-report=term-missing:skip-covered tests/unit tests/contract
 
 test-nasty: $(STAMP) ## tests on the lab with every nasty setting on (docs/lab.md)
-	VREPL_LAB_NASTY=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/live
+	VREPL_LAB_NASTY=1 $(BIN)/python -m pytest -n 2 $(BY_FILE) tests/live
 
 test-cassettes: $(STAMP) ## what passes without a network and without a lab
-	VREPL_NO_LAB=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	VREPL_NO_LAB=1 $(BIN)/python -m pytest -n 2 $(BY_FILE)
 
 bench: $(STAMP) ## benchmarks, as ratios in one run
 	$(BIN)/python -m benchmarks

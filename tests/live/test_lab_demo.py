@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-c", "from vrepl.cli import main; main()", "lab", "d
     ("options", "mode"),
     [
         ((), "nbdssl"),
-        (("--no-vddk", "--proxy", "hotadd"), "hotadd"),
+        pytest.param(("--no-vddk", "--proxy", "hotadd"), "hotadd", marks=pytest.mark.long),
         pytest.param(("--no-vddk",), "nbdssl", marks=pytest.mark.long),
     ],
 )

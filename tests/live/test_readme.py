@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pages import ROOT, Block, blocks_of
+from tests.support.pages import README, Block, blocks_of
 from tests.support.typist import Typist
 from vrepl_lab.lab import USER, Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
-README = ROOT / "README.md"
 VMS = tuple(VmSpec(name, disks=(DiskSpec(2 * MIB, content="random"),)) for name in ("web-01", "db-01"))
 
 

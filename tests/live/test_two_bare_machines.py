@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.test_readme import README, VMS
 from tests.support import far_proxies
-from tests.support.pages import Block, blocks_of
+from tests.support.pages import README, Block, blocks_of
 from tests.support.typist import Typist
 from tests.support.vrepl_runs import Runs
 from vrepl_lab import machines
 from vrepl_lab.lab import USER, Lab
-from vrepl_lab.spec import LabSpec
+from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
 pytestmark = [
     pytest.mark.long,
@@ -25,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("ssh") is None, reason="no OpenSSH client on this machine"),
 ]
 NAMES = ("prod-proxy-1", "dr-proxy-1")
+VMS = tuple(VmSpec(name, disks=(DiskSpec(2 * MIB, content="random"),)) for name in ("web-01", "db-01"))
 
 
 def chapter(heading: str) -> list[Block]:
