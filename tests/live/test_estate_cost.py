@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.vrepl_runs import Runs
+from vrepl_lab import nasty
 from vrepl_lab.lab import Lab
 from vrepl_lab.spec import MIB, DiskSpec, LabSpec, VmSpec
 
@@ -44,7 +45,9 @@ def test_an_unchanged_vm_costs_few_calls(start_lab: Callable[[LabSpec], Lab], tm
     assert per_vm["CreateSnapshot_Task"] == 2, per_vm
     # What must be fresh: either VM as the run begins with it, and each of the snapshots once it is there.
     assert 4 <= per_vm["RetrievePropertiesEx"] <= 4 + listing, per_vm
-    assert per_vm["QueryChangedDiskAreas"] == 2, per_vm
+    # An unkind site begins an answer with an empty page, and tells of changes that were none.
+    pages = 2 if nasty.wanted() else 1
+    assert 2 <= per_vm["QueryChangedDiskAreas"] <= 2 * pages, per_vm
     # The replica is where it was seen last.
     assert many["FindAllByUuid"] == few["FindAllByUuid"], many
     # Of three tasks, each comes into the view once at the most, and brings two answers at the most.
