@@ -23,7 +23,7 @@ from pathlib import Path
 from vrepl.admission import Admission, Resource, Scarce, Stake, Start, fits
 from vrepl.errors import RepositoryError
 from vrepl.repository.files import FILE_MODE, make_directory, naming, write_all
-from vrepl.repository.locks import this_process
+from vrepl.repository.locks import taken, this_process
 
 PATIENCE = 1.0
 """Seconds that a run which has the right of way may leave free what it waits for: it may have been stopped (SIGSTOP),
@@ -80,7 +80,7 @@ class Budgets:
         try:
             with naming(path, "lock"):
                 until = time.monotonic() + LOCK_SECONDS
-                while not (locked := _flock(descriptor)) and time.monotonic() < until:
+                while not (locked := taken(descriptor)) and time.monotonic() < until:
                     time.sleep(0.001)
             yield locked
         finally:
@@ -111,7 +111,7 @@ class Budgets:
                 except FileNotFoundError:
                     continue
                 try:
-                    if _flock(descriptor):
+                    if taken(descriptor):
                         os.unlink(path)
                     else:
                         found[name] = _decoded(os.read(descriptor, os.fstat(descriptor).st_size))
@@ -174,14 +174,6 @@ class Budgets:
             with naming(path, "remove"):
                 path.unlink(missing_ok=True)
                 os.close(descriptor)
-
-
-def _flock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _decoded(content: bytes) -> Stakes:

@@ -59,7 +59,7 @@ def holding(
     with naming(path, "lock"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
-            while not _take(descriptor, fcntl.LOCK_EX):
+            while not taken(descriptor):
                 owner = read_owner(path)
                 waited = monotonic() - started
                 if waited >= (wait_seconds if owner else max(wait_seconds, _NAMELESS_SECONDS)):
@@ -90,7 +90,7 @@ def is_held(path: Path) -> bool:
         except FileNotFoundError:
             return False
         try:
-            return not _take(descriptor, fcntl.LOCK_SH)
+            return not taken(descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
 
@@ -110,7 +110,7 @@ def clear_dead(path: Path) -> bool:
     with naming(path, "unlock"):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            if not _take(descriptor, fcntl.LOCK_EX):
+            if not taken(descriptor):
                 return False
             os.ftruncate(descriptor, 0)
             return True
@@ -118,7 +118,8 @@ def clear_dead(path: Path) -> bool:
             os.close(descriptor)
 
 
-def _take(descriptor: int, operation: int) -> bool:
+def taken(descriptor: int, operation: int = fcntl.LOCK_EX) -> bool:
+    """Whether the lock of an open file could be had at once."""
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except BlockingIOError:
