@@ -88,9 +88,13 @@ PRIVATE = frozenset({Scarce.DISKS})
 
 def fits(one: Stake, others: Iterable[Stake]) -> bool:
     """Whether a run could have what it waits for, were it to look now; `others`: the stakes of all others."""
+    return one.wanted <= _left(one.limit, one.held, others)
+
+
+def _left(limit: float, held: float, others: Iterable[Stake]) -> float:
+    """What is free for a run that has this limit and holds so much; `others`: the stakes of all others."""
     holders = [stake for stake in others if stake.held > 0]
-    limit = min([one.limit, *(stake.limit for stake in holders)])
-    return one.wanted <= limit - one.held - sum(stake.held for stake in holders)
+    return min([limit, *(stake.limit for stake in holders)]) - held - sum(stake.held for stake in holders)
 
 
 _Waiting = tuple[int, int, Demand]
@@ -242,13 +246,8 @@ class Admission:
         return self._limits[resource]
 
     def _free(self, resource: Resource) -> float:
-        free = self._limit(resource) - self._used.get(resource, 0.0)
-        others = self._others.get(resource)
-        if not others:
-            return free
-        holders = [stake for stake in others.values() if stake.held > 0]
-        limit = min([self._limit(resource), *(stake.limit for stake in holders)])
-        return limit - self._used.get(resource, 0.0) - sum(stake.held for stake in holders)
+        others = self._others.get(resource, {}).values()
+        return _left(self._limit(resource), self._used.get(resource, 0.0), others)
 
     def _may_take(self, resource: Resource, amount: float) -> bool:
         return amount <= self._free(resource) and not self._yields(resource)
