@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from html import escape
 from urllib.parse import quote
 
+from vrepl.trace import OF_A_SESSION
+
 HIDDEN = "***"
 SHORTEST = 4
 """Characters: a shorter secret is hidden only where it stands alone, else every word with these letters would go."""
@@ -23,7 +25,7 @@ _SHAPES = (
     ),
     (re.compile(rf"(?i)\b({_NAMES}\"?\s*[:=]\s*\")[^\"]*(?=\")"), rf"\g<1>{HIDDEN}"),
     (re.compile(rf"(?i)\b({_NAMES}\s*[:=]\s*)('[^']*'|[^\s,;\"{{}}\[\]]+)"), rf"\g<1>{HIDDEN}"),
-    (re.compile(r"\bsession\[[^\]\s\"]+\]"), f"session[{HIDDEN}]"),  # in references to what a session made
+    (OF_A_SESSION, f"session[{HIDDEN}]"),
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL), HIDDEN),
 )
 
