@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,20 +17,10 @@ class Recorder(NbdOnly):
     def __init__(self) -> None:
         self.target_disks: list[Disk] = []
 
-    def plan(
-        self,
-        side: Side,
-        site: str,
-        vm: VirtualMachine,
-        disk: Disk,
-        *,
-        first_run: bool,
-        allowed: object,
-        beside: str | None = None,
-    ) -> TransportPlan:
+    def plan(self, side: Side, site: str, vm: VirtualMachine, disk: Disk, **how: Any) -> TransportPlan:
         if side is Side.TARGET:
             self.target_disks.append(disk)
-        return super().plan(side, site, vm, disk, first_run=first_run, allowed=allowed, beside=beside)
+        return super().plan(side, site, vm, disk, **how)
 
 
 def test_the_sources_datastore_reference_means_nothing_at_the_target(

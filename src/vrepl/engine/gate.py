@@ -90,22 +90,8 @@ class Gate:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`check_stop` raises InterruptedRunError. `budgets`: those of the repository; None: nobody else has a part."""
-        at_most = {
-            Scarce.DISKS: limits.parallel_disks,
-            Scarce.NFC: limits.nfc_budget_mib,
-            Scarce.CONNECTIONS: limits.vcenter_connections,
-            Scarce.SNAPSHOTS: limits.snapshots_per_datastore,
-        }
         self._scsi_slots: dict[str, int] = {}
-        self._admission = Admission(
-            lambda resource: float(
-                self._scsi_slots[resource.name]
-                if resource.kind is Scarce.HOTADD
-                else limits.proxy_slots[resource.name]
-                if resource.kind is Scarce.SLOTS
-                else at_most[resource.kind]
-            )
-        )
+        self._admission = Admission(self._limit_of)
         self._budgets = budgets or NoOthers()
         self._looking = False
         """Whether one of those that wait is the one that looks at what other runs do."""
@@ -120,6 +106,21 @@ class Gate:
         self._asking: set[str] = set()
         """Datastores whose free bytes one VM asks for, while others wait for the answer."""
         self._monotonic = monotonic
+
+    def _limit_of(self, resource: Resource) -> float:
+        match resource.kind:
+            case Scarce.DISKS:
+                return float(self._limits.parallel_disks)
+            case Scarce.NFC:
+                return float(self._limits.nfc_budget_mib)
+            case Scarce.CONNECTIONS:
+                return float(self._limits.vcenter_connections)
+            case Scarce.SNAPSHOTS:
+                return float(self._limits.snapshots_per_datastore)
+            case Scarce.SLOTS:
+                return float(self._limits.proxy_slots[resource.name])
+            case Scarce.HOTADD:
+                return float(self._scsi_slots[resource.name])
 
     def enter(self, demand: Demand) -> Callable[[], None]:
         """Wait until it may start; returns what gives back all that it holds (to be called once)."""

@@ -116,12 +116,11 @@ def gather(
     present = tuple(point for point in sealed if point.id in snapshots)
     lost = tuple(point for point in sealed if point.id not in snapshots)
     last = present[-1] if present else None
+    read = seen.snapshot if seen is not None else None
 
     def at_seal(point: RestorePoint) -> SnapshotState:
-        read = seen.snapshot if seen is not None else None
-        return (
-            read if read is not None and read.ref == snapshots[point.id] else target.read_snapshot(snapshots[point.id])
-        )
+        ref = snapshots[point.id]
+        return read if read is not None and read.ref == ref else target.read_snapshot(ref)
 
     if folder.record.empty_disks:
         require_empty_disks(folder, replica, last, at_seal(last) if last else None)

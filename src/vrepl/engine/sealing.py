@@ -151,16 +151,17 @@ def prune(
     now = context.services.clock()
     if not removable(points, {}, context.job.retention, now):
         return removed  # nothing by the times in the records, whatever the target's say
-    replica: VirtualMachine | None = context.target.read_vm(replica_ref)
-    assert replica is not None
+    replica = context.target.read_vm(replica_ref)
     times = {snapshot.ref: snapshot.created for snapshot in replica.snapshots}
     created = {point_id: times[ref] for point_id, ref in restore_point_snapshots(replica).items()}
+    read_anew = False
     for point in removable(points, created, context.job.retention, now):
         if context.services.stop.is_set():
             continue
         try:
-            # Read anew for each but the first: removing one moves what is above it.
-            replica = replica or context.target.read_vm(replica_ref)
+            # For each but the first: removing one moves what is above it.
+            if read_anew:
+                replica = context.target.read_vm(replica_ref)
             snapshot_ref = restore_point_snapshots(replica).get(point.id)
             if snapshot_ref is not None:
                 if not _may_remove(context, replica, snapshot_ref):
@@ -170,7 +171,7 @@ def prune(
                 consolidation_needed = context.target.remove_snapshot(replica_ref, snapshot_ref)
                 if consolidation_needed:
                     context.target.consolidate(replica_ref)
-            replica = None
+            read_anew = True
             folder.remove_restore_point(point.id)
         except VreplError as error:
             context.services.events.note(vm_name, f"restore point {point.id} could not be removed: {error.message}")

@@ -43,7 +43,7 @@ class Server:
     timeout: float
     """Seconds for each piece of an answer."""
     context: ssl.SSLContext
-    _idle: deque[Any] = field(default_factory=lambda: deque(maxlen=KEPT_OPEN), repr=False, compare=False)
+    _idle: deque[Any] = field(default_factory=deque, repr=False, compare=False)
 
     @property
     def place(self) -> str:

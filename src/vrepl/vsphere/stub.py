@@ -47,9 +47,12 @@ class Stub(SoapAdapter.SoapStubAdapter):  # type: ignore[misc,unused-ignore]
     def InvokeMethod(self, mo: Any, info: Any, args: Any, outerStub: Any = None) -> Any:
         send: Any = super().InvokeMethod
         tracing = trace.current()
+
+        def call() -> Any:
+            return send(mo, info, args, outerStub)
+
         if tracing is None:
-            return self._invoke(mo, info, lambda: send(mo, info, args, outerStub))
-        call: Callable[[], Any] = lambda: send(mo, info, args, outerStub)  # noqa: E731
+            return self._invoke(mo, info, call)
         return self._invoke(mo, info, lambda: traced(tracing, self._place, mo, info, args, call))
 
     def expect_no_answer_later_than(self, seconds: float) -> None:
