@@ -301,6 +301,21 @@ def test_a_file_beside_a_vm_is_written_read_and_replaced(site: VsphereSite) -> N
     assert site.read_vm_file(vm, "vrepl-failover-0.json") == b"second"
 
 
+def test_a_state_is_shown_in_an_attribute_that_is_made_once(lab: Lab, open_site: OpenSite) -> None:
+    for text in ("failed-over, epoch 1", "ready, epoch 2"):
+        with open_site() as site:  # as a command each
+            vm = site.find_vms(["web-01"])[0]
+            site.show_state(vm.ref, text)
+            [shown] = [one for one in site.candidates() if one.name == "web-01"]
+            assert shown.attributes["vrepl state"] == text
+    lab.set("prod.missing_privileges=Global.SetCustomField")
+    try:
+        with open_site() as site, pytest.raises(PermissionDeniedError):
+            site.show_state(vm.ref, "failed-over, epoch 3")
+    finally:
+        lab.set("prod.missing_privileges=none")
+
+
 def test_waiting_for_a_vms_tasks_ends_once_what_was_given_up_is_there(lab: Lab, site: VsphereSite) -> None:
     """A snapshot whose time had passed comes all the same, and whoever waits sees it, or nobody would remove it."""
     (vm,) = site.find_vms(["app-01"])

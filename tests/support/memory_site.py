@@ -152,6 +152,8 @@ class MemoryVm:
     tools_known: bool = True
     """The site has seen its Tools run."""
     files: dict[str, bytes] = field(default_factory=dict)
+    shown_state: str = ""
+    """In the attribute that people see."""
     """Beside it on its datastore: what no revert takes back."""
 
     def snapshot(self, ref: str) -> MemorySnapshot:
@@ -802,6 +804,10 @@ class MemorySite:
         self.before_call("write_vm_file")
         self._vm(vm.ref).files[name] = content
         self.after_call("write_vm_file")
+
+    def show_state(self, vm_ref: str, text: str) -> None:
+        self.before_call("show_state")
+        self._vm(vm_ref).shown_state = text
 
     def destroy_vm(self, vm_ref: str, *, with_files: Sequence[str] = ()) -> None:
         self._call("destroy_vm")

@@ -95,6 +95,7 @@ class FakeSite:
     networks: frozenset[str] = frozenset({"VM Network"})
     lacking_scripts: tuple[Lacked, ...] = ()
     lacking_addresses: tuple[Lacked, ...] = ()
+    lacking_failover: tuple[Lacked, ...] = ()
     vms: list[VirtualMachine] = field(default_factory=list)
     free: int = 10 * GIB
 
@@ -128,6 +129,9 @@ class FakeSite:
 
     def lacking_for_guest_addresses(self, vm_refs: Sequence[str]) -> Sequence[Lacked]:
         return self.lacking_addresses if vm_refs else ()
+
+    def lacking_for_failover(self, vm_refs: Sequence[str]) -> Sequence[Lacked]:
+        return self.lacking_failover if vm_refs else ()
 
     def lacking_for_guest_scripts(self, vm_refs: Sequence[str]) -> Sequence[Lacked]:
         return self.lacking_scripts if vm_refs else ()
@@ -377,6 +381,17 @@ def test_address_rules_are_looked_at_with_the_guests_and_the_privilege(setup: Se
     [bad] = setup.bad().values()
     assert bad.name == "privileges for addresses of guests (job demo)"
     assert customise in f"{bad.detail} {bad.hint}"
+
+
+def test_what_a_failover_lacks_is_a_warning_as_soon_as_there_is_a_replica(setup: Setup) -> None:
+    [vm] = setup.prod.vms
+    power_on = "VirtualMachine.Interact.PowerOn"
+    setup.dr.lacking_failover = (Lacked(power_on, "VirtualMachine replica", "start replicas"),)
+    assert setup.bad() == {}, "no replica yet"
+    setup.dr.vms = [machine(f"{vm.name}-replica", extra_config={"vrepl.source": "prod"})]
+    [bad] = setup.bad().values()
+    assert (bad.name, bad.status) == ("privileges for a failover (job demo)", Status.WARNING)
+    assert power_on in f"{bad.detail} {bad.hint}"
 
 
 def test_scripts_of_guests_are_looked_for_with_logins_and_privileges(setup: Setup) -> None:

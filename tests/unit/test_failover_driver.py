@@ -14,7 +14,7 @@ from vrepl.engine.context import FailoverContext
 from vrepl.engine.failover.command import Failovers
 from vrepl.engine.failover.planned import PlannedFailover
 from vrepl.engine.failover.replicas import choose
-from vrepl.errors import NotFoundError, UsageError
+from vrepl.errors import NotFoundError, PermissionDeniedError, UsageError
 from vrepl.extents import GRAIN
 from vrepl.model import PowerState
 from vrepl.model.failover import KEPT_STATE, Commit, Start, Undo, Wish
@@ -256,6 +256,27 @@ def test_a_deadline_that_passed_is_kept_by_the_next_run_with_what_ran(world: Wor
     [kept] = [one for one in world.replica().snapshots if one.name == KEPT_STATE]
     assert [disk.disk.content() for disk in kept.disks] == ran
     assert contents(world.replica()) == contents(source(world))
+
+
+def test_people_see_the_state_in_vsphere_and_nothing_fails_where_it_cannot_be_shown(world: World) -> None:
+    [point, *_] = sorted(world.restore_point_contents())
+    assert world.replica().shown_state == "", "it was never failed over"
+    until = world.clock() + dt.timedelta(minutes=60)
+    fail_over(world, Start(point, deadline=until))
+    shown = world.replica().shown_state
+    assert shown.startswith(f"failed-over to {point}, until {until:%Y-%m-%d %H:%M} UTC, epoch ")
+    world.clock.now += dt.timedelta(minutes=61)
+    world.run_vm()
+    assert world.replica().shown_state.startswith("ready, epoch ")
+
+    def refuse(method: str) -> None:
+        if method == "show_state":
+            raise PermissionDeniedError("not allowed", privilege="Global.SetCustomField")
+
+    world.target.before_call = refuse
+    done = fail_over(world, Start())
+    assert (done.result, done.state) == (Result.SUCCESS, "failed-over")
+    assert any("cannot be shown" in note for note in done.notes)
 
 
 def planned(world: World) -> FailoverVm:

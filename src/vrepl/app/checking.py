@@ -58,6 +58,9 @@ class SiteForChecks:
     def lacking_as_target(self, placement: ReplicaPlacement, engine: DataEngine) -> Sequence[Missing]:
         return self._site.missing_privileges(Role.TARGET, placement=placement, engine=engine)
 
+    def lacking_for_failover(self, vm_refs: Sequence[str]) -> Sequence[Missing]:
+        return self._site.missing_privileges(Role.FAILOVER, vm_refs=vm_refs)
+
     def lacking_as_hotadd_proxy(self, vm_ref: str, engine: DataEngine) -> Sequence[Missing]:
         return self._site.missing_privileges(Role.HOTADD_PROXY, vm_refs=[vm_ref], engine=engine)
 

@@ -74,6 +74,10 @@ class CheckedSite(Protocol):
         """What the user lacks to run scripts in the guests of these VMs."""
         ...
 
+    def lacking_for_failover(self, vm_refs: Sequence[str]) -> Sequence[LackedPrivilege]:
+        """What the user lacks to fail over to these replicas, and to test it."""
+        ...
+
     def lacking_for_guest_addresses(self, vm_refs: Sequence[str]) -> Sequence[LackedPrivilege]:
         """What the user lacks to set the addresses of these VMs' guests."""
         ...

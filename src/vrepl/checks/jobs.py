@@ -75,6 +75,12 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
         f"privileges on {job.target} as target (job {job.name})",
         lambda: target.lacking_as_target(_with_failover_networks(job), world.engine(job.proxy_at(job.target))[0]),
     )
+    if made := [replicas[name] for vm in vms if (name := job.replica_name_of(vm.name)) in replicas]:
+        yield check_privileges(
+            f"privileges for a failover (job {job.name})",
+            lambda: target.lacking_for_failover([vm.ref for vm in made]),
+            Status.WARNING,  # runs need none of them
+        )
     yield from check_addresses(job, target, vms, replicas)
     new = [vm for vm in vms if job.replica_name_of(vm.name) not in replicas]
     yield from check_space(job, target, new)
@@ -82,8 +88,8 @@ def check_job(world: World, job: JobSettings, source: CheckedSite, target: Check
     yield from check_hotadd(world, job, (source, sources), (target, targets))
     yield from check_streams(world, job)
     yield check_read(world, job, job.source, job.source_modes, vms)
-    made = [vm for vm in replicas.values() if vm.extra_config]
-    yield check_read(world, job, job.target, job.target_modes, made)
+    ours = [vm for vm in replicas.values() if vm.extra_config]
+    yield check_read(world, job, job.target, job.target_modes, ours)
 
 
 def _with_failover_networks(job: JobSettings) -> ReplicaPlacement:

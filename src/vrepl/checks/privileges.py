@@ -9,14 +9,16 @@ from vrepl.checks.result import CheckResult, Status
 from vrepl.errors import VreplError
 
 
-def check_privileges(title: str, ask: Callable[[], Sequence[LackedPrivilege]]) -> CheckResult:
+def check_privileges(
+    title: str, ask: Callable[[], Sequence[LackedPrivilege]], lacking_is: Status = Status.FAILED
+) -> CheckResult:
     try:
         lacking = ask()
     except VreplError as error:
         return CheckResult.failed(title, error)
     if not lacking:
         return CheckResult.ok(title, "complete")
-    return CheckResult(title, Status.FAILED, *lacking_words(lacking))
+    return CheckResult(title, lacking_is, *lacking_words(lacking))
 
 
 def lacking_words(lacking: Sequence[LackedPrivilege]) -> tuple[str, str]:

@@ -88,7 +88,15 @@ class GuestAddresses(Protocol):
         ...
 
 
-class FailoverTarget(ReplicaFiles, Power, GuestAddresses, Protocol):
+class StateDisplay(Protocol):
+    """Where people look who have vSphere's own client and no vrepl."""
+
+    def show_state(self, vm_ref: str, text: str) -> None:
+        """Replaces what is shown with the VM; nothing on a standalone ESXi host. Raises VsphereError."""
+        ...
+
+
+class FailoverTarget(ReplicaFiles, Power, GuestAddresses, StateDisplay, Protocol):
     """The replica's site, as a transition of its state uses it."""
 
     @property

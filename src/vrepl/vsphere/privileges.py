@@ -119,6 +119,8 @@ NEEDS: Mapping[Role, tuple[Need, ...]] = {
         Need("VirtualMachine.Interact.DeviceConnection", Scope.VM, "connect the network of a test"),
         Need("VirtualMachine.State.RevertToSnapshot", Scope.VM, "go to a restore point"),
         Need("VirtualMachine.Provisioning.Clone", Scope.VM, "linked clones for test failover"),
+        Need("Global.ManageCustomFields", Scope.SITE, "make the attribute that shows a replica's state"),
+        Need("Global.SetCustomField", Scope.VM, "show a replica's state in vSphere's client"),
     ),
     Role.HOTADD_PROXY: (
         Need("Datastore.AllocateSpace", Scope.DATASTORE, "attach disks to the proxy"),

@@ -48,6 +48,7 @@ from vrepl.vsphere.sandbox import Sandboxes
 from vrepl.vsphere.selecting import candidates
 from vrepl.vsphere.session import Session, SiteSettings
 from vrepl.vsphere.snapshots import Snapshots
+from vrepl.vsphere.state_attribute import StateAttribute
 from vrepl.vsphere.tasks import Tasks, running_among
 from vrepl.vsphere.tickets import ticket
 
@@ -78,6 +79,7 @@ class VsphereSite:
         self._replicas = Replicas(self._session, self._tasks, self._inventory, self._places, new_uuid=new_uuid)
         self._sandbox = Sandboxes(self._session, self._tasks, self._inventory)
         self._files = DatastoreFiles(self._session)
+        self._state_attribute = StateAttribute(self._session)
         self.proxy_disks = ProxyDisks(self._session, self._tasks)
         self._disk_files = DiskFiles(self._session, self._tasks)
         self._reconciler = Reconciler(self._session, self._tasks, self._inventory, self._places)
@@ -336,6 +338,9 @@ class VsphereSite:
 
     def write_vm_file(self, vm: VirtualMachine, name: str, content: bytes) -> None:
         self._files.write(vm, name, content)
+
+    def show_state(self, vm_ref: str, text: str) -> None:
+        self._state_attribute.show(vm_ref, text)
 
     # --- replicas
 

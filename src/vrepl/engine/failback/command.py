@@ -162,6 +162,7 @@ class Failbacks:
             given, vm_ref = addresses, at_home[-1]
             outcome = work.outcome(lambda: given.confirm(vm_ref))
         record = last[0]
+        self.failovers.show_state(replica, record, work)
         return FailoverVm(
             name=replica.source_name,
             replica=replica.vm.name,

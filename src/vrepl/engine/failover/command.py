@@ -17,6 +17,7 @@ from vrepl.engine.failover.replicas import FoundReplica, find_replicas, point_as
 from vrepl.engine.failover.settings import ReplicaSettings
 from vrepl.engine.failover.standing import names_of, standing_clones
 from vrepl.engine.failover.states import ReplicaStates
+from vrepl.engine.failover.summary import show_state
 from vrepl.engine.marks import failover_mark_of
 from vrepl.engine.vm_work import Outcome, VmWork
 from vrepl.errors import LockedError, VreplError
@@ -58,6 +59,8 @@ class Attempt:
     replica: FoundReplica
     work: VmWork
     record: FailoverRecord
+    show: Callable[[FailoverRecord], None]
+    """To people at the target."""
     outcome: Outcome = field(default_factory=lambda: Outcome(Result.SUCCESS))
     addresses: Readdressing | None = None
     began: float = field(default_factory=time.monotonic)
@@ -67,6 +70,7 @@ class Attempt:
         given, ref = self.addresses, self.replica.vm.ref
         if given is not None and self.outcome.result is Result.SUCCESS:
             self.outcome = self.work.outcome(lambda: given.confirm(ref))
+        self.show(self.record)
         return FailoverVm(
             name=self.replica.source_name,
             replica=self.replica.vm.name,
@@ -163,7 +167,9 @@ class Failovers:
         """Up to the power-on; never raises."""
         services = self.context.services
         work = VmWork(services, replica.source_name)
-        attempt = Attempt(replica, work, replica.never_failed_over)
+        attempt = Attempt(
+            replica, work, replica.never_failed_over, lambda record: self.show_state(replica, record, work)
+        )
         last = [replica.never_failed_over]
 
         def go() -> None:
@@ -189,6 +195,10 @@ class Failovers:
         attempt.outcome = work.outcome(go)
         attempt.record = last[0]
         return attempt
+
+    def show_state(self, replica: FoundReplica, record: FailoverRecord, work: VmWork) -> None:
+        """To people at the target, who may have no vrepl."""
+        show_state(self.context.target, replica.vm.ref, record, work)
 
     def asked_for(
         self, replica: FoundReplica, wish: Start, record: FailoverRecord, settings: FailoverSettings

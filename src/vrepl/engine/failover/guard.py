@@ -12,6 +12,7 @@ from typing import Protocol
 from vrepl.engine.context import ReplicationContext
 from vrepl.engine.failover.driver import FailoverDriver
 from vrepl.engine.failover.states import ReplicaStates
+from vrepl.engine.failover.summary import show_state
 from vrepl.engine.marks import failover_mark_of
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import NotReadyError
@@ -69,7 +70,8 @@ def undo_overdue(
         work=work,
         patiently=lambda what, action: services.patiently(work.vm, what, action),
     )
-    driver.go(replica.ref, record, Undo(keep_state=True))
+    undone, _ = driver.go(replica.ref, record, Undo(keep_state=True))
+    show_state(target, replica.ref, undone, work)
     work.note(f"what ran at the target until then is kept as its snapshot {KEPT_STATE}")
     return True
 
