@@ -20,19 +20,20 @@ def new_slot() -> Slot:
 
 
 def test_what_arrives_while_the_owner_hashes_is_hashed_by_a_helper_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = new_slot(), new_slot()
+    first, second, third = new_slot(), new_slot(), new_slot()
     helped: SimpleQueue[Slot] = SimpleQueue()
     hashing = Hashing(1, helped.put)
     by: dict[Slot, str] = {}
-    second_done = threading.Event()
+    third_done = threading.Event()
 
     def hash_slot(slot: Slot) -> None:
         by[slot] = threading.current_thread().name
         if slot is first:
             hashing.arrived(second)
-            assert second_done.wait(PATIENCE), "nobody helped"
-        else:
-            second_done.set()
+            hashing.arrived(third)
+            assert third_done.wait(PATIENCE), "nobody helped"
+        elif slot is third:
+            third_done.set()
 
     monkeypatch.setattr(Slot, "hash", hash_slot)
     hashing.start()
@@ -41,11 +42,31 @@ def test_what_arrives_while_the_owner_hashes_is_hashed_by_a_helper_meanwhile(mon
         taken = hashing.take()
         assert taken is first
         hashing.hash(taken)
-        assert helped.get(timeout=PATIENCE) is second
+        assert [helped.get(timeout=PATIENCE), helped.get(timeout=PATIENCE)] == [second, third]
         assert hashing.take() is None, "each is hashed once"
     finally:
         hashing.end()
-    assert by == {first: threading.current_thread().name, second: "hasher-0"}
+    assert by == {first: threading.current_thread().name, second: "hasher-0", third: "hasher-0"}
+
+
+def test_the_one_buffer_that_arrives_meanwhile_is_left_to_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = new_slot(), new_slot()
+    by: dict[Slot, str] = {}
+    helped: SimpleQueue[Slot] = SimpleQueue()
+    hashing = Hashing(1, helped.put)
+
+    def hash_slot(slot: Slot) -> None:
+        by[slot] = threading.current_thread().name
+        if slot is first:
+            hashing.arrived(second)
+
+    monkeypatch.setattr(Slot, "hash", hash_slot)
+    hashing.start()
+    hashing.hash(first)
+    hashing.end()  # whatever the helper was woken for is done by then
+    assert hashing.take() is second
+    assert helped.empty()
+    assert by == {first: threading.current_thread().name}
 
 
 def test_an_owner_that_waits_for_its_disks_is_not_helped() -> None:
@@ -62,15 +83,19 @@ def test_an_owner_that_waits_for_its_disks_is_not_helped() -> None:
 
 
 def test_a_mistake_in_a_helper_is_told_with_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = new_slot(), new_slot()
+    first, second, third = new_slot(), new_slot(), new_slot()
     helped: SimpleQueue[Slot] = SimpleQueue()
     hashing = Hashing(1, helped.put)
+    third_done = threading.Event()
 
     def hash_slot(slot: Slot) -> None:
         if slot is second:
             raise RuntimeError("out of digests")
-        hashing.arrived(second)
-        helped.put(helped.get(timeout=PATIENCE))
+        if slot is first:
+            hashing.arrived(second)
+            hashing.arrived(third)
+            assert third_done.wait(PATIENCE), "nobody helped"
+        third_done.set()
 
     monkeypatch.setattr(Slot, "hash", hash_slot)
     hashing.start()

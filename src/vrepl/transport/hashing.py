@@ -1,8 +1,8 @@
 """Who hashes a buffer that has arrived: the pipeline's own thread, or one that helps when that is busy.
 
 Where disks are fast, hashing takes as long as moving. A helper is woken only while the pipeline's thread is hashing
-already, and each takes the next buffer that waits: so a transfer that waits for its disks pays nothing for it, and two
-share the work where the disks are faster than one processor hashes.
+already and falls behind, and each takes the next buffer that waits: so a transfer that waits for its disks pays nothing
+for it, and two share the work where the disks are faster than one processor hashes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from queue import SimpleQueue
 
 from vrepl.errors import MoverError
 from vrepl.transport.slots import Slot
+
+BEHIND = 2
+"""Buffers that wait while one is being hashed. One is what the disks bring in meanwhile: a helper that is woken for it
+takes a processor from the disks' own threads, and on two processors a copy without delays takes a tenth longer."""
 
 
 class Hashing:
@@ -45,8 +49,8 @@ class Hashing:
     def arrived(self, slot: Slot) -> None:
         """It wants hashing: by the owner, who calls `take` once for each that has arrived, or by a helper."""
         self._waiting.append(slot)
-        if self._busy and self._helpers:
-            self._wake.put(True)
+        if self._busy:
+            self._wake_helper()
 
     @property
     def held(self) -> int:
@@ -63,12 +67,15 @@ class Hashing:
     def hash(self, slot: Slot) -> None:
         """The owner's part."""
         self._busy = True
-        if self._waiting and self._helpers:
-            self._wake.put(True)
+        self._wake_helper()
         try:
             slot.hash()
         finally:
             self._busy = False
+
+    def _wake_helper(self) -> None:
+        if self._helpers and len(self._waiting) >= BEHIND:
+            self._wake.put(True)
 
     def _help(self) -> None:
         """A helper's thread."""

@@ -18,7 +18,7 @@ CHUNK = abi.MIN_CHUNK_SECTORS * SECTOR
 """Bytes: the finest answer that QueryAllocatedBlocks gives, and vrepl's grain."""
 QUERY = 8 << 30
 """Bytes asked of QueryAllocatedBlocks at a time: 131,072 chunks, far below its limit, so that answers stay small."""
-WORKING_SET = 12 * MIB
+WORKING_SET = 8 * MIB
 DIRECT_READERS = 2
 """Handles that read one disk over HotAdd or SAN, each with a thread of its own."""
 
