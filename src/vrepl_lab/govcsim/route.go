@@ -59,7 +59,7 @@ func (l *Lab) install(registry *simulator.Registry) {
 			l.refreshSpace(false)
 		}
 		if req, ok := method.Body.(*types.WaitForUpdatesEx); ok {
-			l.watchTasksOnly(ctx, registry, req)
+			l.watchViewsOnly(ctx, registry, req)
 		}
 		obj := registry.Get(method.This)
 		if vm, ok := obj.(*simulator.VirtualMachine); ok {
