@@ -12,10 +12,10 @@ from typing import Any
 from tests.support.local_movers import LocalMovers
 from tests.support.memory_disk import MemoryDisk
 from tests.support.memory_site import MemoryOpener, MemorySite, MemoryVm
-from vrepl.engine import Engine, Services
-from vrepl.engine.context import Patience
+from vrepl.engine.context import Patience, Services
 from vrepl.engine.events import SilentEvents
 from vrepl.engine.marks import source_mark_of
+from vrepl.engine.run import Engine
 from vrepl.errors import NotFoundError, TransientDiskError, UsageError
 from vrepl.model import (
     Disk,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.world import World, folder_of, source
-from vrepl.engine import SilentEvents
+from vrepl.engine.events import SilentEvents
 from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, VsphereError
 from vrepl.extents import GRAIN
 from vrepl.model import PowerState, TransferKind

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.world import World, source
-from vrepl.engine import Engine
 from vrepl.engine.context import Patience
+from vrepl.engine.run import Engine
 from vrepl.errors import DiskLockedError, TransientDiskError, VsphereError
 from vrepl.extents import GRAIN
 from vrepl.model import Consistency, Quiesce

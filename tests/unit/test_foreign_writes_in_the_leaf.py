@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.memory_disk import MemoryDisk
 from tests.support.world import World, folder_of, source
-from vrepl.engine import Engine
+from vrepl.engine.run import Engine
 from vrepl.errors import VsphereError
 from vrepl.extents import GRAIN
 from vrepl.model import OnResize, TransferKind

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.estates import estate, job_table
-from vrepl.app import composition, routes
+from vrepl.app import routes, sites
 from vrepl.cli import running
 from vrepl.cli.state import State
 from vrepl.config import LoadedConfig, parse
@@ -250,9 +250,9 @@ def test_root_does_not_write_into_another_users_repository(tmp_path: Path, monke
         other.setattr(os, "geteuid", lambda: 0)
         other.setattr(Path, "stat", lambda self: os.stat_result((0o40700, 0, 0, 1, 65534, 0, 0, 0, 0, 0)))
         with pytest.raises(UsageError, match=f"{path} belongs to user nobody, and this is root") as caught:
-            composition.open_repository_to_write(loaded)
+            sites.open_repository_to_write(loaded)
     assert caught.value.hint == "sudo -u nobody vrepl …"
-    composition.open_repository_to_write(loaded)
+    sites.open_repository_to_write(loaded)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from tests.support.memory_disk import MemoryHandle
 from tests.support.memory_site import MemoryOpener
 from tests.support.world import World
-from vrepl.engine import Engine
+from vrepl.engine.run import Engine
 from vrepl.errors import TransportModeError
 from vrepl.extents import GRAIN
 from vrepl.model import Datastore, TransportMode

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vrepl.app import failover
-from vrepl.app.composition import Sites
 from vrepl.app.failover import SourceWatch
+from vrepl.app.sites import Sites
 from vrepl.config import load
 from vrepl.engine.events import SilentEvents
 from vrepl.model import PowerState

@@ -7,9 +7,10 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from vrepl.app.composition import Sites, make_movers, mover_settings, now, open_repository
+from vrepl.app.composition import make_movers, mover_settings
 from vrepl.app.machines import launcher_of, machine_of, proxy_machine
 from vrepl.app.routes import Route
+from vrepl.app.sites import Sites, now, open_repository
 from vrepl.app.streams import check_stream
 from vrepl.checks.facts import World
 from vrepl.config import LoadedConfig

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vrepl import __version__
-from vrepl.app.composition import now, open_repository
 from vrepl.app.protection import protection
+from vrepl.app.sites import now, open_repository
 from vrepl.config import LoadedConfig
 from vrepl.config.fields import SecretTable
 from vrepl.config.show import effective, to_toml

@@ -12,13 +12,13 @@ from vrepl.app.failover import surroundings, target_site
 from vrepl.app.machines import proxy_machine
 from vrepl.app.routes import Route, route_of
 from vrepl.config import LoadedConfig
-from vrepl.engine import Engine
 from vrepl.engine.context import FailbackContext, FailoverContext
 from vrepl.engine.events import EngineEvents
 from vrepl.engine.failback.command import Failbacks, NewPlace
 from vrepl.engine.failover.command import Failovers
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.engine.gate import Gate
+from vrepl.engine.run import Engine
 from vrepl.model import DEFAULT_MODES, JobSettings, ReplicaPlacement, TransferLimits
 
 

@@ -7,21 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vrepl.app.composition import Sites, Workshop, new_id, now, open_repository
 from vrepl.app.probes import LocalProbe, process_has_ended, process_name
-from vrepl.app.routes import route_of
 from vrepl.app.scripts import LocalCommands
+from vrepl.app.sites import Sites, new_id, now, open_repository
 from vrepl.config import LoadedConfig
 from vrepl.config.load import sites_of
 from vrepl.engine.context import FailoverContext, Surroundings
 from vrepl.engine.events import EngineEvents
 from vrepl.engine.failover.command import Failovers
 from vrepl.engine.failover.plan_failover import PlanFailover
-from vrepl.engine.failover.planned import PlannedFailover
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.engine.failover.settings import policy_for
-from vrepl.engine.failover.testing import FailoverTests
 from vrepl.errors import UsageError, VreplError
 from vrepl.model import PowerState
 from vrepl.model.addresses import FailoverPolicy
@@ -31,6 +29,10 @@ from vrepl.report.model import RunReport
 from vrepl.repository.store import Repository
 from vrepl.vsphere.session import SiteSettings
 from vrepl.vsphere.site import VsphereSite
+
+if TYPE_CHECKING:
+    from vrepl.engine.failover.planned import PlannedFailover
+    from vrepl.engine.failover.testing import FailoverTests
 
 SOURCE_ANSWERS_WITHIN = 10.0
 """Seconds for each answer of a site that may be lost: an operator waits for the failover meanwhile."""
@@ -58,6 +60,7 @@ class Server:
             port=int(port or 443),
             ca_file=self.ca_file,
             thumbprint=self.thumbprint,
+            prompt=True,
         )
 
 
@@ -82,7 +85,7 @@ def at_site(
 
     Raises UsageError where that does not say which. The repository is used if it can be had.
     """
-    with Sites(loaded) as sites, Sites(loaded, answers_within=SOURCE_ANSWERS_WITHIN) as sources:
+    with Sites(loaded, prompt=True) as sites, Sites(loaded, answers_within=SOURCE_ANSWERS_WITHIN) as sources:
         site = sites(target_site(loaded, name, job, plan))
         site.login()
         failovers = Failovers(FailoverContext(surroundings(events, stop), site), _repository(loaded))
@@ -94,6 +97,8 @@ def at_site(
 
 def tests_at(failovers: Failovers) -> FailoverTests:
     """Tests at the same site, with the same repository."""
+    from vrepl.engine.failover.testing import FailoverTests
+
     site = failovers.context.target
     assert isinstance(site, VsphereSite), "a configured site, or a server, plays every role"
     tests = FailoverTests(
@@ -112,7 +117,11 @@ def tests_at(failovers: Failovers) -> FailoverTests:
 def planned(
     loaded: LoadedConfig, failovers: Failovers, events: EngineEvents, shutdown_seconds: float
 ) -> Iterator[PlannedFailover]:
-    """A failover that begins at the source, which must live."""
+    """A failover that begins at the source, which must live: only it moves disks, and loads what it takes."""
+    from vrepl.app.composition import Workshop
+    from vrepl.app.routes import route_of
+    from vrepl.engine.failover.planned import PlannedFailover
+
     with Workshop(loaded, events) as workshop:
 
         def sync(job_name: str, vms: Sequence[str]) -> RunReport:

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from vrepl.app.composition import Sites, mover_settings
+from vrepl.app.composition import mover_settings
 from vrepl.app.machines import launcher_of, machine_of, proxy_machine, ssh_machine
+from vrepl.app.sites import Sites
 from vrepl.config import LoadedConfig
 from vrepl.errors import UsageError, VreplError
 from vrepl.movers.process import MoverProcess, Spawner

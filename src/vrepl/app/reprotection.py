@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vrepl.app.composition import Sites
+from vrepl.app.sites import Sites
 from vrepl.config import LoadedConfig
 from vrepl.engine.failover.replicas import FoundReplica
 from vrepl.errors import VreplError

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import SecretStr
 
 from vrepl import __version__
-from vrepl.app.composition import Workshop, new_id, now, open_repository
+from vrepl.app.composition import Workshop
 from vrepl.app.files import write_readable
 from vrepl.app.pages import write_pages
 from vrepl.app.protection import protection
+from vrepl.app.sites import new_id, now, open_repository
 from vrepl.config import LoadedConfig
 from vrepl.engine.context import timestamped_id
 from vrepl.errors import InterruptedRunError, LockedError, VreplError

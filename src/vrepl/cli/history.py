@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @pass_state
 def history(state: State, job: str | None, limit: int) -> None:
     """List runs, newest first."""
-    from vrepl.app.composition import open_repository
+    from vrepl.app.sites import open_repository
     from vrepl.report.listing import run_row
 
     damaged: list[RepositoryError] = []
@@ -71,7 +71,7 @@ def history(state: State, job: str | None, limit: int) -> None:
 @pass_state
 def report(state: State, run: str | None, html: Path | None) -> None:
     """Show the report of RUN (default: the last run), as `replicate` showed it."""
-    from vrepl.app.composition import open_repository
+    from vrepl.app.sites import open_repository
     from vrepl.report.model import RunReport
 
     repository = open_repository(state.config())
@@ -97,9 +97,9 @@ def report(state: State, run: str | None, html: Path | None) -> None:
             console.show_run(out, told)
 
     if html is not None:
-        from vrepl.app.composition import now
         from vrepl.app.files import write_readable
         from vrepl.app.pages import history_of
+        from vrepl.app.sites import now
         from vrepl.report.pages import page
 
         moment = now()

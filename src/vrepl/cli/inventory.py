@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @pass_state
 def vms(state: State, site: str, select: str | None) -> None:
     """List the VMs of SITE, and which of them cannot be replicated and why."""
-    from vrepl.app.composition import Sites
+    from vrepl.app.sites import Sites
     from vrepl.config.load import parse_selection
     from vrepl.planner.selection import choose
     from vrepl.report.listing import vm_row

@@ -29,7 +29,7 @@ def replicas(state: State, context: click.Context) -> None:
     """List the replicas that the repository knows, with their newest restore points; or remove one."""
     if context.invoked_subcommand is not None:
         return
-    from vrepl.app.composition import open_repository
+    from vrepl.app.sites import open_repository
     from vrepl.report.listing import replica_rows
 
     damaged: list[RepositoryError] = []
@@ -129,7 +129,7 @@ def remove(state: State, vm: str, keep_vm: bool, source_is_gone: bool, yes: bool
 @pass_state
 def restore_points(state: State, vm: str) -> None:
     """List the restore points of VM's replica, oldest first. VM is the name of the source or of the replica."""
-    from vrepl.app.composition import open_repository
+    from vrepl.app.sites import open_repository
     from vrepl.report.listing import find_replica, restore_point_row
 
     damaged: list[RepositoryError] = []

@@ -27,7 +27,7 @@ def repository() -> None:
 @pass_state
 def check(state: State, context: click.Context) -> None:
     """Walk the whole repository and report what is wrong; changes nothing. Exit code 1 if there is an error."""
-    from vrepl.app.composition import open_repository
+    from vrepl.app.sites import open_repository
     from vrepl.repository.check import Severity
     from vrepl.repository.check import check as check_repository
 
@@ -78,7 +78,7 @@ def rebuild(state: State, context: click.Context, sites: tuple[str, ...], adopt:
     (the old ones are kept as NAME.damaged). Digests are not on the replicas: the next run goes by change tracking,
     and where it cannot, reads.
     """
-    from vrepl.app.composition import Sites
+    from vrepl.app.sites import Sites
     from vrepl.repository.commit_record import is_header, read_mark
     from vrepl.repository.rebuild import FoundReplica
     from vrepl.repository.rebuild import rebuild as rebuild_repository
@@ -141,7 +141,7 @@ def rebuild(state: State, context: click.Context, sites: tuple[str, ...], adopt:
 @pass_state
 def unlock(state: State) -> None:
     """Clean up locks whose owners are dead; a lock that is held stays, for it ends with its process."""
-    from vrepl.app.composition import open_repository_to_write
+    from vrepl.app.sites import open_repository_to_write
 
     locks = open_repository_to_write(state.config()).unlock()
     data = {

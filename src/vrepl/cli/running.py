@@ -34,7 +34,7 @@ from vrepl.report.model import FORMAT_VERSION, Result, RunReport
 if TYPE_CHECKING:
     from vrepl.cli.state import State
     from vrepl.config import LoadedConfig
-    from vrepl.engine import EngineEvents
+    from vrepl.engine.events import EngineEvents
     from vrepl.repository.replica_folder import ReplicaFolder
     from vrepl.repository.store import Repository
 
@@ -294,7 +294,7 @@ def events_for(state: State) -> Iterator[EngineEvents]:
     from vrepl.report.progress import LiveProgress, LogProgress
 
     if state.quiet:
-        from vrepl.engine import SilentEvents
+        from vrepl.engine.events import SilentEvents
 
         with _told_on_request(lambda: None):
             yield SilentEvents()

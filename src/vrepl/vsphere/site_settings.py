@@ -27,5 +27,7 @@ class SiteSettings:
     """For one call; longer than the longest WaitForUpdatesEx, and than vSphere takes to list a big disk's changes."""
     task_timeout: float = 4 * 3600.0
     """For one task: merging a large snapshot may take hours, and one that never ends must not hold its job for ever."""
+    prompt: bool = False
+    """Ends of tasks are told at once, though that takes more calls: where others wait for them."""
     keepalive: float = 600.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)

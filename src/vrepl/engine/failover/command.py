@@ -178,7 +178,7 @@ class Failovers:
             driver = self._driver(replica, work, folder, last)
             wanted = wish
             if isinstance(wish, Start):
-                settings = self.settings_of(replica, work)
+                settings = self.settings_of(replica, work, anew=wish.planned)
                 wanted = self.asked_for(replica, wish, last[0], settings)
                 attempt.addresses = self.readdressing(replica, work, settings)
                 driver.prepare_guest = attempt.addresses.give
@@ -214,14 +214,14 @@ class Failovers:
             return wanted
         return replace(wanted, restore_point=point_as_of(replica, wish.as_of).id)
 
-    def settings_of(self, replica: FoundReplica, work: VmWork) -> FailoverSettings:
+    def settings_of(self, replica: FoundReplica, work: VmWork, *, anew: bool = False) -> FailoverSettings:
         """What the job says of failovers: by the configuration where there is one, else as it lies beside the replica.
 
-        What the guest reported lies there alone.
+        What the guest reported lies there alone. `anew`: a run may have written it since this command looked.
         """
         found = None
         try:
-            found = self.settings.read(replica.vm)
+            found = (self.settings.read if anew else self.settings.seen)(replica.vm)
         except VreplError as error:
             work.note(f"what a failover should know cannot be read beside the replica: {error.message}")
         settings = found or FailoverSettings(replica.vm.instance_uuid, replica.source_name)

@@ -28,11 +28,18 @@ class ReplicaSettings:
 
     def __init__(self, files: ReplicaFiles) -> None:
         self._files = files
+        self._seen: dict[str, FailoverSettings | None] = {}
+        """By replica; what could be read."""
 
     def read(self, replica: VirtualMachine) -> FailoverSettings | None:
         """Those that count; None where none were ever written whole. Raises RepositoryError for a newer format."""
         whole = [found for name in SLOTS if (found := self._read(replica, name)) is not None]
-        return max(whole, key=lambda one: one.sequence, default=None)
+        self._seen[replica.ref] = max(whole, key=lambda one: one.sequence, default=None)
+        return self._seen[replica.ref]
+
+    def seen(self, replica: VirtualMachine) -> FailoverSettings | None:
+        """As they were when they were read last; read now if they never were."""
+        return self._seen[replica.ref] if replica.ref in self._seen else self.read(replica)
 
     def write(self, replica: VirtualMachine, settings: FailoverSettings) -> None:
         """Into the file that does not hold what counts now."""
