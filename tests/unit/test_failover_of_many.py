@@ -8,11 +8,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from tests.support.many_replicas import HOSTS, make_replicas
 from tests.support.world import World, source
 from vrepl.engine.context import FailoverContext
+from vrepl.engine.failover import head_start
 from vrepl.engine.failover.command import Failovers, host_by_host
-from vrepl.model import PowerState
+from vrepl.engine.failover.head_start import HeadStart
+from vrepl.engine.vm_work import VmWork
+from vrepl.model import PowerState, VirtualMachine
 from vrepl.model.failover import Start
 from vrepl.model.plans import POWER_ONS_PER_HOST
 from vrepl.report.model import Result
@@ -93,6 +98,11 @@ def test_what_a_failover_asks_of_its_sites_is_little(tmp_path: Path) -> None:
     assert calls["read_vm"] <= 5
     assert calls["read_snapshot"] == 1, "the base's change IDs, once"
     assert calls["read_vm_file"] + calls["write_vm_file"] <= 16
+    again: Counter[str] = Counter()
+    world.target.before_call = lambda method: again.update([method])
+    replica = failovers.find()[0]
+    failovers.settings_of(replica, VmWork(engine.services, "vm"))
+    assert not again["read_vm_file"], "what lies beside a replica is read once in a command"
 
 
 def test_replicas_of_one_host_do_not_keep_those_of_others_behind_them(tmp_path: Path) -> None:
@@ -104,3 +114,51 @@ def test_replicas_of_one_host_do_not_keep_those_of_others_behind_them(tmp_path: 
     lopsided = [one for one in by_host if one.vm.host in {"esx-0", "esx-1"}][:3]
     assert [one.vm.host for one in host_by_host(lopsided)] == ["esx-0", "esx-1", "esx-0"]
     assert sorted(one.vm.ref for one in host_by_host(by_host)) == sorted(one.vm.ref for one in found)
+
+
+def test_the_first_of_each_host_get_ready_before_the_others_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_start, "LONGEST", PATIENCE)
+    world = World(tmp_path / "repository")
+    make_replicas(world, 40)
+    begun: list[str] = []
+    saved: set[str] = set()
+    saved_before: list[int] = []
+    lock = threading.Lock()
+    read, write = world.target.read_vm_file, world.target.write_vm_file
+
+    def read_vm_file(vm: VirtualMachine, name: str) -> bytes | None:
+        with lock:
+            if vm.ref not in begun:
+                begun.append(vm.ref)
+                saved_before.append(len(saved))
+        return read(vm, name)
+
+    def write_vm_file(vm: VirtualMachine, name: str, content: bytes) -> None:
+        write(vm, name, content)
+        with lock:
+            saved.add(vm.ref)
+
+    world.target.read_vm_file = read_vm_file  # type: ignore[method-assign]
+    world.target.write_vm_file = write_vm_file  # type: ignore[method-assign]
+    fail_over_all(world)
+    first = POWER_ONS_PER_HOST * HOSTS
+    assert len(begun) == 40
+    assert min(saved_before[first:]) >= first
+    hosts = [world.target.vms[ref].host for ref in begun[:first]]
+    assert Counter(hosts) == {f"esx-{number}": POWER_ONS_PER_HOST for number in range(HOSTS)}
+
+
+def test_nobody_waits_long_for_those_who_go_first() -> None:
+    ahead = HeadStart(["a", "b"])
+    ahead.wait("a")  # at once
+    ahead.gone("a")
+    ahead.gone("a")
+    waited = threading.Thread(target=ahead.wait, args=("c",), daemon=True)
+    waited.start()
+    assert waited.is_alive()
+    ahead.gone("b")
+    waited.join(PATIENCE)
+    assert not waited.is_alive()
+    ahead.wait("d")

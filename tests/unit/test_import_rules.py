@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -27,3 +29,11 @@ def test_every_room_but_vsphere_is_kept_from_pyvmomi() -> None:
     (contract,) = [one for one in CONTRACTS if one["name"] == "Only vsphere imports pyVmomi"]
     rooms = grimp.build_graph("vrepl", cache_dir=None).find_children("vrepl") - {"vrepl.vsphere", "vrepl.__main__"}
     assert sorted({*rooms, "vrepl_lab"}) == sorted(contract["source_modules"])
+
+
+def test_a_failover_does_not_wait_for_what_only_replications_need() -> None:
+    said = "import vrepl.cli.failover, vrepl.cli.running, vrepl.app.failover, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True).stdout.split()
+    assert {"vrepl.vsphere.site", "vrepl.engine.failover.command"} <= set(loaded)
+    heavy = ("vrepl.engine.run", "vrepl.engine.vm_run", "vrepl.movers", "vrepl.proxy", "vrepl.app.composition")
+    assert [name for name in loaded if name.startswith(heavy)] == []

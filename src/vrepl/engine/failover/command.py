@@ -12,6 +12,7 @@ from itertools import zip_longest
 
 from vrepl.engine.context import FailoverContext
 from vrepl.engine.failover.driver import FailoverDriver
+from vrepl.engine.failover.head_start import HeadStart
 from vrepl.engine.failover.readdressing import Readdressing, planner_for
 from vrepl.engine.failover.replicas import FoundReplica, find_replicas, point_as_of
 from vrepl.engine.failover.settings import ReplicaSettings
@@ -120,8 +121,19 @@ class Failovers:
     def run(self, replicas: Sequence[FoundReplica], wish_for: Callable[[FoundReplica], Wish]) -> FailoverReport:
         """Never raises for one VM's sake. All are powered on before any is waited for."""
         report = FailoverReport()
+        order = host_by_host(replicas)
+        hosts = len({one.vm.host for one in replicas})
+        ahead = HeadStart(one.vm.ref for one in order[: self.power_ons_per_host * hosts])
+
+        def go(one: FoundReplica) -> Attempt:
+            ahead.wait(one.vm.ref)
+            try:
+                return self.attempt(one, wish_for(one), lambda: ahead.gone(one.vm.ref))
+            finally:
+                ahead.gone(one.vm.ref)
+
         with ThreadPoolExecutor(self.side_by_side(replicas), thread_name_prefix="failover") as pool:
-            begun = {one.vm.ref: pool.submit(self.attempt, one, wish_for(one)) for one in host_by_host(replicas)}
+            begun = {one.vm.ref: pool.submit(go, one) for one in order}
             attempts = [begun[one.vm.ref].result() for one in replicas]
         with ThreadPoolExecutor(MOST_SIDE_BY_SIDE, thread_name_prefix="addresses") as pool:
             report.vms = list(pool.map(Attempt.confirmed, attempts))
@@ -163,8 +175,8 @@ class Failovers:
         """One replica, as far as it goes; never raises."""
         return self.attempt(replica, wish).confirmed()
 
-    def attempt(self, replica: FoundReplica, wish: Wish) -> Attempt:
-        """Up to the power-on; never raises."""
+    def attempt(self, replica: FoundReplica, wish: Wish, on_its_way: Callable[[], None] = lambda: None) -> Attempt:
+        """Up to the power-on; never raises. `on_its_way`: as the driver's."""
         services = self.context.services
         work = VmWork(services, replica.source_name)
         attempt = Attempt(
@@ -176,6 +188,7 @@ class Failovers:
             attempt.record = last[0] = self.states.read(replica.vm) or replica.never_failed_over
             folder = self._folder(last[0])
             driver = self._driver(replica, work, folder, last)
+            driver.on_its_way = on_its_way
             wanted = wish
             if isinstance(wish, Start):
                 settings = self.settings_of(replica, work, anew=wish.planned)

@@ -62,6 +62,8 @@ class FailoverDriver:
 
     True: only once vCenter knows of its VMware Tools. The second argument: whether that can still be done.
     """
+    on_its_way: Callable[[], None] = lambda: None
+    """Told before the target is given the first work that takes its time."""
     power_ons: AbstractContextManager[object] = field(default_factory=nullcontext)
     """Held while a VM is powered on, so that a host is not given too many at a time."""
     powered_on: bool = field(default=False, init=False)
@@ -126,6 +128,7 @@ class FailoverDriver:
         target = self.target
         match act:
             case StandOn():
+                self.on_its_way()
                 self.patiently("revert the replica", lambda: target.revert_to_snapshot(replica_ref, act.snapshot_ref))
                 self._snapshot(
                     replica_ref,
