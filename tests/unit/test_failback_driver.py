@@ -205,6 +205,8 @@ def test_committed_the_job_goes_on_and_is_incremental_after_its_new_baseline(wor
     assert (done.result, done.state) == (Result.SUCCESS, "ready"), done.error
     points = world.restore_point_contents()
     assert done.restore_point is not None
+    again = commit(world)
+    assert (again.result, again.state, again.restore_point) == (Result.SUCCESS, "ready", done.restore_point)
     assert points == {**sealed, done.restore_point: at_home}, "what the replica was before failback is a restore point"
     assert source(world).snapshots == []
     record = read_failover(folder_of(world))

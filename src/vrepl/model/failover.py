@@ -95,6 +95,8 @@ class FailoverRecord:
     introduced: bool = False
     """It has done so in this failover."""
     failback: FailbackRecord | None = None
+    came_home_as: str | None = None
+    """ID of the restore point that the commit of the last failback made: for whoever commits once more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -342,6 +342,7 @@ def _commit(record: FailoverRecord, seen: SeenFailback, wish: CommitFailback) ->
             record,
             state=ReplicaState.READY,
             failback=None,
+            came_home_as=back.point_id,
             restore_point=None,
             base_change_ids=None,
             planned=False,

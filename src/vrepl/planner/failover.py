@@ -201,6 +201,7 @@ def _claim(record: FailoverRecord, seen: SeenReplica, wish: Start) -> Ready | Fa
         adopted=False,
         introducing=None,
         introduced=False,
+        came_home_as=None,
     )
     if seen.vm.power is not PowerState.OFF:
         if not wish.adopt:

@@ -119,7 +119,7 @@ class Failbacks:
         sealed = ""
 
         def go() -> None:
-            nonlocal addresses
+            nonlocal addresses, sealed
             last[0] = states.read(replica.vm) or replica.never_failed_over
             back = last[0].failback
             context = self.context(replica, back.site if back is not None else None)
@@ -153,7 +153,10 @@ class Failbacks:
 
                     driver.prepare_guest = prepare_guest
                 try:
-                    last[0] = driver.go(last[0], wish_for(replica, context, last[0]))
+                    wish = wish_for(replica, context, last[0])
+                    last[0] = driver.go(last[0], wish)
+                    if isinstance(wish, CommitFailback):
+                        sealed = sealed or last[0].came_home_as or ""
                 finally:
                     crossed.bytes_moved, crossed.downtime = homecoming.bytes_moved, driver.downtime
 
