@@ -29,6 +29,7 @@ from vrepl.model import (
     Disk,
     GuestState,
     Hardware,
+    ListedVm,
     PowerState,
     ReplicaPlacement,
     ReplicaSpec,
@@ -296,6 +297,12 @@ class MemorySite:
         if missing:
             raise NotFoundError(f"site {self.name} has no VM named {', '.join(missing)}")
         return [self._view(by_name[name]) for name in names]
+
+    def list_named(self, names: Sequence[str]) -> list[ListedVm]:
+        return [_listed(vm) for vm in self.find_vms(names)]
+
+    def list_those(self, vm_refs: Sequence[str]) -> list[ListedVm]:
+        return [_listed(vm) for vm in self.read_vms(vm_refs)]
 
     def candidates(self, tag_patterns: Sequence[str]) -> list[Candidate]:
         self._call("candidates")
@@ -889,6 +896,10 @@ def customised(vm: MemoryVm, plan: AddressPlan) -> GuestNetwork:
         for given, card in zip(plan.adapters, vm.hardware.network_adapters, strict=True)
     )
     return GuestNetwork(plan.host_name, plan.domain, plan.dns, plan.dns_suffixes, adapters)
+
+
+def _listed(vm: VirtualMachine) -> ListedVm:
+    return ListedVm(vm.ref, vm.name, vm.instance_uuid, vm.power, tuple(sorted({disk.store for disk in vm.disks})))
 
 
 def hash_of(name: str) -> int:

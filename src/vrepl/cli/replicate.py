@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
 from typing import TYPE_CHECKING
 
 import click
@@ -143,6 +144,7 @@ def replicate(
             route = route_of(loaded, job)
             engine = workshop.engine(route)
             workshop.load_vddk(route, job)
+            gc.freeze()  # what is imported by now is never garbage
 
             def stop() -> None:
                 workshop.stop(engine, running.left_behind(workshop.repository))

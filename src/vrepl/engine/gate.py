@@ -1,7 +1,9 @@
 """The run's gate: `vrepl.admission` behind a lock, and what a disk or a VM asks of it.
 
 What other runs of the repository hold counts too (`SharedBudgets`). They do not say when they give something back, so
-one of those that wait looks every so often while there are other runs.
+one of those that wait looks every so often while there are other runs. It is also the one that looks whether the
+operator asked to stop. The rest sleep until it is their turn: waking dozens of VMs at every change took more processor
+time than a VM's own work at the gate.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Protocol
 
 from vrepl.admission import Admission, Demand, Resource, Room, Scarce, Start, room
 from vrepl.errors import VreplError
-from vrepl.model import DataEngine, ModeChoice, TransferLimits, TransportMode, VirtualMachine
+from vrepl.model import DataEngine, ListedVm, ModeChoice, TransferLimits, TransportMode, VirtualMachine
 from vrepl.ports import DiskAddress
 
 POLL = 0.2
@@ -93,11 +95,14 @@ class Gate:
         self._scsi_slots: dict[str, int] = {}
         self._admission = Admission(self._limit_of)
         self._budgets = budgets or NoOthers()
-        self._looking = False
-        """Whether one of those that wait is the one that looks at what other runs do."""
+        self._on_watch = False
+        """Whether one of those that wait is awake every so often, for all of them."""
         self._limits = limits
         self._check_stop = check_stop
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._waiting: dict[object, threading.Condition] = {}
+        """Those that wait to start, by the key of what they want: each is woken by itself."""
+        self._room_changed = threading.Condition(self._lock)
         self._started: set[object] = set()
         self._promised: dict[str, dict[object, int]] = defaultdict(dict)
         self._given_up: dict[str, int] = defaultdict(int)
@@ -124,38 +129,50 @@ class Gate:
 
     def enter(self, demand: Demand) -> Callable[[], None]:
         """Wait until it may start; returns what gives back all that it holds (to be called once)."""
-        with self._changed:
+        with self._lock:
             self._admission.offer(demand)
+            turn = self._waiting[demand.key] = threading.Condition(self._lock)
             try:
                 self._admit()
                 while demand.key not in self._started:
                     self._check_stop()
-                    self._wait()
+                    self._wait(turn)
             except BaseException:
                 if demand.key in self._started:
-                    self._leave(demand)
+                    self._give_back(demand)
                 else:
                     self._admission.withdraw(demand.key)
                     self._tell()
                 raise
+            finally:
+                del self._waiting[demand.key]
+                self._hand_over_the_watch()
         return lambda: self._leave(demand)
 
-    def _wait(self) -> None:
-        """For a change; the caller holds the lock. One of those that wait looks at what other runs do."""
-        if self._looking or not self._budgets.others:
-            self._changed.wait(POLL)
+    def _wait(self, turn: threading.Condition) -> None:
+        """For one's turn, or as the one that looks at what other runs do; the caller holds the lock."""
+        if self._on_watch:
+            turn.wait()
             return
-        self._looking = True
+        self._on_watch = True
         try:
-            self._changed.wait(SHARED_POLL)
+            turn.wait(SHARED_POLL if self._budgets.others else POLL)
         finally:
-            self._looking = False
-        self._admit()
+            self._on_watch = False
+        if self._budgets.others:
+            self._admit()
+
+    def _hand_over_the_watch(self) -> None:
+        """Whoever stops waiting may have been the one that was awake for all; the caller holds the lock."""
+        if not self._on_watch:
+            for turn in self._waiting.values():
+                turn.notify()
+                break
 
     @contextmanager
     def hold_disk(self, key: object, ends: Sequence[End], size: int) -> Iterator[None]:
         """As `hold`, for one attempt at a disk."""
-        with self._changed:
+        with self._lock:
             for end in ends:
                 if end.choice.at_once is not None:
                     self._scsi_slots.setdefault(end.address.site, max(end.choice.at_once, DIRECT_READ_HANDLES))
@@ -184,10 +201,10 @@ class Gate:
         then or since counts as written in full. Of VMs that begin at once, one asks.
         """
         while True:
-            with self._changed:
+            with self._lock:
                 while not (known := self._has_room_by_what_is_known(datastore, needed)) and datastore in self._asking:
                     self._check_stop()
-                    self._changed.wait(POLL)
+                    self._room_changed.wait(POLL)
                 if known:
                     self._promised[datastore][key] = needed
                     return lambda: self._give_up(datastore, key)
@@ -196,10 +213,10 @@ class Gate:
             try:
                 now = free()
             except BaseException:
-                with self._changed:
+                with self._lock:
                     self._answered(datastore)
                 raise
-            with self._changed:
+            with self._lock:
                 self._answered(datastore)
                 self._space[datastore] = _Space(now, read, given_up)
                 promises = self._promised[datastore]
@@ -209,13 +226,13 @@ class Gate:
                     return lambda: self._give_up(datastore, key)
                 if verdict is Room.NEVER:
                     raise refusal(now)
-                self._changed.wait(SPACE_POLL)
+                self._room_changed.wait(SPACE_POLL)
             self._check_stop()
 
     def _answered(self, datastore: str) -> None:
         """The caller holds the lock: whoever waits looks at what is known now."""
         self._asking.discard(datastore)
-        self._changed.notify_all()
+        self._room_changed.notify_all()
 
     def _has_room_by_what_is_known(self, datastore: str, needed: int) -> bool:
         space = self._space.get(datastore)
@@ -226,15 +243,19 @@ class Gate:
         return room(needed, space.free, promised) is Room.ENOUGH
 
     def _give_up(self, datastore: str, key: object) -> None:
-        with self._changed:
+        with self._lock:
             self._given_up[datastore] += self._promised[datastore].pop(key, 0)
-            self._changed.notify_all()
+            self._room_changed.notify_all()
 
     def _leave(self, demand: Demand) -> None:
-        with self._changed:
-            self._started.discard(demand.key)
-            self._admission.release(demand.key)
-            self._tell()
+        with self._lock:
+            self._give_back(demand)
+
+    def _give_back(self, demand: Demand) -> None:
+        """The caller holds the lock."""
+        self._started.discard(demand.key)
+        self._admission.release(demand.key)
+        self._tell()
 
     def _tell(self) -> None:
         """What was given back is free for all; that others cannot be told of it must not hold up who gives it back."""
@@ -245,9 +266,9 @@ class Gate:
 
     def _admit(self) -> None:
         started = self._budgets.admit(self._admission)
-        if started:
-            self._started.update(start.demand.key for start in started)
-            self._changed.notify_all()
+        for start in started:
+            self._started.add(start.demand.key)
+            self._waiting[start.demand.key].notify()
 
 
 def disk_demand(limits: TransferLimits, key: object, ends: Sequence[End], size: int) -> Demand:
@@ -284,9 +305,9 @@ snapshot stands."""
 MOST_VMS = 64
 
 
-def vms_at_once(vms: Sequence[VirtualMachine], limits: TransferLimits) -> int:
+def vms_at_once(vms: Sequence[ListedVm], limits: TransferLimits) -> int:
     """How many VMs keep busy what there is a limit of: snapshots by datastore, and disks in transfer."""
-    stores = {disk.store for vm in vms for disk in vm.disks}
+    stores = {store for vm in vms for store in vm.datastores}
     wanted = VMS_PER_SNAPSHOT * limits.snapshots_per_datastore * max(len(stores), 1)
     return max(1, min(len(vms), MOST_VMS, max(wanted, limits.parallel_disks)))
 

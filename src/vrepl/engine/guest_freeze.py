@@ -14,7 +14,7 @@ from vrepl.engine.events import Note
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.undo import Undo
 from vrepl.errors import InterruptedRunError, VreplError, VsphereError
-from vrepl.model import PowerState, VirtualMachine
+from vrepl.model import ListedVm, PowerState
 from vrepl.model.guests import GuestPolicy, GuestProcess, OnScriptFailure, ProgramEnd, ScriptMoment, ScriptPlace
 from vrepl.report.model import ScriptReport
 from vrepl.report.redact import redact
@@ -39,7 +39,7 @@ class ScriptFailedError(VsphereError):
 class GuestScripts:
     """A job's scripts for one VM, run and reported."""
 
-    def __init__(self, context: ReplicationContext, vm: VirtualMachine, report: Report) -> None:
+    def __init__(self, context: ReplicationContext, vm: ListedVm, report: Report) -> None:
         self._context = context
         self._vm = vm
         self._report = report
@@ -214,7 +214,7 @@ def guest_frozen(scripts: GuestScripts, keeper: IntentKeeper, note: Note) -> Ite
 
 
 def thaw_after_the_dead(
-    context: ReplicationContext, folder: ReplicaFolder, vm: VirtualMachine, scripts: GuestScripts
+    context: ReplicationContext, folder: ReplicaFolder, vm: ListedVm, scripts: GuestScripts
 ) -> list[str]:
     """With the replica's lock held: post_thaw, where a dead run may have left the guest frozen; what was done."""
     intent = folder.intent()

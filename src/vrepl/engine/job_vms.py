@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vrepl.errors import NotFoundError, UsageError
-from vrepl.model import JobSettings, ReplicaRecord, VirtualMachine
+from vrepl.model import JobSettings, ListedVm, ReplicaRecord
 from vrepl.planner.selection import choose
 from vrepl.ports import Inventory
 from vrepl.report.model import ErrorReport, Result, VmReport
@@ -16,7 +16,7 @@ from vrepl.report.model import ErrorReport, Result, VmReport
 class JobVms:
     """The VMs of one run of a job, and what its names and criteria did not find."""
 
-    found: list[VirtualMachine]
+    found: list[ListedVm]
     missing: list[VmReport] = field(default_factory=list)
     """A failed report for each name that no VM, or more than one, has."""
     idle: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ def find_job_vms(source: Inventory, job: JobSettings, vm_names: Sequence[str]) -
         )
         for name in missing
     ]
-    by_ref = {vm.ref: vm for vm in source.read_vms([one.ref for one in wanted])} if wanted else {}
+    by_ref = {vm.ref: vm for vm in source.list_those([one.ref for one in wanted])} if wanted else {}
     return JobVms([by_ref[one.ref] for one in wanted if one.ref in by_ref], reports, chosen.idle)
 
 
@@ -84,14 +84,14 @@ def _listed(source: Inventory, job: JobSettings, vm_names: Sequence[str]) -> Job
     if not wanted:
         raise UsageError(f"job {job.name} names no VM", hint="list them in its `vms`, or `select` them")
     try:
-        return JobVms(source.find_vms(wanted))
+        return JobVms(source.list_named(wanted))
     except NotFoundError:
         if len(wanted) == 1:
             raise
     vms = JobVms([])
     for name in wanted:
         try:
-            vms.found.extend(source.find_vms([name]))
+            vms.found.extend(source.list_named([name]))
         except NotFoundError as error:
             vms.missing.append(VmReport(name=name, result=Result.FAILED, error=ErrorReport.of(error)))
     return vms

@@ -19,7 +19,7 @@ from vrepl.engine.knowledge import leaf_identity, restore_point_snapshots, setti
 from vrepl.engine.marks import restore_point_snapshot_name, san_mark_of, source_mark_of
 from vrepl.errors import DiskError, InterruptedRunError, NotFoundError, UsageError, VreplError
 from vrepl.model import ReplicaRecord, Side, Snapshot, VirtualMachine, VmAtRest
-from vrepl.ports import Inventory, SnapshottedSite
+from vrepl.ports import Inventory, KnownVm, SnapshottedSite
 from vrepl.repository.agreement import require_agreement
 from vrepl.repository.commit_record import (
     CommitRecord,
@@ -38,7 +38,7 @@ class Original:
     """The VM that is replicated, at a site that can be reached."""
 
     site: SnapshottedSite
-    vm: VirtualMachine
+    vm: KnownVm
 
 
 @dataclass(slots=True)
@@ -71,11 +71,13 @@ def recover(
 
 
 def recover_source(
-    services: Services, folder: ReplicaFolder, site: SnapshottedSite, vm: VirtualMachine, seen: Seen | None = None
+    services: Services, folder: ReplicaFolder, site: SnapshottedSite, vm: KnownVm, seen: Seen | None = None
 ) -> list[str]:
     """Remove what dead runs left of a VM that they replicated."""
-    found = detach_leavings(services, site, vm)
     now = site.read_vm_at_rest(vm.ref)
+    found = detach_leavings(services, site, now)
+    if found:
+        now = site.read_vm_at_rest(vm.ref)
     if seen is not None:
         seen.original = now
     found += end_access_of_the_dead(services, folder, site, now)

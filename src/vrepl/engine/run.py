@@ -23,7 +23,7 @@ from vrepl.engine.target_datastores import TargetDatastores
 from vrepl.engine.verification import verify_replica
 from vrepl.engine.vm_run import VmRun
 from vrepl.errors import InterruptedRunError, LockedError, NotFoundError, RepositoryError, VreplError
-from vrepl.model import DEFAULT_MODES, Datastore, JobSettings, TransferLimits, VirtualMachine
+from vrepl.model import DEFAULT_MODES, Datastore, JobSettings, ListedVm, TransferLimits
 from vrepl.planner.vm import VmPlan
 from vrepl.ports import Site
 from vrepl.report import format as words
@@ -62,7 +62,8 @@ class Engine:
         vms = find_job_vms(source, job, vm_names)
         self._tell_drift(report, vms, job, whole=not vm_names)
         datastores = target.datastores()
-        for vm in vms.found:
+        read = {vm.ref: vm for vm in source.read_vms([one.ref for one in vms.found])}
+        for vm in [read[one.ref] for one in vms.found if one.ref in read]:
             try:
                 folder = self.services.repository.replica(source.name, vm.instance_uuid)
                 plan, _ = look_and_plan(context, folder, vm, names, replica_map.get(vm.name))
@@ -160,12 +161,12 @@ class Engine:
     def _run_all(
         self,
         context: ReplicationContext,
-        vms: Sequence[VirtualMachine],
+        vms: Sequence[ListedVm],
         names: TargetNames,
         replica_map: Mapping[str, str],
         lock_wait: float,
     ) -> list[VmReport]:
-        def run_one(vm: VirtualMachine) -> VmReport:
+        def run_one(vm: ListedVm) -> VmReport:
             report = VmRun(context, vm, names, map_to=replica_map.get(vm.name), lock_wait=lock_wait).run()
             self.services.events.vm_finished(report)
             return report

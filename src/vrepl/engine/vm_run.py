@@ -32,7 +32,7 @@ from vrepl.engine.sealing import prune, seal
 from vrepl.engine.source_snapshot import TakenSnapshot, snapshot_window, temporary_snapshot
 from vrepl.engine.vm_work import VmWork
 from vrepl.errors import RESUME_HINT, CbtError, NoSpaceError, NotFoundError, UsageError, VreplError
-from vrepl.model import DiskPoint, Quiesce, ReplicaRecord, RestorePoint, Side, VirtualMachine
+from vrepl.model import DiskPoint, ListedVm, Quiesce, ReplicaRecord, RestorePoint, Side, VirtualMachine
 from vrepl.planner.knowledge import ReplicaKnowledge
 from vrepl.planner.placement import Placed
 from vrepl.planner.vm import ReplicaAction, VmPlan, plan_vm
@@ -48,7 +48,7 @@ class VmRun:
     def __init__(
         self,
         context: ReplicationContext,
-        vm: VirtualMachine,
+        vm: ListedVm,
         names: TargetNames,
         *,
         map_to: str | None = None,

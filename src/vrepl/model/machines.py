@@ -200,6 +200,18 @@ class VirtualMachine:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedVm:
+    """A VM as far as a run looks at it before its turn: what it is like then is read with its replica's lock held."""
+
+    ref: str
+    name: str
+    instance_uuid: str
+    power: PowerState
+    datastores: tuple[str, ...] = ()
+    """MoRefs of those that any file of it lies on."""
+
+
+@dataclass(frozen=True, slots=True)
 class GuestState:
     """What VMware Tools and the host say of a running VM."""
 

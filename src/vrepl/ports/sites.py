@@ -14,6 +14,7 @@ from vrepl.model import (
     Datastore,
     Disk,
     Hardware,
+    ListedVm,
     ReplicaPlacement,
     ReplicaSpec,
     Sighting,
@@ -31,6 +32,13 @@ class Named(Protocol):
 
     @property
     def name(self) -> str: ...
+
+
+class KnownVm(Named, Protocol):
+    """A VM by what stays as long as it is registered and nobody renames it."""
+
+    @property
+    def ref(self) -> str: ...
 
 
 class Inventory(Named, Protocol):
@@ -59,6 +67,14 @@ class Inventory(Named, Protocol):
 
         Raises NotFoundError naming all that do not exist (hint: near names), or that are ambiguous.
         """
+        ...
+
+    def list_named(self, names: Sequence[str]) -> list[ListedVm]:
+        """As `find_vms`, with the little that a run wants to know of all of its VMs before the first one's turn."""
+        ...
+
+    def list_those(self, vm_refs: Sequence[str]) -> list[ListedVm]:
+        """As `list_named`, by ref: those that still exist, in one call."""
         ...
 
     def candidates(self, tag_patterns: Sequence[str]) -> list[Candidate]:

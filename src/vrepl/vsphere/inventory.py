@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from vrepl.errors import NotFoundError, VreplError
-from vrepl.model import Sighting, Snapshot, SnapshotState, VirtualMachine
+from vrepl.model import ListedVm, PowerState, Sighting, Snapshot, SnapshotState, VirtualMachine
 from vrepl.vsphere import collector
 from vrepl.vsphere.api import ref_of, vim
 from vrepl.vsphere.guest_network import GUEST_PATHS, guest_network
@@ -32,10 +32,15 @@ NAMES_LAST = 300.0
 NAMES_NEW = 10.0
 """Seconds that they are not gathered again whatever a VM refers to."""
 
+LISTED_PATHS = ("name", "config.instanceUuid", "runtime.powerState", "datastore")
+"""What one ListedVm is made of."""
+
 SNAPSHOT_PATHS = ("config.hardware.device", "config.extraConfig")
 
 ALWAYS_NEW = -1.0
 """Names that were read before the call are too old."""
+
+T = TypeVar("T")
 
 
 def near_names(name: str, known: Iterable[str]) -> str | None:
@@ -74,6 +79,23 @@ class Inventory:
 
     def find_vms(self, wanted: Sequence[str]) -> list[VirtualMachine]:
         """VMs by exact name, in the order asked for. Raises NotFoundError for all that are missing or ambiguous."""
+        objects = self._named(wanted)
+        return self._all_of(wanted, objects, {vm.ref: vm for vm in self._read(list(objects.values()))})
+
+    def list_named(self, wanted: Sequence[str]) -> list[ListedVm]:
+        """As `find_vms`, with LISTED_PATHS alone."""
+        objects = self._named(wanted)
+        return self._all_of(wanted, objects, {vm.ref: vm for vm in self._list(list(objects.values()))})
+
+    def list_those(self, vm_refs: Sequence[str]) -> list[ListedVm]:
+        """Those that still exist, in one call per 1,000."""
+        return self._list([self._session.object(vim.VirtualMachine, ref) for ref in vm_refs])
+
+    def _list(self, objects: Sequence[Any]) -> list[ListedVm]:
+        return [_listed(one) for one in collector.these(self._session, objects, {vim.VirtualMachine: LISTED_PATHS})]
+
+    def _named(self, wanted: Sequence[str]) -> dict[str, Any]:
+        """The VMs of these names, each once."""
         by_name: dict[str, list[Any]] = {}
         for one in collector.below(self._session, {vim.VirtualMachine: ["name"]}):
             by_name.setdefault(decode_name(str(one.get("name", ""))), []).append(one.object)
@@ -81,11 +103,14 @@ class Inventory:
         ambiguous = [name for name in wanted if len(by_name.get(name, ())) > 1]
         if missing or ambiguous:
             raise _not_found(self._session.settings.name, missing, ambiguous, by_name)
-        read = {vm.ref: vm for vm in self._read([by_name[name][0] for name in wanted])}
-        gone = [name for name in wanted if ref_of(by_name[name][0]) not in read]
+        return {name: by_name[name][0] for name in wanted}
+
+    def _all_of(self, wanted: Sequence[str], objects: Mapping[str, Any], read: Mapping[str, T]) -> list[T]:
+        """What was `read` (by ref) of the VMs of these names, in their order."""
+        gone = [name for name in wanted if ref_of(objects[name]) not in read]
         if gone:
-            raise _not_found(self._session.settings.name, gone, [], by_name)
-        return [read[ref_of(by_name[name][0])] for name in wanted]
+            raise _not_found(self._session.settings.name, gone, [], objects)
+        return [read[ref_of(objects[name])] for name in wanted]
 
     def by_instance_uuid(self, instance_uuid: str) -> VirtualMachine | None:
         found = self._session.content.searchIndex.FindAllByUuid(uuid=instance_uuid, vmSearch=True, instanceUuid=True)
@@ -171,6 +196,16 @@ class Inventory:
         return self.names(at_most=NAMES_NEW) if any(_unknown(one, names) for one in found) else names
 
 
+def _listed(found: collector.Found) -> ListedVm:
+    return ListedVm(
+        ref=found.ref,
+        name=decode_name(str(found.get("name", found.ref))),
+        instance_uuid=str(found.get("config.instanceUuid", "")).lower(),
+        power=PowerState(str(found.get("runtime.powerState", PowerState.OFF))),
+        datastores=tuple(ref_of(store) for store in found.get("datastore", ())),
+    )
+
+
 def _state(found: collector.Found, node: Snapshot) -> SnapshotState:
     """`found`: its SNAPSHOT_PATHS; `node`: what its VM says of it."""
     return SnapshotState(
@@ -197,9 +232,7 @@ def _unknown(found: collector.Found, names: Names) -> bool:
     return any(str(port.portgroupKey or "") not in names.portgroups for port in ports)
 
 
-def _not_found(
-    site: str, missing: Sequence[str], ambiguous: Sequence[str], by_name: dict[str, list[Any]]
-) -> VreplError:
+def _not_found(site: str, missing: Sequence[str], ambiguous: Sequence[str], by_name: Iterable[str]) -> VreplError:
     said, hints = [], []
     if missing:
         said.append(f"site {site} has no VM named {', '.join(missing)}")

@@ -17,6 +17,7 @@ from vrepl.model import (
     Disk,
     GuestState,
     Hardware,
+    ListedVm,
     ReplicaPlacement,
     ReplicaSpec,
     Sighting,
@@ -158,6 +159,12 @@ class VsphereSite:
 
     def find_vms(self, names: Sequence[str]) -> list[VirtualMachine]:
         return self._inventory.find_vms(names)
+
+    def list_named(self, names: Sequence[str]) -> list[ListedVm]:
+        return self._inventory.list_named(names)
+
+    def list_those(self, vm_refs: Sequence[str]) -> list[ListedVm]:
+        return self._inventory.list_those(vm_refs)
 
     def candidates(self, tag_patterns: Sequence[str] = ()) -> list[Candidate]:
         return candidates(self._session, tag_patterns)
