@@ -13,6 +13,8 @@ from pyVmomi import SoapAdapter, VmomiSupport, vim, vmodl
 
 from tests.support.cassettes import FOLDER
 from vrepl.vsphere import answers
+from vrepl.vsphere.collector import property_specs
+from vrepl.vsphere.stub import Stub
 
 SUPPORT: Any = VmomiSupport
 SOAP: Any = SoapAdapter
@@ -130,3 +132,61 @@ def test_a_large_answer_is_read_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> 
     kind = SUPPORT.GuessWsdlMethod(method).info.result
     theirs = answers._Original(stub()).Deserialize(body, kind)
     assert the_same(answers.QuickDeserializer(stub()).Deserialize(io.BytesIO(body), kind), theirs)
+
+
+def devices_of(*devices: str, declared: str = "") -> bytes:
+    return envelope(
+        f'<FetchResponse xmlns="urn:vim25"><returnval {declared} xsi:type="ArrayOfVirtualDevice">'
+        + "".join(f"<VirtualDevice {device}</VirtualDevice>" for device in devices)
+        + "</returnval></FetchResponse>"
+    )
+
+
+KEYBOARD = 'xsi:type="VirtualKeyboard"><key>600</key><deviceInfo xsi:type="Description"><label>K</label><summary>K</summary></deviceInfo>'  # fmt: skip # noqa: E501
+MOUSE = 'xsi:type="VirtualPointingDevice"><key>700</key>'
+CARD = (
+    'xsi:type="VirtualVmxnet3"><key>4000</key><backing xsi:type="VirtualEthernetCardNetworkBackingInfo">'
+    '<deviceName>n</deviceName><network type="Network">network-6</network></backing>'
+)
+
+
+def test_a_device_that_was_read_before_is_known_by_its_bytes_and_is_another_object(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answers, "_devices", {})
+    kind = SUPPORT.GetVmodlType("vim.vm.device.VirtualDevice[]")
+    for body in (devices_of(KEYBOARD, CARD), devices_of(MOUSE, KEYBOARD, CARD), devices_of(KEYBOARD, KEYBOARD)):
+        theirs = answers._Original(stub()).Deserialize(body, kind)
+        first, second = (answers._Reading(stub()).answer(body, kind) for _ in range(2))
+        assert the_same(first, theirs)
+        assert the_same(second, theirs)
+        assert not {id(one) for one in first} & {id(one) for one in second}
+    [known] = answers._devices.values()
+    assert len(known) == 2, "not the card: what it refers to belongs to one login"
+
+
+def test_the_same_bytes_mean_something_else_where_a_prefix_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_devices", {})
+    kind = SUPPORT.GetVmodlType("vim.vm.device.VirtualDevice[]")
+    for declared in ("", 'xmlns:other="urn:other"'):
+        assert len(answers._Reading(stub()).answer(devices_of(KEYBOARD, declared=declared), kind)) == 1
+    assert len(answers._devices) == 2
+
+
+def test_a_request_for_properties_reads_as_pyvmomi_writes_it_however_often_it_is_made() -> None:
+    ours = Stub(lambda *_: None, server="vcenter.test", port=443, version=stub().version, context=None, timeout=1.0)  # type: ignore[arg-type]
+    query: Any = vmodl.query.PropertyCollector
+    info = SUPPORT.GuessWsdlMethod("RetrievePropertiesEx").info
+    collector = query("propertyCollector", ours)
+    wanted = [
+        property_specs(((vim.VirtualMachine, ("name", "config.extraConfig")), (vim.Task, ("info.state",)))),
+        property_specs(((vim.VirtualMachine, ("name",)),)),
+    ]
+    for number in range(6):
+        step = query.TraversalSpec(name="step", path="recentTask", skip=False, type=vim.VirtualMachine)
+        start = query.ObjectSpec(obj=vim.VirtualMachine(f"vm-{number}", ours), skip=False, selectSet=[step])
+        spec = query.FilterSpec(objectSet=[start], propSet=wanted[number % 2], reportMissingObjectsInResults=True)
+        asked = [[spec], query.RetrieveOptions(maxObjects=1000)]
+        theirs: Any = SOAP.SoapStubAdapter.SerializeRequest(ours, collector, info, asked)
+        assert ours.SerializeRequest(collector, info, asked) == theirs
+    assert len(ours._written) == 2

@@ -4,6 +4,9 @@ pyVmomi (9) reads an answer by a Python function per tag, which looks up types, 
 for each of them. Here the XML is read by the tree builder in C, and what follows from a type is worked out once per
 type, by pyVmomi itself. The objects are pyVmomi's own, and hold the same.
 
+Most devices of a VM (keyboard, PCI bridge, IDE controllers) read the same in each answer, at each VM: they are known
+again by their bytes, and are not read at all.
+
 What is not plain data (faults, types and methods as values, references to other servers) and whatever meets an
 exception is given to pyVmomi, from its first byte on: its word counts.
 """
@@ -27,9 +30,25 @@ _Original: Any = _soap.SoapResponseDeserializer
 LARGEST = 16 << 20
 """Bytes of an answer that is held as a tree; larger ones are read by pyVmomi, as they come."""
 
+DEVICES_KNOWN = 256
+"""Devices that are known by their bytes, at the most."""
+
+_DEVICE, _DEVICE_END = b"<VirtualDevice ", b"</VirtualDevice>"
+_OF_ONE_VM = re.compile(rb"<(?:fileName|macAddress|!)|xmlns|\stype=")
+"""What a device that another VM may have word for word does not hold. Nor may it hold a declaration of names (its bytes
+alone would not say what it is) or a reference (which belongs to one login)."""
+_MARK = b"vrepl-device"
+"""An attribute that stands for a device of an answer; an answer that speaks of it already has none put into it."""
+
+_MARK_NAME = _MARK.decode()
+
 _XSI_TYPE = "{http://www.w3.org/2001/XMLSchema-instance}type"
-_DECLARED = re.compile(rb"""\sxmlns(?::([\w.-]+))?\s*=\s*["']([^"']*)["']""")
+_DECLARED = re.compile(rb"""xmlns(?::([\w.-]+))?\s*=\s*["']([^"']*)["']""")
 _BODY = "{http://schemas.xmlsoap.org/soap/envelope/}Body"
+
+
+_NAMED_VALUE: Any = _support.GetVmodlType("vmodl.DynamicProperty")
+"""Most of the objects in an answer about properties are such."""
 
 
 class _UnusualError(Exception):
@@ -68,6 +87,8 @@ _properties: dict[tuple[Any, str, str], _Property] = {}
 """By type, tag (its namespace included) and the API's version."""
 _defaults: dict[Any, tuple[dict[str, Any], list[tuple[str, Any]]]] = {}
 """What a new object holds: values that never change, and lists, of which each object has its own."""
+_devices: dict[Any, dict[bytes, Any]] = {}
+"""Devices by their bytes, by what these are read with: the meaning of prefixes, and the API's version."""
 _kinds: dict[tuple[Any, str | None, str, str], _Kind] = {}
 """By the type that is expected, the one that the tag names, its namespace, and the API's version."""
 
@@ -108,8 +129,13 @@ class _Reading:
         self._stub = stub
         self._version = stub.version
         self._namespaces: dict[str, str] = {}
+        self._known: dict[bytes, Any] = {}
+        self._marked: list[bytes] = []
+        """Those devices of the answer that another VM may have as well."""
 
     def answer(self, body: bytes, result_type: Any) -> Any:
+        if b"<VirtualDevice " in body and _MARK not in body:
+            body = self._without_known_devices(body)
         self._namespaces = _namespaces(body)
         # The peer is verified, and expat refuses entities that grow.
         inner = ElementTree.fromstring(body).find(_BODY)  # noqa: S314
@@ -124,7 +150,41 @@ class _Reading:
             raise _UnusualError
         return values[0] if values else None
 
+    def _without_known_devices(self, body: bytes) -> bytes:
+        """The answer with a mark in place of each device that is known, and a mark on each that may be from now on."""
+        head, *parts = body.split(_DEVICE)
+        devices = [part.partition(_DEVICE_END) for part in parts]
+        rest = b"".join([head, *(after for _, _, after in devices)])
+        key = tuple(sorted(_namespaces(rest).items())), self._version
+        known = self._known = _devices.setdefault(key, {})
+        whole = [head]
+        for device, end, after in devices:
+            if device in known:
+                whole += [_DEVICE, b'%s="%d"/>' % (_MARK, len(self._marked)), after]
+                self._marked.append(device)
+            elif not end or _OF_ONE_VM.search(device):
+                whole += [_DEVICE, device, end, after]
+            else:
+                whole += [_DEVICE, b'%s="%d" ' % (_MARK, len(self._marked)), device, end, after]
+                self._marked.append(device)
+        return b"".join(whole)
+
+    def _device(self, node: Any, mark: str) -> Any:
+        """Each answer has its own, of which what lies deeper is shared: nobody changes these devices."""
+        device = self._marked[int(mark)]
+        known = self._known.get(device)
+        if known is None:
+            del node.attrib[_MARK_NAME]
+            known = self._value(node, _support.GetVmodlType("vim.vm.device.VirtualDevice"))
+            if len(self._known) < DEVICES_KNOWN:
+                self._known[device] = known
+        made = known.__class__.__new__(known.__class__)
+        made.__dict__.update(known.__dict__)
+        return made
+
     def _value(self, node: Any, expected: Any) -> Any:
+        if node.attrib and (mark := node.get(_MARK_NAME)) is not None:
+            return self._device(node, mark)
         said = node.get(_XSI_TYPE)
         if said is None:
             key = expected, None, "", self._version
@@ -152,6 +212,10 @@ class _Reading:
     def _object(self, node: Any, kind: Any) -> Any:
         made = kind.__new__(kind)
         fields = made.__dict__
+        if kind is _NAMED_VALUE and len(node) == 2 and node[0].tag.endswith("}name") and node[1].tag.endswith("}val"):
+            plain, _ = _defaults.get(kind) or _learn(kind)
+            fields.update(plain, name=_support.PropertyPath(node[0].text or ""), val=self._value(node[1], object))
+            return made
         plain, lists = _defaults.get(kind) or _learn(kind)
         fields.update(plain)
         for name, make in lists:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from vrepl.errors import TransientVsphereError, VreplError
@@ -72,6 +73,12 @@ def along(
     return _within_one_login(session, lambda: _retrieve(session, [spec, *others], wanted))
 
 
+@lru_cache(maxsize=64)
+def property_specs(wanted: tuple[tuple[Any, tuple[str, ...]], ...]) -> list[Any]:
+    """Made once for what is asked again and again: `vsphere.stub` knows them by that, and writes them once."""
+    return [_query().PropertySpec(type=kind, all=False, pathSet=list(paths)) for kind, paths in wanted]
+
+
 def _query() -> Any:
     return vmodl.query.PropertyCollector
 
@@ -81,7 +88,7 @@ def _retrieve(session: Session, starts: Sequence[Any], wanted: Mapping[Any, Sequ
     generation = session.generation
     spec = _query().FilterSpec(
         objectSet=list(starts),
-        propSet=[_query().PropertySpec(type=kind, all=False, pathSet=list(paths)) for kind, paths in wanted.items()],
+        propSet=property_specs(tuple((kind, tuple(paths)) for kind, paths in wanted.items())),
         reportMissingObjectsInResults=True,
     )
     page = collector.RetrievePropertiesEx(specSet=[spec], options=_query().RetrieveOptions(maxObjects=PAGE))
