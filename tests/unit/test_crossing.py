@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import pytest
 from tests.support.world import NbdOnly, World, source
 from vrepl.engine.access import GuardedVm, access_window
 from vrepl.engine.crossing import Crossing
-from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute, DiskMove, first_intent
+from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute
+from vrepl.engine.disk_move import DiskMove, first_intent, relocated
 from vrepl.engine.gate import Gate
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.marks import SourceMark
 from vrepl.engine.source_snapshot import temporary_snapshot
-from vrepl.errors import MoverError
+from vrepl.errors import DiskError, MoverError, TransientDiskError
 from vrepl.extents import GRAIN, Extent
 from vrepl.model import DEFAULT_MODES, PowerState, Quiesce, Side, TransferKind, TransferLimits, TransportPlan
 from vrepl.planner.disks import DiskDecision
@@ -129,6 +130,67 @@ def test_where_no_proxy_can_be_had_that_is_what_is_told(home: Home, monkeypatch:
     monkeypatch.setattr(NbdOnly, "plan", gone)
     with pytest.raises(MoverError, match="proxy p has not this vrepl"):
         home.cross()
+
+
+@pytest.mark.parametrize("error", [DiskError("no such file", code=4), TransientDiskError("lost", code=14011)])
+def test_disks_that_are_moved_in_mid_crossing_are_opened_where_they_lie_then(home: Home, error: DiskError) -> None:
+    """Storage vMotion at both ends. What the file that is gone is answered with need not look as if it passed."""
+    paths: list[str] = []
+
+    def storage_vmotion(where: str) -> bool:
+        if not where.startswith("transfer write") or paths:
+            return False
+        for vm in (home.original, home.replica):
+            for disk in [*vm.disks, *(disk for snapshot in vm.snapshots for disk in snapshot.disks)]:
+                disk.base_path = disk.base_path.replace("-ds] ", "-other] ")
+            paths.append(vm.disks[0].base_path)
+        raise error
+
+    home.world.kill_at = storage_vmotion
+    [report] = home.cross().reports()
+    assert report.attempts == 2
+    assert home.original.disks[0].disk.content() == home.replica.disks[0].disk.content()
+    last = home.world.orders[-1]
+    assert last.target.path == paths[0] != home.world.orders[-2].target.path
+    assert last.source.path == home.world.orders[-2].source.path.replace("-ds] ", "-other] ")
+
+
+def test_an_error_that_does_not_pass_is_told_at_once_where_nothing_was_moved(home: Home) -> None:
+    def fail(where: str) -> bool:
+        if where.startswith("transfer write"):
+            raise DiskError("no such file", code=4)
+        return False
+
+    home.world.kill_at = fail
+    before = len(home.world.orders)
+    with pytest.raises(DiskError, match="no such file"):
+        home.cross()
+    assert len(home.world.orders) == before + 1
+
+
+def test_a_disk_that_is_another_or_stands_on_other_snapshots_is_not_followed(tmp_path: Path) -> None:
+    """Its path alone may have changed; a leaf that somebody put a snapshot under is not where this crossing writes."""
+    world = World(tmp_path)
+    vm = world.source.add_vm("web-01", [CAPACITY])
+    seen = world.source.read_vm(vm.ref)
+    state = world.source.create_snapshot(vm.ref, "s", "", quiesce=False)
+    move = DiskMove(
+        key=2000,
+        read_vm=seen,
+        read_snapshot=state,
+        read_disk=state.disks[0],
+        written_vm=seen,
+        written_disk=seen.disks[0],
+        decision=DiskDecision(TransferKind.COMPARE, "", whole_disk=True),
+        regions=[Extent(0, CAPACITY)],
+        parent_restore_point_id=None,
+        parent_digests=DigestFiles(None),
+        first_attempt=1,
+    )
+    other = replace(state, disks=(replace(state.disks[0], uuid="another", path="[elsewhere] x.vmdk"),))
+    assert relocated(move, seen, other, world.source.read_vm(vm.ref)) == move
+    moved = replace(state, disks=(replace(state.disks[0], path="[elsewhere] x.vmdk"),))
+    assert relocated(move, seen, moved, seen).read_disk.path == "[elsewhere] x.vmdk"
 
 
 def test_what_dies_on_the_way_home_leaves_the_restore_points_alone(home: Home) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from vrepl.engine.comparing import compare_disk
 from vrepl.engine.context import ReplicationContext, VerificationContext
-from vrepl.engine.disk_crossing import DiskMove
+from vrepl.engine.disk_move import DiskMove
 from vrepl.engine.events import Note
 from vrepl.extents import GRAIN, Extent, align, intersect, subtract, total, union
 from vrepl.model import Disk, RestorePoint, SnapshotState, VirtualMachine

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vrepl.engine.disk_crossing import CrossingRoute, DiskCrossing, DiskMove
+from vrepl.engine.disk_crossing import CrossingRoute, DiskCrossing
+from vrepl.engine.disk_move import DiskMove
 from vrepl.engine.events import Note
 from vrepl.engine.san_writing import move_side_by_side, write_over_san
 from vrepl.engine.undo import Undo

@@ -8,7 +8,7 @@ from dataclasses import replace
 from vrepl.engine.auditing import RunAudit
 from vrepl.engine.changes import changed_extents
 from vrepl.engine.context import ReplicationContext
-from vrepl.engine.disk_crossing import DiskMove, first_intent
+from vrepl.engine.disk_move import DiskMove, first_intent
 from vrepl.engine.events import Note
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import leaf_identity

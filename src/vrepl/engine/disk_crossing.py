@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vrepl.engine.context import Services
 from vrepl.engine.crossing_state import Reached, Tally
+from vrepl.engine.disk_move import DiskMove, first_intent, relocated
 from vrepl.engine.gate import End, Gate
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import TransferLogs
@@ -20,18 +21,17 @@ from vrepl.errors import (
     VreplError,
     VsphereError,
 )
-from vrepl.extents import Extent, intersect, subtract, total, union
+from vrepl.extents import intersect, subtract, total, union
 from vrepl.model import (
     Disk,
     Side,
     SnapshotState,
-    TransferKind,
     TransportMode,
     TransportPlan,
     VirtualMachine,
 )
-from vrepl.planner.disks import DiskDecision, issued_extents
-from vrepl.ports import DigestFiles, DiskAddress, SourceSite, TransferOrder, TransferProgress
+from vrepl.planner.disks import issued_extents
+from vrepl.ports import DiskAddress, SourceSite, TransferOrder, TransferProgress
 from vrepl.report.disk import DiskReport
 from vrepl.repository.intent import DiskIntent, HotAddedDisks
 from vrepl.repository.transferlog import read_log
@@ -68,43 +68,6 @@ class CrossingRoute:
     """Whether the next transport mode may be tried when one fails."""
     still_allowed: Callable[[], None] = lambda: None
     """Raises NotReadyError once the written VM is no longer this command's; asked now and then as bytes move."""
-
-
-@dataclass(frozen=True, slots=True)
-class DiskMove:
-    """One disk that must be brought to the state that a snapshot of the VM which is read shows."""
-
-    key: int
-    """By which logs and intent know the disk: the original's device key, whichever way bytes go."""
-    read_vm: VirtualMachine
-    read_snapshot: SnapshotState
-    read_disk: Disk
-    written_vm: VirtualMachine
-    written_disk: Disk
-    decision: DiskDecision
-    regions: Sequence[Extent]
-    parent_restore_point_id: str | None
-    parent_digests: DigestFiles
-    first_attempt: int
-
-
-def first_intent(move: DiskMove) -> DiskIntent:
-    """What is recorded of a disk before its first attempt of this run."""
-    return DiskIntent(
-        source_key=move.key,
-        kind=move.decision.kind,
-        capacity=move.read_disk.capacity,
-        attempt=move.first_attempt,
-        planned=tuple(move.regions),
-        change_id=move.read_disk.change_id,
-        parent_restore_point_id=move.parent_restore_point_id,
-        fresh=move.decision.fresh,
-        dirty=move.decision.dirty,
-        allocated_only=move.decision.kind is not TransferKind.INCREMENTAL,
-        source_disk_uuid=move.read_disk.uuid,
-        source_base_path=move.read_disk.base_path,
-        compare_with_target=move.decision.compare_with_target,
-    )
 
 
 class DiskCrossing:
@@ -250,9 +213,10 @@ class DiskCrossing:
         self._name_host(error)
         if isinstance(error, InterruptedRunError):
             raise error
+        moved = self._find_again()
         if isinstance(error, TransportModeError):
             self._mode_failed(error)
-        elif not error.retryable:
+        elif not error.retryable and not moved:
             raise error
         state = read_log(self._route.logs.transfer_log(intent.source_key)).attempt(intent.attempt)
         done = intersect(intent.planned, state.done)
@@ -264,6 +228,25 @@ class DiskCrossing:
             dirty=tuple(union(intent.dirty, issued)),
         )
         return following, bool(done)
+
+    def _find_again(self) -> bool:
+        """Look where both VMs are by now; whether a file of this disk has another path.
+
+        Without PrepareForAccess a VM may be moved to another host, and its disks to another datastore (vMotion, Storage
+        vMotion), while they are open. What lies elsewhere is opened there; what is another disk, or stands on other
+        snapshots than before, is not this crossing's.
+        """
+        was, read, written = self.move, self._route.read.site, self._route.written.site
+        try:
+            state = read.read_snapshot(was.read_snapshot.ref)
+            self.move = relocated(was, read.read_vm(was.read_vm.ref), state, written.read_vm(was.written_vm.ref))
+        except VreplError:  # the next attempt tells whether the disk can be had
+            return False
+        places = [(was.read_disk.path, self.move.read_disk.path), (was.written_disk.path, self.move.written_disk.path)]
+        moved = [new for old, new in places if old != new]
+        for path in moved:
+            self._services.events.note(self._vm, f"{was.read_disk.title} was moved meanwhile, to {path}")
+        return bool(moved)
 
     def _name_host(self, error: VreplError) -> None:
         """VDDK does not say which ESXi host it could not reach; the disk that it speaks of tells."""

@@ -12,7 +12,8 @@ from vrepl.engine.consolidation import consolidate
 from vrepl.engine.context import ReplicationContext
 from vrepl.engine.crossing import Crossing
 from vrepl.engine.deciding import find_changes
-from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute, DiskMove
+from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute
+from vrepl.engine.disk_move import DiskMove
 from vrepl.engine.failover.guard import Ready, replica_ready, undo_overdue
 from vrepl.engine.failover.settings import keep_settings
 from vrepl.engine.gate import snapshot_demand

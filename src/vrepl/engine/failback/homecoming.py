@@ -12,7 +12,8 @@ from vrepl.engine.comparing import compare_disk
 from vrepl.engine.context import FailbackContext, VerificationContext
 from vrepl.engine.crossing import Crossing
 from vrepl.engine.deciding import every_grain_is_known
-from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute, DiskMove, first_intent
+from vrepl.engine.disk_crossing import CrossingEnd, CrossingRoute
+from vrepl.engine.disk_move import DiskMove, first_intent
 from vrepl.engine.intent_keeper import IntentKeeper
 from vrepl.engine.knowledge import failed_verification, unfinished_disks
 from vrepl.engine.marks import SourceMark
