@@ -64,6 +64,25 @@ def failed_over(estate: Estate) -> None:
         estate.runs.lab.write_random("dr", f"{vm}-replica", 1, GRAIN, GRAIN, f"{vm} at the target, too")
 
 
+def failed_over_and_lost(estate: Estate) -> tuple[str, ...]:
+    """The originals are gone; options that say where new ones are made."""
+    failed_over(estate)
+    with plain_api.session(estate.runs.lab, "prod") as instance:
+        first = plain_api.vm_named(instance, estate.names[0])
+        where = ("--datastore", first.datastore[0].name, "--host", first.runtime.host.name)
+        for vm in estate.names:
+            plain_api.wait(plain_api.vm_named(instance, vm).Destroy_Task())
+    return where
+
+
+def adapters(estate: Estate, name: str) -> list[bool]:
+    """Of a VM of the target: whether each is connected at power-on."""
+    with plain_api.session(estate.runs.lab, "dr") as instance:
+        devices = plain_api.vm_named(instance, name).config.hardware.device
+        cards = [one for one in devices if isinstance(one, vim.vm.device.VirtualEthernetCard)]
+        return [card.connectable.startConnected for card in cards]
+
+
 def the_next_run_is_right(estate: Estate, vms: list[str]) -> None:
     for vm in vms:
         estate.runs.lab.write_random("prod", vm, 0, 9 * GRAIN, GRAIN, f"{vm} afterwards")
@@ -85,6 +104,30 @@ def test_start(make: MakeEstate) -> None:
 
     estate.die_everywhere(("failover", "start"), "failed-over", check)
     killed_at(estate, failover.StandOn, failover.PrepareGuest, failover.PowerOn)
+
+
+def test_start_with_other_addresses(make: MakeEstate) -> None:
+    """Each guest boots twice: once without networks, for vCenter to know of its VMware Tools."""
+    estate = make(18)
+    lab = estate.runs.lab
+    rule = 'addresses = [{ old = "10.0.0.0/8", new = "11.0.0.0/8" }]'
+    lab.config_file.write_text(
+        f'{lab.config_file.read_text()}\n[jobs.demo.failover]\n{rule}\ndomain = "example.com"\naddress_wait = "20s"\n'
+    )
+    lab.set("dr.customize_needs_tools=yes", "guest=*,boot_ms=20")
+    power_is_lost(estate)
+
+    def check(vm: str, before: Looked, done: Any) -> None:
+        assert estate.points(vm) == before.points
+        assert estate.replica(vm) == before.points[max(before.points)]
+        assert estate.power(vm) == (OFF, ON)
+        assert done["addresses"]["result"] == "set", done["addresses"]
+        assert all(address.startswith("11.") for address in done["addresses"]["reported"]), done
+        assert all(adapters(estate, f"{vm}-replica")), "what it booted without is connected again"
+
+    estate.die_everywhere(("failover", "start"), "failed-over", check)
+    killed_at(estate, failover.StandOn, failover.PrepareGuest, failover.IntroduceGuest, failover.PowerOn)
+    assert "set addresses" in estate.told
 
 
 @pytest.mark.parametrize("keep", [(), ("--keep",)], ids=["thrown away", "kept"])
@@ -166,6 +209,43 @@ def test_failback_start(make: MakeEstate) -> None:
     killed_at(estate, failback.SnapshotOriginal, failback.Cross, failback.ShutDownReplica, failback.PowerOnOriginal)
 
 
+def test_failback_where_the_original_is_gone(make: MakeEstate) -> None:
+    estate = make(30)
+    where = failed_over_and_lost(estate)
+
+    def check(vm: str, before: Looked, _: Any) -> None:
+        assert before.original == []
+        assert estate.points(vm) == before.points
+        assert estate.original(vm) == estate.replica(vm) != []
+        assert estate.power(vm) == (ON, OFF)
+        assert sorted(estate.vm_names("prod") & set(estate.names)) == made
+        assert not any(one.startswith("vrepl-source-") for one in estate.snapshot_names("dr", f"{vm}-replica"))
+
+    made: list[str] = []
+
+    def check_and_count(vm: str, before: Looked, done: Any) -> None:
+        made.append(vm)
+        check(vm, before, done)
+
+    estate.die_everywhere(("failback", "start", "--new", *where), "failing-back", check_and_count, goes_on=True)
+    killed_at(estate, failback.MakeOriginal, failback.Cross, failback.ShutDownReplica, failback.PowerOnOriginal)
+
+
+def test_failback_undo_of_a_new_vm(make: MakeEstate) -> None:
+    estate = make(12)
+    where = failed_over_and_lost(estate)
+    estate.all("failback", "start", "--new", *where)
+
+    def check(vm: str, before: Looked, _: Any) -> None:
+        assert estate.points(vm) == before.points
+        assert estate.replica(vm) == before.replica
+        assert estate._power("dr", f"{vm}-replica") == ON
+        assert vm not in estate.vm_names("prod")
+
+    estate.die_everywhere(("failback", "undo"), "failed-over", check)
+    killed_at(estate, failback.PowerOffOriginal, failback.DestroyOriginal, failback.PowerOnReplica)
+
+
 def test_failback_undo(make: MakeEstate) -> None:
     estate = make(14)
     failed_over(estate)
@@ -193,7 +273,7 @@ def test_failback_commit(make: MakeEstate) -> None:
         after = estate.points(vm)
         assert before.points.items() <= after.items()
         [home_again] = set(after) - set(before.points)
-        assert done["restore_point"] in {home_again.removeprefix("vrepl "), None}, "None: it was committed already"
+        assert done["restore_point"] == home_again.removeprefix("vrepl "), "also where it was committed already"
         assert after[home_again] == before.replica == estate.original(vm)
         assert estate.power(vm) == (ON, OFF)
         assert estate.snapshot_names("prod", vm) == []

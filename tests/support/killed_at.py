@@ -136,7 +136,8 @@ class Estate:
         return {name: self.images("dr", f"{vm}-replica", name) for name in sealed}
 
     def original(self, vm: str) -> list[Image]:
-        return self.images("prod", vm)
+        """Nothing where it is gone."""
+        return self.images("prod", vm) if vm in self.vm_names("prod") else []
 
     def replica(self, vm: str) -> list[Image]:
         return self.images("dr", f"{vm}-replica")
