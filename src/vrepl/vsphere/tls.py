@@ -18,8 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
 from vrepl.errors import CertificateError, ConfigError
 
 # X509_V_ERR_… of OpenSSL
@@ -195,6 +193,8 @@ def certificate_error(
 def _on(certificate: bytes | None) -> str:
     if certificate is None:
         return ""
+    from cryptography import x509  # takes its time to load, and is for what goes wrong alone
+
     try:
         return f" on {x509.load_der_x509_certificate(certificate).not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
     except ValueError:
@@ -204,6 +204,8 @@ def _on(certificate: bytes | None) -> str:
 def _names(certificate: bytes | None) -> str:
     if certificate is None:
         return ""
+    from cryptography import x509  # takes its time to load, and is for what goes wrong alone
+
     try:
         extension = x509.load_der_x509_certificate(certificate).extensions.get_extension_for_class(
             x509.SubjectAlternativeName
