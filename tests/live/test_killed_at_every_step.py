@@ -80,7 +80,7 @@ def adapters(estate: Estate, name: str) -> list[bool]:
     with plain_api.session(estate.runs.lab, "dr") as instance:
         devices = plain_api.vm_named(instance, name).config.hardware.device
         cards = [one for one in devices if isinstance(one, vim.vm.device.VirtualEthernetCard)]
-        return [card.connectable.startConnected for card in cards]
+        return [card.connectable is not None and bool(card.connectable.startConnected) for card in cards]
 
 
 def the_next_run_is_right(estate: Estate, vms: list[str]) -> None:

@@ -86,7 +86,7 @@ class Estate:
         for number, vm in enumerate(self.names, 1):
             before = self.look(vm)
             steps = self.killed(vm, number, words)
-            if goes_on and self.power(vm)[1] == "poweredOn":
+            if goes_on and self._power("dr", f"{vm}-replica") == "poweredOn":
                 self.runs.lab.write_random("dr", f"{vm}-replica", 0, 3 * GRAIN, GRAIN, f"{vm} goes on")
             died = len(steps) == number
             done = self.one(vm, *words)

@@ -135,6 +135,7 @@ class FailoverDriver:
                     FAILOVER_BASE,
                     record,
                     f"What the VM did after a failover stands upon this ({act.restore_point}).",
+                    stands_on=act.snapshot_ref,
                 )
             case PrepareGuest():
                 for change in target.connect_networks(replica_ref, act.networks):
