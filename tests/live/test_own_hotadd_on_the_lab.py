@@ -95,6 +95,25 @@ def test_a_proxy_that_cannot_tell_disks_apart_or_has_snapshots_is_not_used(start
     assert "has snapshots" in why["target"]
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_what_the_api_does_while_disks_are_attached_and_detached_is_survived(start_runs: StartRuns) -> None:
+    """The first reconfiguration attaches; the second one at the source detaches, at the target a later one does."""
+    runs = start_runs(8)
+    for number, fault in enumerate(
+        f"{site}.api_fault=ReconfigVM_Task:{what}{when}"
+        for what in ("drop_reply", "http_503", "expire_session", "task_fault:GenericVmConfigFault")
+        for site in ("prod", "dr")
+        for when in ("@1", "@2", "@3")
+    ):
+        runs.write(number, 60, seed=fault)
+        runs.lab.set("faults=none", fault)
+        report = runs.replicate()
+        runs.lab.set("faults=none")
+        assert report["result"] == "success", (fault, report)
+        assert_sealed(runs, report)
+
+
 def in_mid_copy(runs: Runs, act: Callable[[int], None]) -> None:
     """A run that ends well, whatever was done once its disk hung on the proxy; `act` gets its process."""
     runs.set_in_job('bandwidth = "6 MiB/s"')
