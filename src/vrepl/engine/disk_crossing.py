@@ -213,10 +213,11 @@ class DiskCrossing:
         self._name_host(error)
         if isinstance(error, InterruptedRunError):
             raise error
-        moved = self._find_again()
+        may_pass = error.retryable
         if isinstance(error, TransportModeError):
-            self._mode_failed(error)
-        elif not error.retryable and not moved:
+            self._mode_failed(error)  # at once, and where the disk was: no other disk of that datastore shall try it
+            may_pass = True
+        if not (self._find_again() or may_pass):
             raise error
         state = read_log(self._route.logs.transfer_log(intent.source_key)).attempt(intent.attempt)
         done = intersect(intent.planned, state.done)
