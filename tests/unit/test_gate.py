@@ -128,15 +128,20 @@ def test_who_waits_starts_when_another_has_ended() -> None:
     leave[1]()
 
 
-@pytest.mark.slow
-def test_who_waits_is_woken_by_a_stop_and_takes_nothing_along() -> None:
+def gate_that_stops() -> tuple[Gate, threading.Event]:
+    """The event is the operator's stop."""
     stopped = threading.Event()
 
     def check() -> None:
         if stopped.is_set():
             raise InterruptedRunError("stopped")
 
-    gate = Gate(LIMITS, check)
+    return Gate(LIMITS, check), stopped
+
+
+@pytest.mark.slow
+def test_who_waits_is_woken_by_a_stop_and_takes_nothing_along() -> None:
+    gate, stopped = gate_that_stops()
     leave = [gate.enter(disk(1)), gate.enter(disk(2))]
     seen: list[BaseException] = []
 
@@ -159,13 +164,7 @@ def test_who_waits_is_woken_by_a_stop_and_takes_nothing_along() -> None:
 
 
 def test_a_stop_wakes_all_that_wait_whoever_of_them_was_on_watch() -> None:
-    stopped = threading.Event()
-
-    def check() -> None:
-        if stopped.is_set():
-            raise InterruptedRunError("stopped")
-
-    gate = Gate(LIMITS, check)
+    gate, stopped = gate_that_stops()
     leave = [gate.enter(disk(1)), gate.enter(disk(2))]
     ended: list[str] = []
 

@@ -134,7 +134,7 @@ class _Reading:
         """Those devices of the answer that another VM may have as well."""
 
     def answer(self, body: bytes, result_type: Any) -> Any:
-        if b"<VirtualDevice " in body and _MARK not in body:
+        if _DEVICE in body and _MARK not in body:
             body = self._without_known_devices(body)
         self._namespaces = _namespaces(body)
         # The peer is verified, and expat refuses entities that grow.

@@ -63,7 +63,7 @@ class FailoverDriver:
     True: only once vCenter knows of its VMware Tools. The second argument: whether that can still be done.
     """
     on_its_way: Callable[[], None] = lambda: None
-    """Told before the target is given the first work that takes its time."""
+    """Told before whatever the target is given to do: from the first time on it is the target that takes its time."""
     power_ons: AbstractContextManager[object] = field(default_factory=nullcontext)
     """Held while a VM is powered on, so that a host is not given too many at a time."""
     powered_on: bool = field(default=False, init=False)
@@ -82,6 +82,7 @@ class FailoverDriver:
             if answer.save is not None:
                 record = self._save(seen, answer.save)
             for act in answer.do:
+                self.on_its_way()
                 self.work.enter(WORDS[type(act)])
                 after = self._do(act, replica_ref, record)
                 if after is not None:
@@ -128,7 +129,6 @@ class FailoverDriver:
         target = self.target
         match act:
             case StandOn():
-                self.on_its_way()
                 self.patiently("revert the replica", lambda: target.revert_to_snapshot(replica_ref, act.snapshot_ref))
                 self._snapshot(
                     replica_ref,
